@@ -1,0 +1,210 @@
+"""Every configuration key, once: default value, unit, and where the value comes from.
+
+A recipe calls `get_config()`, changes what differs, and returns the object. The object is locked:
+a key that is not declared here cannot be set. Sources: [R] released DINOv3 configuration (the
+ImageNet-1k ViT-L recipe where stages differ), [P] DINOv3 paper (arXiv:2508.10104), [D2] DINOv2
+(arXiv:2304.07193), [ours] a choice of this project.
+"""
+
+from ml_collections import ConfigDict
+
+
+def schedule(start: float, peak: float, end: float, warmup: int = 0, cosine: int | None = None):
+    """One value over steps: linear start -> peak, half-cosine peak -> end, then constant end."""
+    return ConfigDict(
+        {
+            "start": float(start),  # value at step 0; [R]
+            "peak": float(peak),  # value after the warm-up; [R]
+            "end": float(end),  # value after the cosine; [R]
+            "warmup": warmup,  # steps of linear warm-up; [R]
+            "cosine": cosine,  # steps of half-cosine, None = all that remain; [R]
+        },
+        convert_dict=True,
+        allow_dotted_keys=False,
+    )
+
+
+def head(hidden: int, bottleneck: int, prototypes: int):
+    """A projection head: tokens -> logits over prototypes."""
+    return ConfigDict(
+        {
+            "num_layers": 3,  # linear layers before the prototypes; [R]
+            "hidden": hidden,  # channels; [R]
+            "bottleneck": bottleneck,  # channels; [R]
+            "prototypes": prototypes,  # K, outputs; [R]
+            "bias": True,  # biases in the linear layers; [R]
+            "prototype_norm": "none",  # none [R] | unit [ours] | weight_norm [D2]
+        }
+    )
+
+
+def get_config() -> ConfigDict:
+    c = ConfigDict()
+    c.seed = 0  # integer; every random draw derives from it; [R]
+    c.stage = "pretrain"  # name of the stage, a folder under RUN/checkpoints/; [ours]
+    c.num_steps = 125_000  # updates; [R]
+    c.batch_size = 2048  # images per step over all devices and micro-batches; [R]
+    c.group_size = 64  # images that share masks, drop-path subsets, RoPE draws, KoLeo; [R] per GPU
+    c.accumulate = 1  # micro-batches per step; changes memory, not results; [ours]
+
+    c.data = ConfigDict()
+    c.data.source = "folder"  # folder | manifest | tar | arrayrecord | tfds | tiles; [ours]
+    c.data.path = ""  # of the images; a folder is read to any depth; [ours]
+    c.data.box_size = 512  # pixels, side of the uint8 box the host fits an image into; [ours]
+    c.data.num_workers = 0  # decoding processes per host, 0 = threads only; [ours]
+    c.data.num_threads = 2  # decoding threads per process; [ours]
+    c.data.prefetch = 2  # batches decoded ahead; [ours]
+    c.data.max_bad_share = 0.001  # of images that cannot be read; ten are allowed, 0 = none; [ours]
+
+    c.image = ConfigDict()
+    c.image.channels = 3  # colour channels after decoding: 1 (grey) | 3 (RGB); [R]
+    c.image.normalize = "fixed"  # fixed (mean, std below) [R] | per_crop (each crop's own) [ours]
+    c.image.mean = (0.485, 0.456, 0.406)  # of values scaled to 0..1; [R]
+    c.image.std = (0.229, 0.224, 0.225)  # of values scaled to 0..1; [R]
+
+    c.crops = ConfigDict()
+    c.crops.global_size = 224  # pixels, a multiple of model.patch_size; [R]
+    c.crops.local_size = 96  # pixels; [R]
+    c.crops.num_local = 8  # local crops per image; [R]
+    c.crops.global_area = (0.32, 1.0)  # share of the image's area; [R]
+    c.crops.local_area = (0.05, 0.32)  # share of the image's area; [R]
+    c.crops.aspect = (3 / 4, 4 / 3)  # width over height, drawn log-uniformly; [R]
+    c.crops.gram_size = None  # pixels of the crops the gram network sees, None = no such crops; [R]
+    c.crops.gram_distortions = False  # gram crops share colour and blur of the global crop; [R] 7B
+
+    c.augment = ConfigDict()
+    c.augment.flip_rate = 0.5  # probability of a horizontal flip; [R], 0 for 7B and students
+    c.augment.jitter_rate = 0.8  # probability of colour jitter; [R]
+    c.augment.brightness = 0.4  # factor in [1 - b, 1 + b]; [R]
+    c.augment.contrast = 0.4  # factor in [1 - c, 1 + c]; [R]
+    c.augment.saturation = 0.2  # factor in [1 - s, 1 + s]; three channels only; [R]
+    c.augment.hue = 0.1  # shift in [-h, h] of a full turn; three channels only; [R]
+    c.augment.grayscale_rate = 0.2  # probability; three channels only; [R]
+    # What the released models saw: the reference's wrapper inverts the probabilities it is given.
+    c.augment.blur_rates = (0.0, 0.9, 0.5)  # first global crop, second, each local crop; [R]
+    c.augment.blur_sigma = (0.1, 2.0)  # pixels; [R]
+    c.augment.blur_kernel = 9  # pixels, odd; [R]
+    c.augment.solarize_rate = 0.2  # probability, second global crop only; [R]
+    c.augment.solarize_threshold = 128  # values of 0..255 at or above it are inverted; [R]
+
+    c.masks = ConfigDict()
+    c.masks.rate = 0.5  # share of a group's global crops that are masked; [R]
+    c.masks.ratio = (0.1, 0.5)  # share of patches hidden, a ladder over the masked crops; [R]
+    c.masks.min_block = 4  # patches, smallest block; [R]
+    c.masks.aspect = (0.3, 1 / 0.3)  # of a block, drawn log-uniformly; [R]
+    c.masks.roll = False  # shift each mask circularly; [R]
+
+    c.model = ConfigDict()
+    c.model.name = "vitl"  # a row of dinojax/models/zoo.py; [R]
+    c.model.patch_size = 16  # pixels; [R]
+    c.model.width = None  # channels D, None = the zoo's row; [ours]
+    c.model.depth = None  # blocks, None = the zoo's row; [ours]
+    c.model.num_heads = None  # attention heads A, None = the zoo's row; [ours]
+    c.model.ffn = None  # None|mlp | swiglu | swiglu32 | swiglu64 | swiglu128 | swiglu_fused; [ours]
+    c.model.ffn_ratio = None  # MLP width over D, None = the zoo's row; [ours]
+    c.model.num_registers = 0  # register tokens R; [R], 4 in released models
+    c.model.position = None  # rope | learned (as DINOv2), None = the zoo's row; [ours]
+    c.model.position_size = 224  # pixels of images the learned table fits; [D2], 518 released
+    c.model.position_offset = 0.1  # patches added when the table is resized, 0 = antialias; [D2]
+    c.model.norm = "layernorm"  # layernorm (eps 1e-6) | layernorm_1e5 | rmsnorm (1e-5); [R]
+    c.model.qkv_bias = None  # None = the zoo's row (off for 7B); [R]
+    c.model.proj_bias = True  # bias of the attention's output projection; [R]
+    c.model.ffn_bias = True  # biases of the MLP; [R]
+    c.model.mask_k_bias = False  # the key third of the qkv bias is held at 0; [R]
+    c.model.layer_scale = 1e-5  # initial LayerScale, None = none; [R]
+    # The same in every ViT block: DINOv2's rates that grow with depth are not offered. ConvNeXt:
+    # the probability in the last block, 0 in the first, linear between.
+    c.model.drop_path = 0.3  # share of a group's sequences each branch skips; [R]
+    c.model.untie_cls_norm = False  # own final norm for cls and registers; [R]
+    c.model.untie_local_cls_norm = False  # own one for local crops in training; [R], on for 7B
+    c.model.attention = "auto"  # auto | plain | xla | cudnn | splash; [ours]
+    c.model.remat = "none"  # none | dots | full: what the backward pass recomputes; [R] none
+
+    c.rope = ConfigDict()
+    c.rope.base = 100.0  # ratio of the longest period to the shortest, or None; [R]
+    c.rope.min_period = None  # with max_period, instead of base; [R]
+    c.rope.max_period = None  # with min_period, instead of base; [R]
+    c.rope.coords = "separate"  # separate | max | min: what a grid side is divided by; [R]
+    c.rope.shift = None  # largest shift of coordinates, None = none; [R]
+    c.rope.jitter = None  # largest factor per axis, None = none; [R]
+    c.rope.rescale = None  # largest factor for both axes, None = none; [R], 2 for 7B
+    c.rope.dtype = "float32"  # float32 [P] | bfloat16 (what public training code really uses) [R]
+    c.rope.periods_dtype = "float32"  # float32 | bfloat16 (rounded as in released files); [P]
+
+    c.dino_head = head(hidden=2048, bottleneck=256, prototypes=65_536)
+    c.ibot_head = head(hidden=2048, bottleneck=256, prototypes=65_536)
+
+    c.losses = ConfigDict()
+    c.losses.dino = 1.0  # weight; [R]
+    c.losses.ibot = 1.0  # weight; [R]
+    c.losses.koleo = 0.1  # weight, times the number of global crops; [R]
+    c.losses.student_temperature = 0.1  # divides the student's logits; [R]
+    c.losses.skip_same_crop = True  # leave out the pairs of a global crop with itself; [R]
+    c.losses.koleo_group = None  # images among which neighbours are sought, None = group_size; [R]
+    c.losses.koleo_neighbors = 1  # nearest neighbours; [R]
+    c.losses.centering = "sinkhorn"  # sinkhorn [R] | softmax [D2]
+    c.losses.sinkhorn_iterations = 3  # of rows and columns; [R]
+    c.losses.center_momentum = 0.9  # softmax centering only; [D2]
+
+    c.gram = ConfigDict()
+    c.gram.enabled = False  # add the Gram loss; [R], on from stage 2 of 7B
+    c.gram.teacher = "frozen"  # frozen (the state's gram network) | ema (this step's teacher); [R]
+    c.gram.normalize = True  # unit-length patches; [R]
+    c.gram.per_image = True  # a matrix per image, else one per group; [R] 7B
+    c.gram.clip = "none"  # none [R] | both | teacher: set negative similarities to 0
+    c.gram.tokens = "all"  # all [R] | masked | unmasked (the latter two need per_image off)
+    c.gram.resize = "bicubic"  # bicubic | bilinear: gram features to the student's grid; [R]
+    c.gram.antialias = False  # of that resize; [R]
+
+    c.optim = ConfigDict()
+    c.optim.beta1 = 0.9  # AdamW; [R]
+    c.optim.beta2 = 0.999  # AdamW; [R], 0.99 for 7B
+    c.optim.eps = 1e-8  # AdamW; [R]
+    c.optim.clip = 3.0  # largest gradient norm of each part, None = no clipping; [R], 30 for 7B
+    c.optim.layer_decay = 0.9  # learning-rate factor per block below the last; [R]
+    c.optim.patch_embed_lr = 0.2  # further factor for the patch embedding; [R]
+    c.optim.lr_scaling = "sqrt_1024"  # sqrt_1024 (x 4 sqrt(batch/1024)) | linear_256 | none; [R]
+    c.optim.freeze_last_layer = 1250  # steps with a learning rate of 0 for the prototypes; [R]
+
+    c.schedules = ConfigDict()
+    c.schedules.version = 1  # 1 (warm-up reaches its end) | 2 (the cosine does); [R]
+    c.schedules.truncate_extra = 0.0  # version 1: share of the cosine cut off; [R]
+    c.schedules.lr = schedule(0.0, 1e-3, 1e-6, warmup=12_500)  # before lr_scaling; [R]
+    c.schedules.weight_decay = schedule(0.04, 0.04, 0.4)  # AdamW; [R]
+    c.schedules.momentum = schedule(0.992, 0.992, 1.0)  # of the ema; [R]
+    c.schedules.teacher_temperature = schedule(0.04, 0.07, 0.07, warmup=37_500)  # [R]
+    c.schedules.local_weight = schedule(1.0, 1.0, 1.0)  # factor on the local DINO term; [R]
+    c.schedules.gram_weight = schedule(1.0, 1.0, 1.0)  # weight of the Gram loss; [R]
+
+    c.precision = ConfigDict()
+    c.precision.compute = "bfloat16"  # bfloat16 [R] | float32: activations and matmuls
+    c.precision.matmul = "default"  # default | highest: passes of a float32 matmul on TPU; [ours]
+
+    c.mesh = ConfigDict()
+    c.mesh.strategy = "fsdp"  # dp | fsdp; a row of dinojax/mesh.py; [ours]
+    c.mesh.devices = None  # number of devices, None = all that jax sees; [ours]
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every = 3750  # steps; [R]
+    c.checkpoint.minutes = None  # and at least this often, None = by steps alone; [ours]
+    c.checkpoint.keep_last = 3  # newest checkpoints kept; [R]
+    c.checkpoint.keep_every = 12_500  # steps; these are kept for good; None = none; [R]
+
+    c.log = ConfigDict()
+    c.log.every = 10  # steps between lines of metrics.jsonl; [R]
+    c.log.pictures = True  # crops, and PCA and similarity PNGs every knn.every steps; [ours]
+    c.log.tensorboard = False  # event files in RUN/tensorboard/ as well; [ours]
+
+    c.knn = ConfigDict()  # weighted k-NN on the ema, when labels exist
+    c.knn.every = 12_500  # steps; also at step 0 and at the end; None = never; [R]
+    c.knn.bank = ""  # labelled folder to vote (class = first sub-folder); "" = data.path; [ours]
+    c.knn.query = ""  # labelled folder to classify; "" = the source's own split, if any; [ours]
+    c.knn.crop_size = 224  # pixels at evaluation; [R]
+    c.knn.resize_size = 256  # pixels of the short side before the centre crop; [R]
+    c.knn.neighbors = 20  # k; [R] one of 10, 20, 100, 200
+    c.knn.temperature = 0.07  # of the vote; [R]
+    c.knn.features = "cls"  # cls [R] | patches (mean) | both
+    c.knn.batch_size = 256  # images per forward pass; [ours]
+
+    c.lock()
+    return c

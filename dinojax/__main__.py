@@ -1,0 +1,8 @@
+"""`python -m dinojax` is `dinojax`."""
+
+import sys
+
+from dinojax.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

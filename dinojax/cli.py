@@ -1,0 +1,296 @@
+"""The command line: `dinojax COMMAND`. Each command imports its program only when it runs."""
+
+import argparse
+import importlib
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from dinojax import cli_data, cli_weights
+from dinojax.config import Config, ConfigError, diff, explain, load, read
+from dinojax.interrupt import SAVED, Interrupted, StorageError, end_now
+
+FINISHED, FAILED, REFUSED = 0, 1, 2  # and interrupt.SAVED, interrupt.NOT_SAVED
+
+# Flag of `train` after --accept- -> what it accepts.
+ACCEPT = {
+    "new-data": "continue although the images changed; from here on their order differs",
+    "new-config": "continue although the config changed; steps already done stay as they are",
+}
+
+# Command -> module and function of the program behind it.
+PROGRAMS = {
+    "train": ("dinojax.train", "train"),  # (config, run_dir)
+    "eval knn": ("dinojax.train", "evaluate_knn"),  # (run_dir, overrides, step)
+    "doctor": ("dinojax.doctor", "main"),  # (run_dir)
+    "report": ("dinojax.viz.report", "main"),  # (run_dir)
+    "replay": ("dinojax.replay", "replay"),  # (folder)
+    "export": ("dinojax.convert", "export_command"),
+    "import": ("dinojax.convert", "import_command"),
+    "embed": ("dinojax.embed", "embed_command"),
+    "ckpt inspect": ("dinojax.inspect_checkpoint", "inspect_command"),  # (path, as_json)
+}
+
+START = """\
+examples:
+  dinojax train --config tiny --run runs/tiny
+  dinojax eval knn --run runs/tiny
+  dinojax config show --config configs/vitl16_in1k.py --set batch_size=1024
+  dinojax COMMAND --help
+
+"""
+EPILOG = """\
+exit codes:
+  0  finished
+  1  failed: a bug or the machine; the traceback is shown
+  2  refused: usage, recipe, data or run directory; the message says what to change
+  75 interrupted by SIGTERM, SIGINT or SIGUSR1 and saved; the same command continues
+  76 interrupted with nothing to save yet, or twice; the last checkpoint stands
+"""
+TRAIN = """\
+Train a recipe. RUN receives config.json, log.txt, metrics.jsonl and checkpoints/. A RUN that
+exists continues from its last checkpoint if its config agrees, else the command says what differs.
+
+examples:
+  dinojax train --config tiny --run runs/tiny
+  dinojax train --config configs/vitl16_in1k.py --run runs/vitl16 \\
+      --set data.path=/data/imagenet/train --set batch_size=1024 --set optim.clip=none
+"""
+KNN = """\
+Weighted k-NN classification with the frozen ema network of a run's checkpoint.
+
+examples:
+  dinojax eval knn --run runs/tiny
+  dinojax eval knn --run runs/vitl16 --step 125000 \\
+      --set knn.bank=/data/imagenet/train --set knn.query=/data/imagenet/val
+"""
+INSPECT = """\
+What checkpoints hold, on a machine without the accelerator: step, position, devices, versions,
+config keys that differ from configs/base.py, complete or torn. One STEP also lists its arrays.
+Only metadata is read, so that damage inside an array is not seen.
+
+examples:
+  dinojax ckpt inspect runs/tiny
+  dinojax ckpt inspect runs/tiny/checkpoints/pretrain
+  dinojax ckpt inspect runs/tiny/checkpoints/pretrain/1000 --json
+"""
+DOCTOR = """\
+Say in words what is wrong with a run and what to do. Reads its files alone: works on any machine,
+while the run is under way or after. HEALTH.md in the package says what normal looks like. The exit
+code is 0 whatever is found, 2 if the run cannot be read.
+
+examples:
+  dinojax doctor runs/vitl16
+"""
+REPORT = """\
+Write RUN/report.html anew: config, curves, pictures, findings and incidents in one file. Training
+writes it at every checkpoint.
+
+examples:
+  dinojax report runs/vitl16
+"""
+REPLAY = """\
+Take a step that was not finite again and name the weights, gradients or images it begins in.
+
+examples:
+  dinojax replay runs/vitl16/autopsy/48211
+"""
+CONFIG = """\
+Look at configs without training. A config is a recipe (file or packaged name), a run directory or
+its config.json.
+
+examples:
+  dinojax config show --config tiny --set batch_size=32
+  dinojax config explain crops.local_area
+  dinojax config diff tiny vitl16_in1k
+  dinojax config diff runs/tiny configs/tiny.py
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code is 0 finished, 1 failed, 2 refused."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    try:
+        args.run_command(args)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        if args.traceback or not _is_refusal(error):
+            traceback.print_exc()
+        else:
+            print(f"dinojax: error: {error}", file=sys.stderr)
+        return REFUSED if _is_refusal(error) else FAILED
+    except StorageError as error:
+        print(f"dinojax: error: {error}", file=sys.stderr)
+        return FAILED
+    except Interrupted as error:
+        print(f"dinojax: {error}", file=sys.stderr)
+        end_now(SAVED)  # all files are closed; only what hangs or crashes at the end is left
+        return SAVED
+    return FINISHED
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether the error tells the user something: files, or a ValueError that dinojax raised.
+
+    A ValueError from inside a library is a bug of ours, and its traceback is worth more.
+    """
+    if isinstance(error, (ConfigError, OSError)):
+        return True
+    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+    return Path(__file__).parent in Path(raised_in).parents
+
+
+def _program(command: str):
+    module, function = PROGRAMS[command]
+    return getattr(importlib.import_module(module), function)
+
+
+def _train(args: argparse.Namespace) -> None:
+    config = load(args.config, args.set)
+    if args.stage is not None and args.stage != config.stage:
+        raise ConfigError(
+            f"{args.config} has no stage {args.stage}; its only stage is {config.stage}"
+        )
+    accept = [name for name in ACCEPT if getattr(args, f"accept_{name.replace('-', '_')}")]
+    _program("train")(config, Path(args.run), accept=accept)
+
+
+def _knn(args: argparse.Namespace) -> None:
+    _program("eval knn")(Path(args.run), args.set, args.step)
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    _program("ckpt inspect")(Path(args.path), args.json)
+
+
+def _on_folder(name: str):
+    """The command of a program that takes one folder."""
+
+    def command(args: argparse.Namespace) -> None:
+        _program(name)(args.folder)
+
+    return command
+
+
+def _show(args: argparse.Namespace) -> None:
+    config = load(args.config, args.set)
+    lines = [
+        f"{key} = {value!r}  ({config.sources[key]})" for key, value in config.values().items()
+    ]
+    print("\n".join(line.removesuffix("  (base)") for line in lines))
+
+
+def _explain(args: argparse.Namespace) -> None:
+    told = explain(args.key)
+    print(f"{told.key}: {told.meaning}\ndefault: {told.default!r}\nsource:  {told.source}")
+    if args.config is not None:
+        config = load(args.config, args.set)
+        print(f"here:    {config.values()[args.key]!r} ({config.sources[args.key]})")
+
+
+def _diff(args: argparse.Namespace) -> None:
+    for key, left, right in diff(_either(args.a), _either(args.b)):
+        print(f"{key}: {left!r} -> {right!r}")
+
+
+def _either(name: str) -> Config:
+    path = Path(name)
+    return read(path) if path.is_dir() or path.suffix == ".json" else load(name)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dinojax",
+        description="Train DINOv3 and DINOv2 vision foundation models in JAX.",
+        epilog=START + EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    train = _command(commands, "train", "train a recipe, or continue a run", TRAIN, _train)
+    _config_options(train, required=True)
+    train.add_argument(
+        "--stage", metavar="NAME", help="the stage of the recipe; default: the first"
+    )
+    train.add_argument("--run", metavar="DIR", required=True, help="run directory, made if absent")
+    for name, meaning in ACCEPT.items():
+        train.add_argument(f"--accept-{name}", action="store_true", help=meaning)
+
+    evaluate = _group(commands, "eval", "evaluate a checkpoint of a run")
+    knn = _command(evaluate, "knn", "k-NN classification", KNN, _knn)
+    knn.add_argument("--run", metavar="DIR", required=True, help="run directory of a training run")
+    knn.add_argument("--step", type=int, metavar="N", help="of the checkpoint; default: the last")
+    _set_option(knn)
+
+    cli_weights.add(commands, _command, _program)
+
+    saved = _group(commands, "ckpt", "look at checkpoints", INSPECT)
+    inspect = _command(saved, "inspect", "what checkpoints hold", INSPECT, _inspect)
+    inspect.add_argument("path", metavar="PATH", help="a run, its checkpoints/STAGE, or one STEP")
+    inspect.add_argument("--json", action="store_true", help="a JSON list, for programs")
+
+    for name, summary, description, folder in (
+        ("doctor", "say what is wrong with a run", DOCTOR, "RUN"),
+        ("report", "write report.html of a run", REPORT, "RUN"),
+        ("replay", "take a step that was not finite again", REPLAY, "RUN/autopsy/STEP"),
+    ):
+        reader = _command(commands, name, summary, description, _on_folder(name))
+        reader.add_argument("folder", metavar=folder, type=Path, help="a folder")
+
+    config = _group(commands, "config", "show, explain or compare configs", CONFIG)
+    show = _command(config, "show", "every key, its value, and who set it", CONFIG, _show)
+    _config_options(show, required=True)
+    one_key = _command(config, "explain", "meaning, default and source of a key", CONFIG, _explain)
+    one_key.add_argument("key", metavar="KEY", help="dotted, such as crops.local_size")
+    _config_options(one_key, required=False)
+    two = _command(config, "diff", "keys in which two configs differ", CONFIG, _diff)
+    for name in ("a", "b"):
+        two.add_argument(name, metavar=name.upper(), help="recipe, run directory or config.json")
+
+    data = _group(commands, "data", cli_data.SUMMARY, cli_data.DATA)
+    cli_data.add(data, _command, _config_options)
+    return parser
+
+
+def _group(commands, name: str, summary: str, description: str | None = None):
+    group = commands.add_parser(
+        name,
+        help=summary,
+        description=description or summary,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return group.add_subparsers(metavar="COMMAND", required=True)
+
+
+def _command(commands, name: str, summary: str, description: str, function):
+    command = commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(run_command=function)
+    command.add_argument("--traceback", action="store_true", help="show where an error came from")
+    return command
+
+
+def _config_options(command: argparse.ArgumentParser, *, required: bool) -> None:
+    command.add_argument(
+        "--config",
+        metavar="RECIPE",
+        required=required,
+        help="a recipe file, or the name of a packaged one, such as tiny",
+    )
+    _set_option(command)
+
+
+def _set_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key of the recipe; may be given many times",
+    )

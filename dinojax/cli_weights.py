@@ -1,0 +1,160 @@
+"""The commands of weights: export, import and embed."""
+
+import argparse
+from collections.abc import Callable
+
+EXPORT = """\
+Write a backbone for another library, with proof that it is the same network: OUT receives the
+weights, the library's own config, provenance.json and parity.json. Nothing is written if the
+library computes other features, or its format cannot hold the network.
+
+examples:
+  dinojax export --run runs/vitl16 --format hf --out vitl16-hf
+  dinojax export --run runs/vitl16 --format timm --dtype bfloat16 --out vitl16-timm
+  dinojax export --weights dinov3_vits16.pth --format hf --set rope.periods_dtype=float32 \\
+      --out vits16-hf
+"""
+IMPORT = """\
+Read weights of any format, tensor by tensor counted, into our own. Anything missing or unexpected
+is an error unless --allow names it.
+
+examples:
+  dinojax import --from dinov3_vits16.pth --out vits16
+  dinojax import --from vits16-hf --channels 5 --inflate repeat \\
+      --mean 0.4,0.4,0.4,0.3,0.3 --std 0.2,0.2,0.2,0.1,0.1 --out vits16-5
+"""
+EMBED = """\
+Features of every image below a folder. OUT receives part-00000.npz (or .parquet) and so on; if it
+was killed, the same command continues.
+
+examples:
+  dinojax embed --weights vits16 --data images --out features
+  dinojax embed --weights runs/vitl16 --data images --outputs cls,patches,layer=-4 --out features
+"""
+
+Program = Callable[[str], Callable]
+
+
+def add(commands, command: Callable, program: Program) -> None:
+    """Add the three commands. command: makes one parser; program: its function, imported late."""
+    _export(command(commands, "export", "weights for PyTorch", EXPORT, _run_export(program)))
+    _import(command(commands, "import", "weights of others to ours", IMPORT, _run_import(program)))
+    _embed(command(commands, "embed", "features of a folder", EMBED, _run_embed(program)))
+
+
+def _export(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", metavar="DIR", help="run directory of a training run")
+    source.add_argument("--weights", metavar="PATH", help="file or folder of any format")
+    parser.add_argument("--format", choices=("meta", "hf", "timm"), required=True)
+    parser.add_argument("--out", metavar="DIR", required=True, help="new folder")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--with-heads", action="store_true", help="also write heads.safetensors")
+    parser.add_argument("--network", choices=("ema", "student"), default="ema", help="of a run")
+    parser.add_argument("--step", type=int, metavar="N", help="of a run; default: the last")
+    parser.add_argument("--no-certificate", action="store_true", help="do not run the networks")
+    parser.add_argument(
+        "--tolerance", type=float, default=2e-5, help="largest relative difference of a feature"
+    )
+    _overrides(parser)
+
+
+def _run_export(program: Program):
+    def run(args: argparse.Namespace) -> None:
+        program("export")(
+            run=args.run,
+            weights=args.weights,
+            out=args.out,
+            format=args.format,
+            dtype=args.dtype,
+            with_heads=args.with_heads,
+            network=args.network,
+            step=args.step,
+            overrides=args.set,
+            certify=not args.no_certificate,
+            tolerance=args.tolerance,
+        )
+
+    return run
+
+
+def _import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--from", metavar="PATH", required=True, dest="path", help="file or folder")
+    parser.add_argument("--out", metavar="DIR", required=True, help="new folder")
+    parser.add_argument("--format", choices=("meta", "hf", "timm", "dinojax"), help="if not told")
+    parser.add_argument("--prefix", default="", help="taken off the names of all tensors")
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="names that may be missing or unexpected; may be given many times",
+    )
+    parser.add_argument("--channels", type=int, metavar="C", help="of the images to come")
+    parser.add_argument(
+        "--inflate", metavar="HOW", help="repeat | mean | zero | a list of old channels, -1 = none"
+    )
+    for name in ("mean", "std"):
+        parser.add_argument(f"--{name}", type=_numbers, help="per channel, of values in 0..1")
+    _overrides(parser)
+
+
+def _run_import(program: Program):
+    def run(args: argparse.Namespace) -> None:
+        program("import")(
+            args.path,
+            args.out,
+            format=args.format,
+            overrides=args.set,
+            allow=args.allow,
+            prefix=args.prefix,
+            channels=args.channels,
+            inflate=args.inflate,
+            mean=args.mean,
+            std=args.std,
+        )
+
+    return run
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(number) for number in text.split(",")]
+
+
+def _embed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--weights", metavar="PATH", required=True, help="file, folder or run")
+    parser.add_argument("--data", metavar="FOLDER", required=True, help="nested folder of images")
+    parser.add_argument("--out", metavar="DIR", required=True, help="new, or one to continue")
+    parser.add_argument(
+        "--outputs", default="cls", help="cls, registers, patches, layer=N; with commas between"
+    )
+    parser.add_argument("--format", choices=("npz", "parquet"), default="npz")
+    parser.add_argument("--batch-size", type=int, default=64, help="images per forward pass")
+    parser.add_argument("--part-size", type=int, default=4096, help="images per file")
+    _overrides(parser)
+
+
+def _run_embed(program: Program):
+    def run(args: argparse.Namespace) -> None:
+        program("embed")(
+            args.weights,
+            args.data,
+            args.out,
+            outputs=args.outputs,
+            format=args.format,
+            batch_size=args.batch_size,
+            part_size=args.part_size,
+            overrides=args.set,
+        )
+
+    return run
+
+
+def _overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="what the backbone is, where the file does not tell, such as num_heads=6",
+    )

@@ -1,0 +1,242 @@
+"""Load, freeze, explain and save a config: recipe -> overrides -> one checked, immutable object."""
+
+import ast
+import json
+import logging
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from configs import base
+from dinojax import recipe as recipe_files
+from dinojax import rules
+from dinojax.recipe import ConfigError, flat, nest, unknown
+from dinojax.rules import valid_group_sizes
+
+__all__ = ["Config", "ConfigError", "Explanation", "check", "diff", "explain", "load", "read"]
+__all__ += ["save", "valid_group_sizes"]
+
+KINDS = {bool: "True or False", int: "an integer", float: "a number", str: "text"}
+
+
+class Config:
+    """An immutable section of the config: attributes are values or further sections.
+
+    Reading a value by attribute is recorded, in one set shared by all sections, so that a run
+    can refuse settings that nothing looked at. `values`, `to_dict` and `to_json` do not count.
+    """
+
+    __slots__ = ("_tree", "_prefix", "_reads", "sources", "recipe")
+
+    def __init__(self, values: Mapping[str, Any], sources: Mapping[str, str], recipe: str = ""):
+        """values: dotted key -> value. sources: dotted key -> base, recipe or --set."""
+        self._fill(nest(values), "", set(), sources, recipe)
+
+    def _fill(self, tree, prefix, reads, sources, recipe):
+        for name, value in zip(self.__slots__, (tree, prefix, reads, sources, recipe), strict=True):
+            object.__setattr__(self, name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)  # protocols such as copy and pickle ask for these
+        key = self._prefix + name
+        if name not in self._tree:
+            raise AttributeError(unknown(key, [self._prefix + other for other in self._tree]))
+        value = self._tree[name]
+        if isinstance(value, dict):
+            section = object.__new__(Config)
+            section._fill(value, key + ".", self._reads, self.sources, self.recipe)
+            return section
+        self._reads.add(key)
+        return value
+
+    def __setattr__(self, name: str, value: Any):
+        raise AttributeError(f"a config is immutable: {self._prefix}{name} cannot be set")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Config) and self._tree == other._tree
+
+    def __hash__(self) -> int:
+        return hash(self.to_json())
+
+    def __repr__(self) -> str:
+        return f"Config({self.values()})"
+
+    def values(self) -> dict[str, Any]:
+        """Dotted key -> value of this section; not recorded as reads."""
+        return flat(self._tree)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain dictionaries; not recorded as reads."""
+        return nest(self.values())
+
+    def to_json(self) -> str:
+        """The nested dictionaries as JSON text; not recorded as reads."""
+        return json.dumps(self.to_dict(), indent=1)
+
+    def unread(self) -> list[str]:
+        """Keys that the recipe or --set changed from the default and that nothing has read."""
+        default = flat(base.get_config())
+        values = {self._prefix + key: value for key, value in self.values().items()}
+        changed = [key for key, value in values.items() if value != default[key]]
+        return [key for key in changed if key not in self._reads]
+
+    def check_all_read(self, *, besides: tuple[str, ...] = ()) -> None:
+        """Raise ConfigError naming every changed key that nothing has read.
+
+        besides: prefixes of keys which a recipe (not --set) may change in vain, because the data
+        that the run was given have no use for them.
+        """
+        unread = self.unread()
+        unread = [k for k in unread if not (k.startswith(besides) and self.sources[k] == "recipe")]
+        if unread:
+            lines = [f"{key} is set (by {self.sources[key]}) but nothing read it" for key in unread]
+            raise ConfigError("; ".join(lines) + "; remove it, or enable what uses it.")
+
+
+def load(recipe: str | Path, overrides: Sequence[str] = (), *, smoke: bool = False) -> Config:
+    """The checked config of a recipe file, or of the name of a packaged one, such as `tiny`.
+
+    overrides: `key=value` strings, applied last. smoke: shrink it by the recipe's own `smoke`.
+    Raises ConfigError for unknown or duplicate keys, wrong types, and all broken rules at once.
+    """
+    path = recipe_files.find(recipe)
+    default = flat(base.get_config())
+    values, sources = dict(default), dict.fromkeys(default, "base")
+    for key, value in recipe_files.run(path, smoke=smoke).items():
+        values[key] = _typed(key, value, default, place=f"{path}: ")
+        if values[key] != default[key]:
+            sources[key] = "recipe"
+    for key, value in _parse(overrides, default).items():
+        values[key], sources[key] = value, "--set"
+    config = Config(values, sources, str(recipe))
+    check(config)
+    return config
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError with every rule between keys that the config breaks."""
+    if broken := rules.violations(config.values()):
+        raise ConfigError(f"{config.recipe}: " + "\n  ".join(broken))
+
+
+def diff(a: Config, b: Config) -> list[tuple[str, Any, Any]]:
+    """(key, value in a, value in b) wherever the two differ."""
+    left, right = a.values(), b.values()
+    return [(key, left[key], right[key]) for key in left if left[key] != right[key]]
+
+
+def save(config: Config, path: str | Path) -> None:
+    """Write config.json: the values, where each comes from, and the recipe."""
+    content = {
+        "config": config.to_dict(),
+        "sources": dict(config.sources),
+        "recipe": config.recipe,
+    }
+    Path(path).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The config of a saved config.json, or of the run directory that holds one.
+
+    overrides: `key=value` strings. A key declared after the run was saved takes its default, with
+    a warning; a key that is no longer declared is an error.
+    """
+    path = Path(path)
+    path = path / "config.json" if path.is_dir() else path
+    if not path.exists():
+        raise FileNotFoundError(f"no {path}: not a run directory of `dinojax train`")
+    content = json.loads(path.read_text())
+    default, saved = flat(base.get_config()), flat(content["config"])
+    values, sources = dict(default), dict.fromkeys(default, "base") | content["sources"]
+    for key, value in saved.items():
+        values[key] = _typed(key, value, default, place=f"{path}: ")
+    for key in default.keys() - saved.keys():
+        logging.getLogger(__name__).warning(
+            "%s lacks %s, declared since; using %r", path, key, default[key]
+        )
+    for key, value in _parse(overrides, default).items():
+        values[key], sources[key] = value, "--set"
+    return Config(values, sources, content["recipe"])
+
+
+class Explanation(NamedTuple):
+    """What configs/base.py says about a key."""
+
+    key: str
+    default: Any
+    meaning: str
+    source: str  # [R], [P], [D2] or [ours], with what base.py adds to it
+
+
+def explain(key: str) -> Explanation:
+    """Default, meaning and source of a key, from the comments of configs/base.py."""
+    default = flat(base.get_config())
+    if key not in default:
+        raise ConfigError(unknown(key, default))
+    comments = recipe_files.comments()
+    section, _, leaf = key.rpartition(".")
+    comment = comments[key] if key in comments else comments[leaf]  # leaf: in a helper function
+    if section in comments and key not in comments:
+        comment = f"{comments[section].split(';')[0].strip()}: {comment}".removeprefix(": ")
+    meaning, _, source = comment.rpartition(";")
+    if not meaning:  # choices that each carry their own source
+        meaning, source = comment, " ".join(re.findall(r"\[\w+\]", comment))
+    return Explanation(key, default[key], meaning.strip(), source.strip())
+
+
+def _parse(overrides: Sequence[str], default: Mapping[str, Any]) -> dict[str, Any]:
+    """Typed values of `key=value` strings."""
+    values: dict[str, Any] = {}
+    for override in overrides:
+        key, equals, text = (part.strip() for part in override.partition("="))
+        if not equals:
+            raise ConfigError(f"--set {override}: not of the form key=value")
+        if key in values:
+            raise ConfigError(f"--set {key} is given twice; keep one")
+        value: Any = text
+        if key in default and not (isinstance(default[key], str) or rules.OPTIONAL.get(key) is str):
+            try:
+                value = ast.literal_eval(_PYTHON_WORDS[text] if text in _PYTHON_WORDS else text)
+            except (ValueError, SyntaxError):
+                pass  # stays text, which _typed refuses by name
+        elif text in ("None", "none") and key in rules.OPTIONAL:
+            value = None
+        values[key] = _typed(key, value, default, place="--set ")
+    return values
+
+
+_PYTHON_WORDS = {"true": "True", "false": "False", "none": "None", "null": "None"}
+
+
+def _typed(key: str, value: Any, default: Mapping[str, Any], *, place: str) -> Any:
+    """The value in the type that configs/base.py declares for the key; else ConfigError."""
+    if key not in default:
+        raise ConfigError(f"{place}{unknown(key, default)}")
+    wanted, optional = default[key], key in rules.OPTIONAL
+    if optional and value is None:
+        return None
+    if isinstance(wanted, tuple):
+        kinds = {type(element) for element in wanted}
+        many = isinstance(value, (tuple, list))
+        same = many and (len(value) == len(wanted) or key in rules.ANY_LENGTH)
+        elements = [_number(element, kind) for kind in kinds for element in value] if same else []
+        if same and None not in elements:
+            return tuple(elements)
+        expected = f"{'' if key in rules.ANY_LENGTH else f'{len(wanted)} '}numbers"
+    else:
+        kind = rules.OPTIONAL[key] if optional else type(wanted)
+        cast = _number(value, kind)
+        if cast is not None:
+            return cast
+        expected = KINDS[kind] + (" or None" if optional else "")
+    raise ConfigError(f"{place}{key}={value!r} has the wrong type: expected {expected}")
+
+
+def _number(value: Any, kind: type) -> Any:
+    """The value if it is of that kind, whole numbers as floats where a float is due; else None."""
+    if kind is float and type(value) in (int, float):
+        return float(value) if math.isfinite(value) else None
+    return value if type(value) is kind else None

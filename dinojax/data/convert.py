@@ -1,0 +1,115 @@
+"""Any source to ArrayRecord: shards of consecutive images, each written whole or not at all.
+
+Image files are copied as they are, damaged ones too; nothing is decoded. A conversion that was
+stopped goes on with the first shard that is missing.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from dinojax.data.arrayrecord import DATASET, LABELS, SUFFIXES, num_records, pack
+from dinojax.data.example import Source
+from dinojax.data.progress import Progress
+
+SHARD_IMAGES = 10_000  # of a shard, when the number of shards is not given
+# One image is read at a time, and image files do not get smaller.
+OPTIONS = "group_size:1,uncompressed"
+
+
+def convert(source: Source, out: str | Path, *, num_shards: int | None = None) -> None:
+    """Write `source` to the folder `out`, made if absent, or finish what was begun there.
+
+    Raises ValueError if `out` holds anything else, or a conversion of other images or into another
+    number of shards; OSError naming the file if an image cannot be read.
+    """
+    directory, total = Path(out), len(source)
+    ends = _ends(total, num_shards or -(-total // SHARD_IMAGES))
+    names = [f"images-{i:05}-of-{len(ends):05}{SUFFIXES[0]}" for i in range(len(ends))]
+    starts = [0, *ends[:-1]]
+    counts = {name: b - a for name, a, b in zip(names, starts, ends, strict=True)}
+    plan = {
+        "format": "dinojax-arrayrecord",
+        "version": 1,
+        "complete": False,
+        "num_images": total,
+        "shards": counts,
+        "class_names": list(source.class_names),
+        "fingerprint": source.fingerprint,
+    }
+    _claim(directory, plan)
+    progress = Progress("converted", total)
+    for name, start in zip(names, starts, strict=True):
+        path = directory / name
+        if _is_whole(path, counts[name]):
+            progress.skip(counts[name])
+        else:
+            _write_shard(source, path, range(start, start + counts[name]), progress)
+    for name, count in counts.items():
+        found = num_records(str(directory / name))
+        if found != count:
+            raise ValueError(f"{directory / name} has {found} images, not {count}; convert again.")
+    if source.class_names:
+        _write_labels(directory / LABELS, np.asarray(source.labels, np.int32))
+    _write_json(directory / DATASET, {**plan, "complete": True})
+
+
+def _ends(total: int, num_shards: int) -> list[int]:
+    """Images up to the end of each shard; shards differ by one image at most."""
+    if not 1 <= num_shards <= total:
+        raise ValueError(f"--shards {num_shards}: {total} images make 1 to {total} shards.")
+    return [total * (number + 1) // num_shards for number in range(num_shards)]
+
+
+def _claim(directory: Path, plan: dict) -> None:
+    """Make the folder and its dataset.json, or make sure that they are of this conversion."""
+    path = directory / DATASET
+    if path.exists():
+        found = json.loads(path.read_text())
+        differing = [key for key in plan if key != "complete" and found.get(key) != plan[key]]
+        if differing:
+            raise ValueError(
+                f"{directory} holds a conversion of other images or into other shards (differing: "
+                f"{', '.join(differing)}); use another --out."
+            )
+        return
+    if directory.exists() and any(directory.iterdir()):
+        raise ValueError(f"{directory} is not empty and no conversion; use another --out.")
+    directory.mkdir(parents=True, exist_ok=True)
+    _write_json(path, plan)
+
+
+def _is_whole(path: Path, count: int) -> bool:
+    try:
+        return path.exists() and num_records(str(path)) == count
+    except ValueError:
+        return False
+
+
+def _write_shard(source: Source, path: Path, indexes: range, progress: Progress) -> None:
+    from array_record.python import array_record_module
+
+    draft = path.with_name(path.name + ".draft")
+    writer = array_record_module.ArrayRecordWriter(str(draft), OPTIONS)
+    try:
+        for index in indexes:
+            writer.write(pack(source.encoded(index)))
+            progress.add()
+    finally:
+        writer.close()
+    os.replace(draft, path)
+
+
+def _write_labels(path: Path, labels_N: np.ndarray) -> None:
+    draft = path.with_name(path.name + ".draft")
+    with draft.open("wb") as file:
+        np.save(file, labels_N)
+    os.replace(draft, path)
+
+
+def _write_json(path: Path, content: dict) -> None:
+    draft = path.with_name(path.name + ".draft")
+    draft.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(draft, path)

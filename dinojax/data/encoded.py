@@ -1,0 +1,133 @@
+"""Image files behind an index, wherever they are stored: the part that all such sources share."""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterable
+from typing import Protocol
+
+import numpy as np
+
+from dinojax.data.decode import DecodeError, decode
+from dinojax.data.example import Encoded, Example
+
+NUM_TRIED = 1000  # images, of which at least one must decode before a run starts
+
+
+class Files(Protocol):
+    """Encoded images by index. Pickled to worker processes, so it holds no open file."""
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """Class index of every image, int32 [N], or None without labels."""
+
+    def __len__(self) -> int: ...
+
+    def encoded(self, index: int) -> Encoded:
+        """Raises OSError naming the file if it cannot be read."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EncodedSource:
+    """A Source that decodes `files` one at a time."""
+
+    files: Files
+    channels: int
+    class_names: tuple[str, ...]
+    fingerprint: str
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        return self.files.labels
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.read(index)
+
+    def encoded(self, index: int) -> Encoded:
+        return self.files.encoded(index)
+
+    def read(self, index: int, box_size: int | None = None) -> Example:
+        """One decoded image. Raises DecodeError, OSError or ValueError; each names the file."""
+        found = self.files.encoded(index)
+        pixels = decode(found.data, name=found.name, channels=self.channels, box_size=box_size)
+        return Example(pixels=pixels, label=found.label, name=found.name)
+
+
+def check_one_decodes(source: EncodedSource, where: str) -> EncodedSource:
+    """Reads from the start until one image decodes: wrong data fail now, not in a worker.
+
+    Raises ValueError when none of the first thousand does, or when the first that does has
+    another number of channels than the source.
+    """
+    first_error: Exception | None = None
+    tried = min(len(source), NUM_TRIED)
+    for index in range(tried):
+        try:
+            source.read(index)
+            return source
+        except (DecodeError, OSError) as error:
+            first_error = first_error or error
+    raise ValueError(
+        f"{where}: none of its first {tried} images can be decoded. First error: {first_error}"
+    )
+
+
+def checked_path(path: str, key: str, what: str) -> str:
+    """The absolute local path. Raises ValueError for none or a URL, else FileNotFoundError."""
+    if not path:
+        raise ValueError(f"{key} is empty; set it to {what}: --set {key}=PATH")
+    if "://" in path:
+        raise ValueError(
+            f"{key}={path} is a URL; only a manifest may hold URLs. Copy the data to a local or "
+            "mounted path, or list the images in a manifest (data.source=manifest)."
+        )
+    found = os.path.abspath(os.path.expanduser(path))
+    if not os.path.exists(found):
+        raise FileNotFoundError(f"{key}={path} does not exist (looked at {found}).")
+    return found
+
+
+def numbered(classes: Iterable[str]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels int32 [N] and the class names in order: as numbers if all are, else bytewise."""
+    classes = list(classes)
+    distinct = set(classes)
+    if all(name.isdecimal() for name in distinct):
+        names = tuple(sorted(distinct, key=lambda name: (int(name), name)))
+    else:
+        names = tuple(sorted(distinct, key=os.fsencode))
+    numbers = {name: number for number, name in enumerate(names)}
+    return np.array([numbers[name] for name in classes], dtype=np.int32), names
+
+
+def fingerprint(rows: Iterable[tuple]) -> str:
+    """Digest of rows of str and int; any change of a value or of the order changes it."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(b"\0".join(os.fsencode(str(value)) for value in row) + b"\n")
+    return digest.hexdigest()
+
+
+def shards(path: str, key: str, extensions: tuple[str, ...]) -> list[str]:
+    """The file at `path`, or the files directly in the folder there; bytewise order of names.
+
+    Raises ValueError when the folder has none.
+    """
+    if os.path.isfile(path):
+        return [path]
+    names = sorted((n for n in os.listdir(path) if not n.startswith(".")), key=os.fsencode)
+    found = [os.path.join(path, name) for name in names if is_shard(name, extensions)]
+    if not found:
+        raise ValueError(
+            f"{key}={path} holds no {' or '.join(extensions)} file; found {len(names)} entries"
+            f"{' such as ' + ', '.join(names[:3]) if names else ''}."
+        )
+    return found
+
+
+def is_shard(name: str, extensions: tuple[str, ...]) -> bool:
+    """Whether a file name ends with an extension, also when numbered: a.tar, a.tar-00001-of-4."""
+    stem = name.lower().split("-of-")[0].rstrip("0123456789").rstrip("-")
+    return name.lower().endswith(extensions) or ("-of-" in name and stem.endswith(extensions))

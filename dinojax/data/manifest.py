@@ -1,0 +1,133 @@
+"""A table of images: CSV or Parquet with a column `path` and, where images have classes, `label`.
+
+A path is absolute, a URL, or relative to the manifest. Rows are images, in the order of the file.
+"""
+
+import csv
+import dataclasses
+import importlib
+import io
+import os
+
+import numpy as np
+
+from dinojax.data.encoded import EncodedSource, check_one_decodes, fingerprint, numbered
+from dinojax.data.example import Encoded, Source
+from dinojax.data.storage import check_urls, is_url, read_bytes
+
+EXTENSIONS = (".csv", ".parquet")
+COLUMNS = ("path", "label")
+
+Columns = dict[str, list[str]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ManifestFiles:
+    """The files of a manifest; `folder` (a path or URL) is where relative paths begin."""
+
+    folder: str
+    paths: tuple[str, ...]
+    labels: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def encoded(self, index: int) -> Encoded:
+        path = self.paths[index]
+        place = path if is_url(path) or os.path.isabs(path) else f"{self.folder}/{path}"
+        label = None if self.labels is None else int(self.labels[index])
+        return Encoded(data=read_bytes(place), label=label, name=path)
+
+
+def manifest(*, path: str, channels: int, split: str = "train", key: str = "data.path") -> Source:
+    """The source of a manifest; `key` is the config key that messages name.
+
+    The fingerprint is of paths and labels, not of the files behind them. Raises OSError if the
+    manifest cannot be read, ModuleNotFoundError without the package that its kind needs, and
+    ValueError naming the row for what is wrong in it.
+    """
+    if split != "train":
+        raise ValueError(f"a manifest has no split {split!r}: all of it is 'train'.")
+    if not path:
+        raise ValueError(f"{key} is empty; set it to a manifest: --set {key}=FILE.csv")
+    where = f"{key}={path}"
+    if not path.lower().endswith(EXTENSIONS):
+        raise ValueError(f"{where}: a manifest ends with {' or '.join(EXTENSIONS)}.")
+    check_urls([path], where)
+    place = path if is_url(path) else os.path.abspath(os.path.expanduser(path))
+    data = read_bytes(place)
+    columns = _parquet(data, where) if path.lower().endswith(".parquet") else _csv(data, where)
+    paths, classes = _checked(columns, where)
+    check_urls(paths, where)
+    labels, class_names = (None, ()) if classes is None else numbered(classes)
+    source = EncodedSource(
+        files=ManifestFiles(folder=place.rpartition("/")[0], paths=tuple(paths), labels=labels),
+        channels=channels,
+        class_names=class_names,
+        fingerprint=fingerprint(zip(paths, classes or [""] * len(paths), strict=True)),
+    )
+    return check_one_decodes(source, where)
+
+
+def _csv(data: bytes, where: str) -> Columns:
+    try:
+        rows = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
+        header = next(rows, [])
+        columns: Columns = {name: [] for name in header}
+        _check_columns(list(columns), where)
+        for row in rows:
+            if not row:
+                continue
+            if len(row) != len(header):
+                raise ValueError(
+                    f"{where}, line {rows.line_num}: {len(row)} values for the {len(header)} "
+                    f"columns {', '.join(header)}."
+                )
+            for name, value in zip(header, row, strict=True):
+                columns[name].append(value)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{where} is not a CSV file in UTF-8: {error}.") from error
+    return columns
+
+
+def _parquet(data: bytes, where: str) -> Columns:
+    try:
+        parquet = importlib.import_module("pyarrow.parquet")
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            f"{where}: Parquet needs the package pyarrow; run: pip install 'dinojax[parquet]', "
+            "or write the manifest as CSV."
+        ) from None
+    try:
+        file = parquet.ParquetFile(io.BytesIO(data))
+        names = [name for name in file.schema_arrow.names if name in COLUMNS]
+        table = file.read(columns=names)
+    except Exception as error:  # pyarrow's errors share no base class
+        raise ValueError(f"{where} is not a Parquet file: {error}") from error
+    _check_columns(file.schema_arrow.names, where)
+    return {
+        name: ["" if value is None else str(value) for value in table.column(name).to_pylist()]
+        for name in names
+    }
+
+
+def _check_columns(names: list[str], where: str) -> None:
+    if "path" not in names:
+        raise ValueError(
+            f"{where} has no column 'path'; its columns are {', '.join(names) or 'none'}. "
+            "The first line of a CSV manifest names them, such as: path,label"
+        )
+
+
+def _checked(columns: Columns, where: str) -> tuple[list[str], list[str] | None]:
+    """(paths, classes or None): at least one row, no empty cell."""
+    if not columns["path"]:
+        raise ValueError(f"{where} has no rows.")
+    for name in COLUMNS:
+        if name in columns and "" in columns[name]:
+            number = columns[name].index("") + 1
+            raise ValueError(
+                f"{where}: image {number} has an empty {name}; fill it"
+                f"{', or leave out the column' if name == 'label' else ''}."
+            )
+    return columns["path"], columns["label"] if "label" in columns else None

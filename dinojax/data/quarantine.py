@@ -1,0 +1,124 @@
+"""Images that cannot be read: replaced the same way in every run, listed, and limited in share.
+
+The walk to a substitute (order.substitute) depends on the image alone, so any number of hosts,
+worker processes and threads, and any restart, gives the same batches. Worker processes only note
+what they met; the process that trains writes the list and decides when there are too many.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from dinojax.data.decode import DecodeError
+from dinojax.data.example import Example, Source
+from dinojax.data.order import substitute
+
+NUM_ATTEMPTS = 100  # substitutes tried for one image; as many bad ones are no accident
+MIN_BAD = 10  # images; fewer never end a run, unless max_share is 0
+NUM_TOLD = 3  # images that the message names
+
+FILE = "bad_images.jsonl"
+
+
+class TooManyBadImages(ValueError):
+    """The message says how many, where they are listed, and the first reasons."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BadImage:
+    """An image that could not be read, why, and the image that took its place."""
+
+    id: int
+    reason: str
+    substitute: int
+
+
+def read_or_replace(
+    source: Source, index: int, box_size: int | None
+) -> tuple[Example, BadImage | None]:
+    """The image at `index`, or its first readable substitute and the reason.
+
+    Raises TooManyBadImages when no substitute can be read either.
+    """
+    try:
+        return source.read(index, box_size), None
+    except (DecodeError, OSError) as error:
+        reason = str(error)
+    tries = min(NUM_ATTEMPTS, len(source) - 1)
+    for attempt in range(tries):
+        other = substitute(index, attempt, len(source))
+        try:
+            return source.read(other, box_size), BadImage(index, reason, other)
+        except (DecodeError, OSError):
+            continue
+    raise TooManyBadImages(
+        f"image {index} cannot be read, nor can the {tries} others tried in its place: {reason}"
+    )
+
+
+class Quarantine:
+    """The list of bad images of one host, `bad_images.jsonl` in the run directory.
+
+    Each image is listed once, however often it is met and the run restarted. The run ends when
+    the images found bad since the program started exceed `max_share` of the different images it
+    can have read, and are more than ten; with max_share=0 the first one ends it.
+    """
+
+    def __init__(self, directory: str | Path, *, max_share: float, num_images: int, host: int = 0):
+        """`num_images` of the source. Hosts after the first write `bad_images.HOST.jsonl`."""
+        name = FILE if host == 0 else FILE.replace(".jsonl", f".{host}.jsonl")
+        self.path = Path(directory) / name
+        self._max_share, self._num_images = max_share, num_images
+        self._num_read = 0
+        self._met: dict[int, str] = {}  # id -> reason, since the program started
+        self._listed = {row["id"] for row in read_list(self.path)}
+
+    def add(self, bad: Sequence[BadImage], num_read: int) -> None:
+        """Note a batch of `num_read` images; raises TooManyBadImages, after listing them."""
+        self._num_read += num_read
+        # A batch larger than the data set meets an image more than once.
+        fresh = {image.id: image for image in bad if image.id not in self._met}
+        if not fresh:
+            return
+        self._met.update((image.id, image.reason) for image in fresh.values())
+        self._list([image for image in fresh.values() if image.id not in self._listed])
+        seen = min(self._num_read, self._num_images)
+        if len(self._met) > self._allowed(seen):
+            told = "\n".join(f"  {reason}" for reason in list(self._met.values())[:NUM_TOLD])
+            raise TooManyBadImages(
+                f"{len(self._met)} of {seen} images could not be read, more than "
+                f"data.max_bad_share={self._max_share} allows. All are listed in {self.path}; "
+                f"the first:\n{told}\nRepair or remove them (`dinojax data check` finds all), or "
+                "raise data.max_bad_share; the run then continues from its last checkpoint."
+            )
+
+    def _allowed(self, seen: int) -> float:
+        return max(self._max_share * seen, MIN_BAD) if self._max_share else 0
+
+    def _list(self, images: Sequence[BadImage]) -> None:
+        self._listed.update(image.id for image in images)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(dataclasses.asdict(image)) + "\n" for image in images)
+
+
+def read_list(path: str | Path) -> list[dict]:
+    """Rows of a list, {"id", "reason", "substitute"}; a missing file has none.
+
+    A last line without its end (the run was killed while writing) is cut off the file; any other
+    line that is not JSON raises ValueError.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+        draft = path.with_name(path.name + ".draft")
+        draft.write_text("".join(lines), encoding="utf-8")
+        os.replace(draft, path)
+    try:
+        return [json.loads(line) for line in lines]
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not a list of bad images ({error}); remove it.") from error

@@ -1,0 +1,85 @@
+"""The table of sources. A new kind of data set is one row: a function that builds a Source."""
+
+import os
+from collections.abc import Callable
+
+from dinojax.data import arrayrecord, manifest, tar, tfds
+from dinojax.data.encoded import is_shard
+from dinojax.data.example import Source
+from dinojax.data.folder import folder
+from dinojax.data.tiles import tiles
+
+# data.source: builder(path=, channels=, split=, key=)
+SOURCES: dict[str, Callable[..., Source]] = {
+    "folder": folder,
+    "manifest": manifest.manifest,
+    "tar": tar.tar,
+    "arrayrecord": arrayrecord.arrayrecord,
+    "tfds": tfds.tfds,
+    "tiles": tiles,
+}
+
+# Sources that come with the program. Given a data.path, they step aside for the data there.
+EMBEDDED = ("tiles",)
+
+
+def open_source(data, *, channels: int, split: str = "train") -> Source:
+    """The source that a `data` section names.
+
+    With an embedded source and a non-empty data.path the data at that path are read, so that
+    `--set data.path=PATH` is all it takes to train a demo recipe on one's own images.
+    """
+    if data.source not in SOURCES:
+        raise ValueError(f"data.source={data.source!r} is unknown; choose of {', '.join(SOURCES)}.")
+    return SOURCES[source_name(data)](path=data.path, channels=channels, split=split)
+
+
+def source_name(data) -> str:
+    """The row of SOURCES that a `data` section ends up with."""
+    return kind_of(data.path) if data.source in EMBEDDED and data.path else data.source
+
+
+def kind_of(path: str) -> str:
+    """The row of SOURCES that a path looks like; `folder` when nothing tells otherwise."""
+    here = os.path.expanduser(path)
+    names = os.listdir(here) if os.path.isdir(here) else [os.path.basename(here)]
+    if path.lower().endswith(manifest.EXTENSIONS):
+        return "manifest"
+    if tfds.INFO in names and os.path.isdir(here):
+        return "tfds"
+    for kind, suffixes in (("arrayrecord", arrayrecord.SUFFIXES), ("tar", tar.SUFFIXES)):
+        if any(is_shard(name, suffixes) for name in names):
+            return kind
+    return "folder"
+
+
+def open_at(path: str, *, channels: int, key: str) -> Source:
+    """The source at a path, of the kind that it looks like; `key` is what messages name."""
+    return SOURCES[kind_of(path)](path=path, channels=channels, key=key)
+
+
+def open_knn_sources(data, knn, *, channels: int) -> tuple[Source, Source] | None:
+    """(bank, query) of the k-NN, both labelled, or None when nothing can be classified.
+
+    Data named by knn.bank and knn.query go first, of the kind their path looks like. Without
+    knn.query the embedded tiles use their own splits `bank` and `val`, and others have no k-NN.
+    """
+    if not knn.query:
+        if knn.bank:
+            raise ValueError(f"knn.bank={knn.bank} needs images to classify; set knn.query=FOLDER.")
+        if source_name(data) not in EMBEDDED:
+            return None
+        return (
+            open_source(data, channels=channels, split="bank"),
+            open_source(data, channels=channels, split="val"),
+        )
+    bank_key, bank_path = ("knn.bank", knn.bank) if knn.bank else ("data.path", data.path)
+    kind = "folder" if not bank_path else kind_of(bank_path) if knn.bank else source_name(data)
+    bank = SOURCES[kind](path=bank_path, channels=channels, key=bank_key)
+    query = open_at(knn.query, channels=channels, key="knn.query")
+    for key, path, source in ((bank_key, bank_path, bank), ("knn.query", knn.query, query)):
+        if not source.class_names:
+            raise ValueError(
+                f"{key}={path} has no labels: put every image into a sub-folder named by its class."
+            )
+    return bank, query

@@ -1,0 +1,170 @@
+"""Tar shards in the layout of WebDataset, read in any order.
+
+Files whose paths agree up to the first dot of their name form a sample: `a/1.jpg`, `a/1.cls` and
+`a/1.json`. Every image file is an image; the class of its sample is the text of `.cls` or the field
+`label` of `.json`. The shards are indexed when they are opened (by their headers, in memory); an
+image is then read by its place in the file. That asks for uncompressed shards on a local path.
+"""
+
+import dataclasses
+import json
+import os
+import tarfile
+from typing import Any
+
+import numpy as np
+
+from dinojax.data.decode import EXTENSIONS
+from dinojax.data.encoded import (
+    EncodedSource,
+    check_one_decodes,
+    checked_path,
+    fingerprint,
+    numbered,
+    shards,
+)
+from dinojax.data.example import Encoded, Source
+
+SUFFIXES = (".tar",)
+# Refused by name, with the program that unpacks it. Keys: how such a file begins.
+COMPRESSED = {
+    b"\x1f\x8b": "gunzip",
+    b"BZh": "bunzip2",
+    b"\xfd7zXZ": "unxz",
+    b"\x28\xb5\x2f\xfd": "unzstd",
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TarFiles:
+    """Where each image lies: shard number, first byte and number of bytes, int64 [N, 3]."""
+
+    shards: tuple[str, ...]
+    names: tuple[str, ...]
+    places_N3: np.ndarray
+    labels: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def encoded(self, index: int) -> Encoded:
+        shard, start, size = self.places_N3[index].tolist()
+        path = self.shards[shard]
+        with open(path, "rb") as file:
+            file.seek(start)
+            data = file.read(size)
+        name = f"{os.path.basename(path)}/{self.names[index]}"
+        if len(data) < size:
+            raise OSError(f"{path} ends within {name}: it was cut since the run began.")
+        label = None if self.labels is None else int(self.labels[index])
+        return Encoded(data=data, label=label, name=name)
+
+
+@dataclasses.dataclass
+class _Index:
+    """Grows shard by shard. samples: of each image, the key into `classes`."""
+
+    names: list[str] = dataclasses.field(default_factory=list)
+    places: list[tuple[int, int, int]] = dataclasses.field(default_factory=list)
+    samples: list[tuple[int, str]] = dataclasses.field(default_factory=list)
+    classes: dict[tuple[int, str], str] = dataclasses.field(default_factory=dict)
+
+
+def tar(*, path: str, channels: int, split: str = "train", key: str = "data.path") -> Source:
+    """The source of one tar file or of a folder of them; `key` is what messages name.
+
+    Raises FileNotFoundError, and ValueError for compressed, damaged or empty shards.
+    """
+    if split != "train":
+        raise ValueError(f"tar shards have no split {split!r}: all of them are 'train'.")
+    where = f"{key}={path}"
+    files = shards(checked_path(path, key, "a tar file or a folder of them"), key, SUFFIXES)
+    index = _Index()
+    for number, shard in enumerate(files):
+        _add(index, number, shard)
+    if not index.names:
+        raise ValueError(f"{where}: no image in {len(files)} tar files.")
+    labels, class_names = _labels(index, where)
+    source = EncodedSource(
+        files=TarFiles(
+            shards=tuple(files),
+            names=tuple(index.names),
+            places_N3=np.array(index.places, np.int64),
+            labels=labels,
+        ),
+        channels=channels,
+        class_names=class_names,
+        fingerprint=fingerprint(
+            (os.path.basename(files[place[0]]), name, *place[1:])
+            for name, place in zip(index.names, index.places, strict=True)
+        ),
+    )
+    return check_one_decodes(source, where)
+
+
+def _add(index: _Index, number: int, path: str) -> None:
+    """Every image and class of one shard."""
+    with open(path, "rb") as file:
+        start = file.read(6)
+    for magic, program in COMPRESSED.items():
+        if start.startswith(magic):
+            raise ValueError(
+                f"{path} is compressed, and an image inside cannot be read by its place. Unpack it "
+                f"({program} {path}); images gain nothing from a second compression."
+            )
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                # tarfile would keep every header it has seen
+                archive.members = []  # type: ignore[attr-defined]
+                if member.isreg() and not member.issparse():
+                    _add_member(index, number, archive, member)
+            end = archive.offset
+    except tarfile.TarError as error:
+        raise ValueError(f"{path} is damaged or no tar file: {error}. Copy it again.") from error
+    with open(path, "rb") as file:
+        file.seek(end)
+        if file.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile ends without a word there
+            raise ValueError(f"{path} is damaged at byte {end}. Copy it again.")
+
+
+def _add_member(index: _Index, number: int, archive: tarfile.TarFile, member: Any) -> None:
+    folder, _, name = member.name.rpartition("/")
+    stem, _, extension = name.lower().partition(".")
+    if not stem:
+        return  # hidden
+    sample = number, f"{folder}/{name[: len(stem)]}"
+    if extension.rpartition(".")[2] in EXTENSIONS:
+        index.names.append(member.name)
+        index.places.append((number, member.offset_data, member.size))
+        index.samples.append(sample)
+    elif extension in ("cls", "json"):
+        text = archive.extractfile(member).read()  # type: ignore[union-attr]
+        found = _class(text, extension, f"{archive.name!s}: {member.name}")
+        if found is not None and (extension == "cls" or sample not in index.classes):
+            index.classes[sample] = found
+
+
+def _class(text: bytes, extension: str, where: str) -> str | None:
+    try:
+        if extension == "cls":
+            return text.decode().strip()
+        content = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{where} cannot be read: {error}.") from error
+    if isinstance(content, dict) and isinstance(content.get("label"), (int, str)):
+        return str(content["label"])
+    return None
+
+
+def _labels(index: _Index, where: str) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """Labels when every image has a class, none when no image has one; else ValueError."""
+    if not index.classes:
+        return None, ()
+    for name, sample in zip(index.names, index.samples, strict=True):
+        if sample not in index.classes:
+            raise ValueError(
+                f"{where}: {name} has no class but others have; give every sample a .cls file or "
+                "a json field 'label', or none."
+            )
+    return numbered(index.classes[sample] for sample in index.samples)

@@ -1,0 +1,161 @@
+"""Features of a whole source, through the transform of evaluation: no randomness, one compile."""
+
+import dataclasses
+from collections.abc import Callable
+
+import grain
+import numpy as np
+
+from dinojax.data.decode import resize_pixels
+from dinojax.data.example import Source
+
+_MIN_STD = 1e-6  # of values in 0..1; a crop of one colour becomes zeros, not NaN
+
+# images_BHWC -> (cls [B, D], mean of the patches [B, D])
+Apply = Callable[[np.ndarray], tuple]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalTransform:
+    """Resize the short side (antialiased bicubic), cut the centre, scale to 0..1, normalise.
+
+    As the reference's: the long side is rounded down, the offset of the cut rounded to nearest,
+    and an image smaller than the cut is centred on zeros before it is normalised.
+    """
+
+    resize_size: int  # pixels of the short side
+    crop_size: int  # pixels
+    normalize: str  # fixed | per_crop
+    mean: tuple[float, ...]  # per channel, of values in 0..1; unused by per_crop
+    std: tuple[float, ...]
+
+    def __post_init__(self):
+        if self.normalize not in NORMALIZE:
+            raise ValueError(
+                f"image.normalize={self.normalize!r} is unknown; choose of {', '.join(NORMALIZE)}."
+            )
+
+    @classmethod
+    def from_sections(cls, *, image, knn) -> "EvalTransform":
+        """Built from the config sections `image` and `knn`."""
+        return cls(
+            resize_size=knn.resize_size,
+            crop_size=knn.crop_size,
+            normalize=image.normalize,
+            mean=tuple(image.mean),
+            std=tuple(image.std),
+        )
+
+    def __call__(self, pixels_HWC: np.ndarray) -> np.ndarray:
+        """uint8 [H, W, C] of any size to float32 [crop_size, crop_size, C]."""
+        channels = pixels_HWC.shape[2]
+        if self.normalize == "fixed" and not len(self.mean) == len(self.std) == channels:
+            raise ValueError(
+                f"image.mean and image.std have {len(self.mean)} and {len(self.std)} values for "
+                f"image.channels={channels}; give one per channel or image.normalize=per_crop."
+            )
+        resized_HWC = resize_short_side(pixels_HWC, self.resize_size)
+        values_HWC = center_crop(resized_HWC, self.crop_size).astype(np.float32) / 255
+        return NORMALIZE[self.normalize](values_HWC, self.mean, self.std).astype(np.float32)
+
+
+def resize_short_side(pixels_HWC: np.ndarray, size: int) -> np.ndarray:
+    """The short side becomes `size` pixels, the long one keeps the aspect, rounded down."""
+    height, width = pixels_HWC.shape[:2]
+    if height <= width:
+        return resize_pixels(pixels_HWC, size, size * width // height)
+    return resize_pixels(pixels_HWC, size * height // width, size)
+
+
+def center_crop(pixels_HWC: np.ndarray, size: int) -> np.ndarray:
+    """The central square of `size` pixels; zeros around an image that is smaller."""
+    short = [max(0, size - side) for side in pixels_HWC.shape[:2]]
+    pads = [(missing // 2, missing - missing // 2) for missing in short]
+    padded_HWC = np.pad(pixels_HWC, [*pads, (0, 0)])
+    top, left = (round((side - size) / 2) for side in padded_HWC.shape[:2])
+    return padded_HWC[top : top + size, left : left + size]
+
+
+def _fixed(values_HWC, mean, std):
+    return (values_HWC - np.float32(mean)) / np.float32(std)
+
+
+def _per_crop(values_HWC, mean, std):
+    """Each crop to mean 0 and standard deviation 1 over all its pixels and channels."""
+    del mean, std
+    centered_HWC = values_HWC - values_HWC.mean(dtype=np.float64)
+    return centered_HWC / max(np.sqrt(np.mean(centered_HWC**2)), _MIN_STD)
+
+
+NORMALIZE = {"fixed": _fixed, "per_crop": _per_crop}
+
+
+@dataclasses.dataclass(frozen=True)
+class _ReadBatch:
+    """Batch number -> (images_BHWC, how many are real). The last batch is filled with zeros."""
+
+    source: Source
+    transform: EvalTransform
+    batch_size: int
+
+    def __call__(self, number: int) -> tuple[np.ndarray, int]:
+        first = number * self.batch_size
+        indexes = range(first, min(first + self.batch_size, len(self.source)))
+        size = self.transform.crop_size
+        images_BHWC = np.zeros((self.batch_size, size, size, self.source.channels), np.float32)
+        for row, index in enumerate(indexes):
+            images_BHWC[row] = self.transform(self.source[index].pixels)
+        return images_BHWC, len(indexes)
+
+
+def extract(
+    apply_fn: Apply,
+    source: Source,
+    *,
+    transform: EvalTransform,
+    batch_size: int,
+    num_threads: int = 2,
+    prefetch: int = 2,
+) -> dict[str, np.ndarray | None]:
+    """{"cls": float32 [N, D], "patches": float32 [N, D] (their mean), "labels": int32 [N] or None}.
+
+    Every batch has `batch_size` images, so `apply_fn` compiles once; the fill of the last batch is
+    dropped. Rows are in the order of the source whatever the batch size.
+    """
+    if batch_size < 1:
+        raise ValueError(f"knn.batch_size={batch_size} must be at least 1.")
+    read = _ReadBatch(source=source, transform=transform, batch_size=batch_size)
+    batches = grain.MapDataset.range(-(-len(source) // batch_size)).map(read)
+    options = grain.ReadOptions(
+        num_threads=num_threads, prefetch_buffer_size=prefetch if num_threads else 0
+    )
+    cls, patches = [], []
+    for images_BHWC, num_real in batches.to_iter_dataset(options):
+        cls_BD, patches_BD = apply_fn(images_BHWC)
+        cls.append(np.asarray(cls_BD, dtype=np.float32)[:num_real])
+        patches.append(np.asarray(patches_BD, dtype=np.float32)[:num_real])
+    return {
+        "cls": np.concatenate(cls),
+        "patches": np.concatenate(patches),
+        "labels": source.labels,
+    }
+
+
+def _unit(features_ND: np.ndarray) -> np.ndarray:
+    norms_N1 = np.linalg.norm(features_ND, axis=1, keepdims=True)
+    return features_ND / np.maximum(norms_N1, np.float32(1e-12))
+
+
+# knn.features: which of the extracted arrays are compared; `both` gives each the same say.
+FEATURES = {
+    "cls": lambda found: found["cls"],
+    "patches": lambda found: found["patches"],
+    "both": lambda found: np.concatenate([_unit(found["cls"]), _unit(found["patches"])], axis=1),
+}
+
+
+def selected(found: dict, name: str) -> np.ndarray:
+    """The features [N, D or 2D] that `knn.features` names, from what `extract` returned."""
+    if name not in FEATURES:
+        raise ValueError(f"knn.features={name!r} is unknown; choose of {', '.join(FEATURES)}.")
+    return FEATURES[name](found)

@@ -1,0 +1,73 @@
+"""The end of a run: pictures before and after, and what was learned beside what needed none."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from dinojax.data.quarantine import read_or_replace
+from dinojax.data.sources import EMBEDDED, open_source, source_name
+from dinojax.eval.online import learned
+from dinojax.metrics import duration
+from dinojax.run import Run, write_json
+from dinojax.state import State
+from dinojax.viz import report as reports
+from dinojax.viz.pictures import before_after, crop_sheet
+
+NUM_PICTURES = 6  # images on the PCA and similarity sheet
+
+
+def finish(run: Run, state: State, *, train_seconds: float) -> None:
+    """Pictures, the comparison on the tiles' test split, and where to look."""
+    config, embed = run.config, run.program.embed()
+    random = run.program.new_state().ema["backbone"]  # as before the first step
+    if run.pictures:
+        _draw_patches(run, embed, random, state.ema["backbone"])
+    if source_name(config.data) in EMBEDDED and run.knn is not None:
+        test = open_source(config.data, channels=config.image.channels, split="test")
+        knn = dataclasses.replace(run.knn, query=test)
+        found = learned(knn, embed, random=random, ema=state.ema["backbone"])
+        _write_quickstart(run, found, train_seconds)
+    reports.refresh(run.directory)
+    print(f"run directory: {run.directory}")
+    print("  report.html: all of the below on one page")
+    print(f"  metrics.jsonl, log.txt, {run.checkpoints.directory.relative_to(run.directory)}/")
+    if run.pictures:
+        print(
+            "  pictures/crops.png: what the networks see; pictures/patches.png: what they learned"
+        )
+
+
+def _write_quickstart(run: Run, found: dict[str, float], train_seconds: float) -> None:
+    """quickstart.json, and the same as a table."""
+    content = {**found, "train_seconds": train_seconds, "seed": run.config.seed}
+    write_json(run.directory / "quickstart.json", content)
+    print(f"\nk-NN accuracy on test tiles, after {duration(train_seconds)} of training")
+    print(f"  raw pixels              {found['raw']:5.1f} %")
+    print(f"  random weights (best)   {found['random']:5.1f} %")
+    print(f"  ema, trained            {found['ema']:5.1f} %\n")
+
+
+def draw_crops(run: Run, state: State, batch: dict) -> None:
+    """pictures/crops.png: the crops of the step that the state is about to take."""
+    views = jax.jit(run.program.step.views)(state, batch)
+    crop_sheet(
+        _picture(run, "crops.png"), np.asarray(views.global_BGHWC), np.asarray(views.local_BLHWC)
+    )
+
+
+def _draw_patches(run: Run, embed, before: dict, after: dict) -> None:
+    config, source = run.config, run.source
+    picked = np.linspace(0, len(source) - 1, min(NUM_PICTURES, len(source))).astype(int)
+    examples = [read_or_replace(source, int(i), None)[0] for i in picked]
+    images = np.stack([run.program.eval_transform(example.pixels) for example in examples])
+    side = images.shape[1] // config.model.patch_size
+    patches = [np.asarray(embed(params, images)[2]) for params in (before, after)]
+    before_after(_picture(run, "patches.png"), images, *patches, grid=(side, side))
+
+
+def _picture(run: Run, name: str) -> Path:
+    path = run.directory / "pictures" / name
+    path.parent.mkdir(exist_ok=True)
+    return path

@@ -1,0 +1,21 @@
+"""Named random streams: every draw is keyed by (seed, step, group, purpose).
+
+Adding a purpose changes no other, and no key depends on the number of devices or hosts.
+"""
+
+import jax
+import jax.numpy as jnp
+
+# Numbers are part of the meaning of a seed: append, never renumber.
+PURPOSES = {"init": 0, "crop": 1, "photometric": 2, "mask": 3, "drop": 4, "rope": 5}
+
+
+def stream(key: jax.Array, purpose: str) -> jax.Array:
+    """The key of one purpose, from the key of a seed or of a step."""
+    return jax.random.fold_in(key, PURPOSES[purpose])
+
+
+def group_keys(key: jax.Array, purpose: str, num_groups: int) -> jax.Array:
+    """Keys [U], one per group of the global batch, from the key of a step."""
+    fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+    return fold(stream(key, purpose), jnp.arange(num_groups))

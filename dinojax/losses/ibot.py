@@ -1,0 +1,25 @@
+"""Prototype cross-entropy at masked patches. iBOT, arXiv:2111.07832, eq. 2."""
+
+import jax
+import jax.numpy as jnp
+
+
+def ibot_loss(
+    logits_MK: jax.Array,
+    targets_MK: jax.Array,
+    weights_M: jax.Array,
+    *,
+    num_crops: int,
+    temperature: float,
+) -> jax.Array:
+    """Sum over masked patches of weight * cross-entropy, divided by num_crops.
+
+    weights: 1 / number of masked patches of the same crop. num_crops counts the crops without
+    masked patches as well, so the value is about (share of masked crops) * mean cross-entropy.
+    Scalar, float32 at least; gradient through the logits alone.
+    """
+    logits_MK = logits_MK.astype(jnp.promote_types(logits_MK.dtype, jnp.float32))
+    scores_MK = logits_MK / jnp.asarray(temperature, logits_MK.dtype)
+    targets_MK = jax.lax.stop_gradient(targets_MK).astype(logits_MK.dtype)
+    loss_M = -jnp.sum(targets_MK * jax.nn.log_softmax(scores_MK, axis=-1), axis=-1)
+    return jnp.sum(loss_M * weights_M.astype(loss_M.dtype)) / num_crops

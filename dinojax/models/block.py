@@ -1,0 +1,164 @@
+"""Blocks of a vision transformer, and the static choices they are made from.
+
+Crop sets (global, local) go through each block together, so that its weights are gathered once.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dinojax.models import rope as rope_lib
+from dinojax.models.attention import attention
+from dinojax.models.layers import Ffn, Linear, Norm, ffn_width, named
+
+# name -> what the backward pass keeps of a block: everything, matrix products, or only its input
+REMAT = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class VitSpec:
+    """Static choices; names and meaning as in the `model` section of the config."""
+
+    width: int
+    depth: int
+    num_heads: int
+    ffn: str = "mlp"
+    ffn_ratio: float = 4.0
+    qkv_bias: bool = True
+    proj_bias: bool = True
+    ffn_bias: bool = True
+    mask_k_bias: bool = False
+    patch_size: int = 16
+    channels: int = 3
+    num_registers: int = 0
+    norm: str = "layernorm"
+    layer_scale: float | None = 1e-5
+    drop_path: float = 0.0
+    untie_cls_norm: bool = False
+    untie_local_cls_norm: bool = False
+    attention: str = "plain"
+    remat: str = "none"
+    position: str = "rope"  # rope | learned (DINOv2)
+    position_size: int = 224  # pixels, side of the images whose patches the learned table has
+    position_offset: float = 0.1
+    rope: rope_lib.RopeSpec = rope_lib.RopeSpec()
+    dtype: jnp.dtype = jnp.dtype(jnp.float32)
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.num_heads
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patches; what is left over at the right and bottom is not seen."""
+        return height // self.patch_size, width // self.patch_size
+
+
+def _repeat(tables_UPE, count: int):
+    """Tables of U groups for each of their `count` sequences; one table shared by all stays."""
+    if tables_UPE is None:
+        return None
+    return tuple(t if t.ndim == 2 else jnp.repeat(t, count, axis=0) for t in tables_UPE)
+
+
+class Attention(nn.Module):
+    """Self-attention; one kernel [D, 3, A, E] makes q, k and v. A table rotates patches (RoPE)."""
+
+    spec: VitSpec
+
+    @nn.compact
+    def __call__(self, x_BND: jax.Array, table) -> jax.Array:
+        spec = self.spec
+        width, heads, head_width = spec.width, spec.num_heads, spec.head_width
+
+        def k_bias_mask():
+            return jnp.ones((3, heads, head_width)).at[1].set(0.0)
+
+        qkv = Linear(
+            (width, 3, heads, head_width),
+            ("width", None, "heads", None),
+            spec.dtype,
+            bias=spec.qkv_bias,
+            bias_mask=k_bias_mask if spec.mask_k_bias else None,
+            name="qkv",
+        )(x_BND)
+        q_BNAE, k_BNAE, v_BNAE = (qkv[:, :, i] for i in range(3))
+        if table is not None:
+            sin, cos = table
+            q_BNAE, k_BNAE = (rope_lib.rotate(t, sin, cos, spec.rope) for t in (q_BNAE, k_BNAE))
+        y_BNAE = attention(q_BNAE, k_BNAE, v_BNAE, implementation=spec.attention)
+        return Linear(
+            (heads, head_width, width),
+            ("heads", None, "width"),
+            spec.dtype,
+            num_in=2,
+            bias=spec.proj_bias,
+            name="proj",
+        )(y_BNAE)
+
+
+class Block(nn.Module):
+    """Pre-norm block: x + scale1 * attn(norm1(x)), then the same with the MLP."""
+
+    spec: VitSpec
+
+    def setup(self):
+        spec = self.spec
+        self.norm1 = Norm(spec.norm, spec.dtype)
+        self.attn = Attention(spec)
+        self.norm2 = Norm(spec.norm, spec.dtype)
+        hidden = ffn_width(spec.ffn, spec.width, spec.ffn_ratio)
+        self.mlp = Ffn(spec.ffn, hidden, spec.ffn_bias, spec.dtype)
+        if spec.layer_scale:
+            init = named(nn.initializers.constant(spec.layer_scale), [None])
+            self.scale1 = self.param("scale1", init, (spec.width,))
+            self.scale2 = self.param("scale2", init, (spec.width,))
+
+    def __call__(self, sets, tables, subsets):
+        """sets: token arrays [B, N, D]; tables: per set (sin, cos) [P, E] or [U, P, E], or None;
+        subsets: per set int32 [2, U, k], or None to compute every sequence."""
+        sets = self._branch(self._attend, sets, tables, [s if s is None else s[0] for s in subsets])
+        return self._branch(self._feed, sets, tables, [s if s is None else s[1] for s in subsets])
+
+    def _branch(self, function, sets, tables, subsets):
+        out = []
+        for x_BND, table, kept_Uk in zip(sets, tables, subsets, strict=True):
+            if kept_Uk is None:
+                per_group = table is not None and table[0].ndim == 3
+                num_groups = table[0].shape[0] if per_group else 1
+                out.append(x_BND + function(x_BND, _repeat(table, x_BND.shape[0] // num_groups)))
+            else:
+                out.append(_on_subset(function, x_BND, table, kept_Uk))
+        return out
+
+    def _attend(self, x_BND, table):
+        y_BND = self.attn(self.norm1(x_BND), table)
+        return _scale(y_BND, self.scale1) if self.spec.layer_scale else y_BND
+
+    def _feed(self, x_BND, table):
+        del table
+        y_BND = self.mlp(self.norm2(x_BND))
+        return _scale(y_BND, self.scale2) if self.spec.layer_scale else y_BND
+
+
+def _scale(y_BND, scale_D):
+    return y_BND * scale_D.astype(y_BND.dtype)[None, None, :]
+
+
+def _on_subset(function, x_BND, table, kept_Uk):
+    """x plus the branch on `kept` sequences of each group, scaled by b / k; the others pass by.
+
+    Exactly k sequences are computed, so a drop rate q saves a share q of the branch's FLOPs.
+    """
+    num_groups, k = kept_Uk.shape
+    x_UbND = x_BND.reshape(num_groups, -1, *x_BND.shape[1:])
+    x_UkND = jax.vmap(lambda x, kept: x[kept])(x_UbND, kept_Uk)
+    y = function(x_UkND.reshape(-1, *x_BND.shape[1:]), _repeat(table, k)).reshape(x_UkND.shape)
+    y = y * jnp.asarray(x_UbND.shape[1] / k, y.dtype)
+    add = jax.vmap(lambda x, kept, y: x.at[kept].add(y, unique_indices=True))
+    return add(x_UbND, kept_Uk, y).reshape(x_BND.shape)

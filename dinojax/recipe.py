@@ -1,0 +1,181 @@
+"""Run a recipe file, and read the comments of configs/base.py; errors carry file and line."""
+
+import ast
+import difflib
+import importlib.util
+import re
+import tokenize
+import traceback
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+FOLDER = Path(base.__file__).parent  # of the packaged recipes
+
+
+class ConfigError(ValueError):
+    """A recipe, an override or a run's config that cannot be used; the message says the move."""
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value of nested dictionaries or a ConfigDict."""
+    values: dict[str, Any] = {}
+    for name in tree:
+        value = tree[name]
+        nested = isinstance(value, (dict, ConfigDict))
+        values |= flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return values
+
+
+def nest(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries of dotted keys: the inverse of `flat`."""
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        *path, leaf = key.split(".")
+        section = tree
+        for name in path:
+            section = section.setdefault(name, {})
+        section[leaf] = value
+    return tree
+
+
+def unknown(key: str, known: Iterable[str]) -> str:
+    """The message for a key that is not declared: the nearest name, or the keys of a section."""
+    known = list(known)
+    if inside := [other for other in known if other.startswith(key + ".")]:
+        return f"{key} is a section, not a key; its keys: {', '.join(inside)}"
+
+    def likeness(other: str) -> tuple[float, float]:
+        parts = other.split(".")
+        spans = [(i, j) for j in range(1, len(parts) + 1) for i in range(j)]
+        ratios = [
+            difflib.SequenceMatcher(None, key, ".".join(parts[i:j])).ratio() for i, j in spans
+        ]
+        return max(ratios), ratios[-len(parts)]  # a part, such as `lr`; then the whole name
+
+    nearest = max(known, key=likeness)
+    return f"{key} is not a key; nearest: {nearest}"
+
+
+def find(recipe: str | Path) -> Path:
+    """The file of a recipe: a path, or the bare name of a packaged one."""
+    path = Path(recipe)
+    packaged = FOLDER / f"{recipe}.py"
+    if path.is_file():
+        return path
+    if path.name == str(recipe) and not path.suffix and packaged.is_file():
+        return packaged
+    names = sorted(file.stem for file in FOLDER.glob("*.py") if file.stem not in _NOT_RECIPES)
+    raise ConfigError(f"no recipe {recipe}; give a file, or one of: {', '.join(names)}")
+
+
+_NOT_RECIPES = ("__init__", "base")
+
+
+def run(path: Path, *, smoke: bool = False) -> dict[str, Any]:
+    """Dotted key -> value of what the recipe's get_config (then its smoke) returns.
+
+    Raises ConfigError for a missing get_config or smoke, a key assigned twice, an undeclared key
+    and a value that the locked object refuses.
+    """
+    _refuse_duplicates(path)
+    module = _import(path)
+    steps = ("get_config", "smoke") if smoke else ("get_config",)
+    if missing := [name for name in steps if not hasattr(module, name)]:
+        raise ConfigError(
+            f"{path} has no function {missing[0]}; see configs/tiny.py for an example"
+        )
+    try:
+        config = module.get_config()
+        if smoke:
+            config = module.smoke(config)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ConfigError(_located(error, path)) from error
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"{path}: {steps[-1]} returns {type(config).__name__}, not the config")
+    return flat(config)
+
+
+def comments() -> dict[str, str]:
+    """Comment of every line of configs/base.py that declares something.
+
+    Keys are dotted for lines of get_config (`c.crops.aspect = ...`, sections included) and plain
+    for the entries of the helper functions `schedule` and `head` (`"warmup": ...`).
+    """
+    found = {}
+    with tokenize.open(base.__file__) as file:
+        for token in tokenize.generate_tokens(file.readline):
+            if token.type == tokenize.COMMENT:
+                line = re.match(r'\s*(?:c\.([\w.]+) = |"(\w+)": )', token.line)
+                if line:
+                    found[line[1] or line[2]] = token.string.removeprefix("#").strip()
+    return found
+
+
+def _import(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path} is not a Python file; a recipe's name ends with .py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _located(error: Exception, path: Path) -> str:
+    """The error in words, with the line of the recipe that caused it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
+    line = (own[-1] if own else None) or 0
+    known = flat(base.get_config())
+    declared = set(known) | {key.rpartition(".")[0] for key in known}
+    nodes = ast.walk(ast.parse(path.read_text()))
+    keys = [key for node in nodes for key, lines in _assigned(node) if line in lines]
+    for key in keys:
+        if key not in declared:
+            return f"{path}:{line}: {unknown(key, known)}"
+    what = f"{', '.join(keys)}: " if keys else ""
+    return f"{path}:{line}: {what}{type(error).__name__}: {error}"
+
+
+def _refuse_duplicates(path: Path) -> None:
+    """A key assigned twice in one block of a function is a slip: the first value is lost."""
+    for node in ast.walk(ast.parse(path.read_text(), filename=str(path))):
+        if isinstance(node, ast.Module):
+            continue
+        for _, block in ast.iter_fields(node):
+            seen: dict[str, int] = {}
+            for statement in block if isinstance(block, list) else ():
+                for key, lines in _assigned(statement):
+                    if key in seen:
+                        raise ConfigError(
+                            f"{path}:{lines[0]}: {key} is assigned twice, first in line "
+                            f"{seen[key]}; keep one"
+                        )
+                    seen[key] = lines[0]
+
+
+def _assigned(node: ast.AST) -> list[tuple[str, range]]:
+    """(dotted key without its variable, lines) of a `c.a.b = ...` or `c.a.update(b=...)`."""
+    if isinstance(node, ast.Assign):
+        keys = [_dotted(target) for target in node.targets]
+    elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        section, dot, called = f".{_dotted(node.value.func)}".rpartition(".")
+        prefix = f"{section}.".removeprefix(".")
+        keys = [f"{prefix}{word.arg}" for word in node.value.keywords if called == "update"]
+    else:
+        return []
+    return [(key, range(node.lineno, (node.end_lineno or node.lineno) + 1)) for key in keys if key]
+
+
+def _dotted(node: ast.expr) -> str:
+    """`a.b` of the expression c.a.b; empty for anything that is not an attribute."""
+    names: list[str] = []
+    while isinstance(node, ast.Attribute):
+        names.insert(0, node.attr)
+        node = node.value
+    return ".".join(names) if isinstance(node, ast.Name) else ""

@@ -1,0 +1,239 @@
+"""What a config may hold: choices, optional values, ranges, and what keys demand of each other."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+Values = Mapping[str, Any]  # dotted key -> value
+
+HEADS = ("dino_head", "ibot_head")
+SCHEDULES = tuple(
+    f"schedules.{name}"
+    for name in ("lr", "weight_decay", "momentum", "teacher_temperature", "local_weight")
+    + ("gram_weight",)
+)
+
+# Every key with a closed list of values.
+CHOICES: dict[str, tuple] = {
+    "data.source": ("folder", "manifest", "tar", "arrayrecord", "tfds", "tiles"),
+    "image.channels": (1, 3),
+    "image.normalize": ("fixed", "per_crop"),
+    "model.ffn": ("mlp", "swiglu", "swiglu32", "swiglu64", "swiglu128", "swiglu_fused"),
+    "model.position": ("rope", "learned"),
+    "model.norm": ("layernorm", "layernorm_1e5", "rmsnorm"),
+    "model.attention": ("auto", "plain", "xla", "cudnn", "splash"),
+    "model.remat": ("none", "dots", "full"),
+    "rope.coords": ("separate", "max", "min"),
+    "rope.dtype": ("float32", "bfloat16"),
+    "rope.periods_dtype": ("float32", "bfloat16"),
+    **{f"{head}.prototype_norm": ("none", "unit", "weight_norm") for head in HEADS},
+    "losses.centering": ("sinkhorn", "softmax"),
+    "gram.teacher": ("frozen", "ema"),
+    "gram.clip": ("none", "both", "teacher"),
+    "gram.tokens": ("all", "masked", "unmasked"),
+    "gram.resize": ("bicubic", "bilinear"),
+    "optim.lr_scaling": ("sqrt_1024", "linear_256", "none"),
+    "schedules.version": (1, 2),
+    "precision.compute": ("bfloat16", "float32"),
+    "precision.matmul": ("default", "highest"),
+    "mesh.strategy": ("dp", "fsdp"),
+    "knn.features": ("cls", "patches", "both"),
+}
+
+# Every key that may be None, and its type otherwise.
+OPTIONAL: dict[str, type] = {
+    "crops.gram_size": int,
+    **{f"model.{name}": int for name in ("width", "depth", "num_heads")},
+    "model.ffn": str,
+    "model.position": str,
+    "model.ffn_ratio": float,
+    "model.qkv_bias": bool,
+    "model.layer_scale": float,
+    **{f"rope.{name}": float for name in ("base", "min_period", "max_period")},
+    **{f"rope.{name}": float for name in ("shift", "jitter", "rescale")},
+    "losses.koleo_group": int,
+    "optim.clip": float,
+    **{f"{name}.cosine": int for name in SCHEDULES},
+    "mesh.devices": int,
+    "checkpoint.keep_every": int,
+    "checkpoint.minutes": float,
+    "knn.every": int,
+}
+
+# Tuples of any length; all others have the length of their default.
+ANY_LENGTH = ("image.mean", "image.std")
+
+# key -> (smallest, largest) value allowed; tuples are checked element by element.
+LIMITS: dict[str, tuple[float | None, float | None]] = {
+    **{key: (1, None) for key in ("num_steps", "batch_size", "group_size", "accumulate")},
+    **{f"data.{name}": (1, None) for name in ("box_size", "num_threads", "prefetch")},
+    "data.num_workers": (0, None),
+    "data.max_bad_share": (0, 1),
+    **{f"crops.{name}": (1, None) for name in ("global_size", "local_size", "gram_size")},
+    "crops.num_local": (1, None),
+    **{f"crops.{name}": (1e-6, 1) for name in ("global_area", "local_area")},
+    **{f"augment.{name}_rate": (0, 1) for name in ("flip", "jitter", "grayscale", "solarize")},
+    "augment.blur_rates": (0, 1),
+    "augment.hue": (0, 0.5),
+    **{f"augment.{name}": (0, None) for name in ("brightness", "contrast", "saturation")},
+    **{f"masks.{name}": (0, 1) for name in ("rate", "ratio")},
+    "masks.min_block": (1, None),
+    **{f"model.{name}": (1, None) for name in ("patch_size", "width", "depth", "num_heads")},
+    "model.num_registers": (0, None),
+    "model.position_size": (1, None),
+    "model.position_offset": (0, 1),
+    "model.drop_path": (0, 0.999),
+    **{f"{head}.{name}": (1, None) for head in HEADS for name in ("num_layers", "hidden")},
+    **{f"{head}.{name}": (1, None) for head in HEADS for name in ("bottleneck", "prototypes")},
+    **{f"losses.{name}": (0, None) for name in ("dino", "ibot", "koleo")},
+    "losses.student_temperature": (1e-6, None),
+    **{f"losses.{name}": (1, None) for name in ("koleo_group", "koleo_neighbors")},
+    "losses.sinkhorn_iterations": (1, None),
+    "losses.center_momentum": (0, 1),
+    **{f"optim.{name}": (0, 1) for name in ("beta1", "beta2", "layer_decay", "patch_embed_lr")},
+    "optim.clip": (1e-6, None),
+    "optim.freeze_last_layer": (0, None),
+    **{f"{name}.warmup": (0, None) for name in SCHEDULES},
+    **{f"{name}.cosine": (0, None) for name in SCHEDULES},
+    "mesh.devices": (1, None),
+    **{f"checkpoint.{name}": (1, None) for name in ("every", "keep_last", "keep_every")},
+    "log.every": (1, None),
+    **{f"knn.{name}": (1, None) for name in ("every", "crop_size", "neighbors", "batch_size")},
+    "knn.temperature": (1e-6, None),
+}
+
+
+def violations(values: Values) -> list[str]:
+    """Every rule that the config breaks, one sentence each, ending with a move."""
+    # A value out of its range or list would make the rules between keys talk nonsense.
+    single = [*_choices(values), *_limits(values)]
+    rules = (_batch, _sizes, _rope, _steps, _gram, _pairs)
+    return single or [message for rule in rules for message in rule(values)]
+
+
+def valid_group_sizes(batch_size: int, num_shards: int, accumulate: int = 1) -> list[int]:
+    """Group sizes that divide the images one data shard holds of a micro-batch; ascending.
+
+    Empty when the batch itself does not split into num_shards * accumulate equal parts.
+    """
+    images, rest = divmod(batch_size, num_shards * accumulate)
+    return [] if rest else [size for size in range(1, images + 1) if images % size == 0]
+
+
+def _choices(values: Values) -> Iterator[str]:
+    for key, choices in CHOICES.items():
+        value = values[key]
+        if value not in choices and not (value is None and key in OPTIONAL):
+            yield f"{key}={value!r} is not a choice; use {', '.join(map(repr, choices))}."
+
+
+def _limits(values: Values) -> Iterator[str]:
+    for key, (low, high) in LIMITS.items():
+        value = values[key]
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is None:
+                continue
+            if (low is not None and number < low) or (high is not None and number > high):
+                bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+                yield f"{key}={value} is out of range; use a value {bounds}."
+
+
+def _batch(values: Values) -> Iterator[str]:
+    batch, group, parts = values["batch_size"], values["group_size"], values["accumulate"]
+    if batch % parts:
+        yield (
+            f"batch_size={batch} does not split into accumulate={parts} micro-batches; "
+            f"use batch_size={_around(batch, parts)}."
+        )
+        return
+    micro = batch // parts
+    sizes = valid_group_sizes(batch, 1, parts)
+    for key, size in (("group_size", group), ("losses.koleo_group", values["losses.koleo_group"])):
+        if size is not None and micro % size:
+            near = " or ".join(map(str, sorted(sorted(sizes, key=lambda s: abs(s - size))[:2])))
+            yield (
+                f"{key}={size} does not divide the {micro} images of a micro-batch "
+                f"(batch_size={batch}, accumulate={parts}); use {near}."
+            )
+
+
+def _sizes(values: Values) -> Iterator[str]:
+    patch = values["model.patch_size"]
+    for name in ("crops.global_size", "crops.local_size", "crops.gram_size", "knn.crop_size"):
+        size = values[name]
+        if size is not None and size % patch:
+            yield (
+                f"{name}={size} is not a multiple of model.patch_size={patch}; "
+                f"use {_around(size, patch)}."
+            )
+    crop, resize = values["knn.crop_size"], values["knn.resize_size"]
+    if resize < crop:
+        yield f"knn.resize_size={resize} is smaller than knn.crop_size={crop}; use {crop} or more."
+    channels = values["image.channels"]
+    for name in ("image.mean", "image.std"):
+        if values["image.normalize"] == "fixed" and len(values[name]) != channels:
+            yield (
+                f"{name}={values[name]} has {len(values[name])} values for "
+                f"image.channels={channels}; give {channels}, or set image.normalize=per_crop."
+            )
+    if values["augment.blur_kernel"] % 2 == 0:
+        yield f"augment.blur_kernel={values['augment.blur_kernel']} is even; use an odd number."
+
+
+def _rope(values: Values) -> Iterator[str]:
+    base, low, high = (values[f"rope.{name}"] for name in ("base", "min_period", "max_period"))
+    if base is not None and (low is not None or high is not None):
+        yield (
+            f"rope.base={base} excludes rope.min_period={low} and rope.max_period={high}; "
+            "set base to None, or both periods to None."
+        )
+    elif base is None and (low is None or high is None):
+        yield (
+            f"rope.base is None, rope.min_period={low}, rope.max_period={high}; "
+            "set base, or both periods."
+        )
+    elif base is None and low >= high:
+        yield f"rope.min_period={low} is not below rope.max_period={high}; swap them."
+
+
+def _steps(values: Values) -> Iterator[str]:
+    steps = values["num_steps"]
+    for name in SCHEDULES:
+        warmup, cosine = values[f"{name}.warmup"], values[f"{name}.cosine"]
+        if warmup > steps:
+            yield f"{name}.warmup={warmup} exceeds num_steps={steps}; use {steps} or fewer."
+        elif cosine is not None and warmup + cosine > steps:
+            yield (
+                f"{name}.warmup={warmup} and cosine={cosine} exceed num_steps={steps}; "
+                f"use cosine={steps - warmup} or fewer, or None for all that remain."
+            )
+    freeze = values["optim.freeze_last_layer"]
+    if freeze > steps:
+        yield f"optim.freeze_last_layer={freeze} exceeds num_steps={steps}; use {steps} or fewer."
+
+
+def _gram(values: Values) -> Iterator[str]:
+    size, tokens = values["crops.gram_size"], values["gram.tokens"]
+    if not values["gram.enabled"]:
+        if size is not None:
+            yield f"crops.gram_size={size} but gram.enabled is False; set one of them back."
+        return
+    if tokens != "all" and values["gram.per_image"]:
+        yield f"gram.tokens={tokens!r} needs gram.per_image=False; set it, or gram.tokens='all'."
+    if values["gram.teacher"] == "ema" and size is not None:
+        yield (
+            f"gram.teacher='ema' uses this step's global crops, but crops.gram_size={size}; "
+            "set it to None, or gram.teacher='frozen'."
+        )
+
+
+def _pairs(values: Values) -> Iterator[str]:
+    names = ("crops.global_area", "crops.local_area", "crops.aspect")
+    for name in (*names, "augment.blur_sigma", "masks.ratio", "masks.aspect"):
+        low, high = values[name]
+        if low > high:
+            yield f"{name}={values[name]} is not ascending; use {(high, low)}."
+
+
+def _around(value: int, step: int) -> str:
+    below = value // step * step
+    return f"{below} or {below + step}" if below else f"{step}"

@@ -1,0 +1,123 @@
+"""What a run directory tells, read without a device: config, scalars, checkpoints, incidents."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from dinojax.augment.masks import mask_counts
+from dinojax.metrics import read_metrics
+
+NUM_GLOBAL = 2  # global crops of an image
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFiles:
+    """A run as far as it has come. Lists are empty where a file does not exist (yet)."""
+
+    directory: Path
+    recipe: str
+    values: dict[str, Any]  # config: dotted key -> value
+    sources: dict[str, str]  # dotted key -> who set it
+    rows: list[dict[str, Any]]  # of training steps
+    evaluations: list[dict[str, Any]]  # k-NN and probe rows
+    checkpoints: list[int]  # steps of the stage
+    autopsies: list[dict[str, Any]]
+    bad_images: list[dict[str, Any]]
+    resumes: list[dict[str, Any]]
+    environment: dict[str, Any]
+    energy: dict[str, Any]
+
+    def column(self, name: str, last: float = 1.0) -> list[tuple[int, float]]:
+        """(step, value) of the last share of training rows that have a finite value."""
+        pairs = [(row["step"], row[name]) for row in self.rows if row.get(name) is not None]
+        return pairs[len(pairs) - math.ceil(len(pairs) * last) :]
+
+
+def read_run(directory: str | Path) -> RunFiles:
+    """Raises FileNotFoundError if it is no run directory, ValueError for a file that is damaged."""
+    directory = Path(directory)
+    path = directory / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{directory} holds no config.json; name a run directory.")
+    saved = _json(path)
+    values = dict(_flat(saved["config"]))
+    rows = read_metrics(directory / "metrics.jsonl")
+    folder = directory / "checkpoints" / values["stage"]
+    autopsies = sorted(directory.glob("autopsy/*/step.json"), key=lambda p: int(p.parent.name))
+    return RunFiles(
+        directory=directory,
+        recipe=saved["recipe"],
+        values=values,
+        sources=saved["sources"],
+        rows=[row for row in rows if "total" in row],
+        evaluations=[row for row in rows if "total" not in row],
+        checkpoints=sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit()),
+        autopsies=[_json(path) for path in autopsies],
+        bad_images=[row for p in sorted(directory.glob("bad_images*.jsonl")) for row in _lines(p)],
+        resumes=_lines(directory / "resumes.jsonl"),
+        environment=_json(directory / "env.json"),
+        energy=_json(directory / "energy.json"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Between which values a loss moves: what perfect and what empty predictions give."""
+
+    floor: float
+    chance: float
+
+    def position(self, loss: float) -> float:
+        """0 at the floor, 1 at chance."""
+        return (loss - self.floor) / max(self.chance - self.floor, 1e-6)
+
+
+def loss_ranges(values: dict[str, Any]) -> dict[str, Range]:
+    """Term -> Range, from config values.
+
+    A student that says nothing has the cross-entropy log K. Sinkhorn gives every prototype the
+    same share of the N rows of the batch, so no target exceeds about N / K and no cross-entropy
+    falls below about log(K / N); with softmax centering it can reach 0. The iBOT term is a sum over
+    masked crops divided by all crops, hence the share.
+    """
+    group, batch = values["group_size"], values["batch_size"]
+    side = values["crops.global_size"] // values["model.patch_size"]
+    counts = mask_counts(
+        group * NUM_GLOBAL, side**2, rate=values["masks.rate"], ratio=tuple(values["masks.ratio"])
+    )
+    share = sum(count > 0 for count in counts) / (group * NUM_GLOBAL)
+    balanced = values["losses.centering"] == "sinkhorn"
+
+    def make(prototypes: int, num_rows: int, share: float) -> Range:
+        floor = max(0.0, math.log(prototypes / max(num_rows, 1))) if balanced else 0.0
+        return Range(share * floor, share * math.log(prototypes))
+
+    dino = make(values["dino_head.prototypes"], batch * NUM_GLOBAL, 1.0)
+    num_masked = sum(counts) * batch // group
+    ibot = make(values["ibot_head.prototypes"], num_masked, share)
+    return {"dino_local": dino, "dino_global": dino, "ibot": ibot}
+
+
+def _flat(tree: dict[str, Any], prefix: str = ""):
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error}); repair or remove it.") from error
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSON-lines file; a last line that was being written is left out."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -1,0 +1,89 @@
+"""What a run carries from step to step, created directly in its sharding."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from dinojax import keys, mesh
+from dinojax.mesh import Layout
+from dinojax.models.layers import Named
+from dinojax.objective import Objective
+
+
+@struct.dataclass
+class State:
+    """Everything a step reads and writes. All floats are float32."""
+
+    step: jax.Array  # int32, updates done
+    key: jax.Array  # PRNG key of the seed
+    student: dict  # {"backbone", "dino_head", "ibot_head"}: takes the gradient
+    ema: dict  # the student's moving average: gives targets, is evaluated and exported
+    gram: dict | None  # a frozen earlier ema, backbone only
+    opt_state: tuple
+    centers: dict  # {"dino" [K], "ibot" [K]} with softmax centering, else empty
+    bad_steps: jax.Array  # int32, steps in a row, up to the last, that were not finite
+
+
+def init_params(objective: Objective, key: jax.Array) -> dict:
+    """Random parameters of backbone and heads, with the names of their axes still attached."""
+    spec = objective.backbone.spec
+    init_keys = jax.random.split(keys.stream(key, "init"), 3)
+    pixels = jnp.zeros((1, spec.patch_size, spec.patch_size, spec.channels), spec.dtype)
+    token = jnp.zeros((1, spec.width), spec.dtype)
+    with mesh.off():  # one image is as good as any, and does not divide over devices
+        return {
+            "backbone": objective.backbone.init(init_keys[0], [pixels])["params"],
+            "dino_head": objective.dino_head.init(init_keys[1], token)["params"],
+            "ibot_head": objective.ibot_head.init(init_keys[2], token)["params"],
+        }
+
+
+def _init(objective: Objective, optimizer, key: jax.Array) -> State:
+    student = init_params(objective, key)
+    centers = {}
+    if objective.losses.centering == "softmax":
+        heads = {"dino": objective.dino_head, "ibot": objective.ibot_head}
+        centers = {name: jnp.zeros(head.spec.prototypes) for name, head in heads.items()}
+    frozen = objective.gram is not None and objective.gram.teacher == "frozen"
+    return State(
+        step=jnp.zeros((), jnp.int32),
+        key=key,
+        student=student,
+        ema=jax.tree.map(jnp.copy, student),
+        gram=jax.tree.map(jnp.copy, student["backbone"]) if frozen else None,
+        opt_state=optimizer.init(student),
+        centers=centers,
+        bad_steps=jnp.zeros((), jnp.int32),
+    )
+
+
+def abstract(objective: Objective, optimizer, layout: Layout) -> State:
+    """Shapes, dtypes and shardings of a State, without any memory.
+
+    Raises ValueError if a parameter cannot be sharded over the mesh, naming all that cannot.
+    """
+    boxed = jax.eval_shape(lambda: _init(objective, optimizer, jax.random.key(0)))
+    is_box = lambda leaf: isinstance(leaf, Named)  # noqa: E731
+    named_shapes = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (box.value.shape, box.names)
+        for path, box in jax.tree_util.tree_leaves_with_path(boxed.student, is_leaf=is_box)
+    }
+    mesh.check(layout, named_shapes)
+
+    def place(leaf):
+        names = leaf.names if is_box(leaf) else ()
+        leaf = leaf.value if is_box(leaf) else leaf
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout.sharding(*names))
+
+    return jax.tree.map(place, boxed, is_leaf=is_box)
+
+
+def create(objective: Objective, optimizer, layout: Layout, seed: int) -> State:
+    """A new State; every device makes only its own part."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract(objective, optimizer, layout))
+
+    def init(key):
+        return nn.meta.unbox(_init(objective, optimizer, key))
+
+    return jax.jit(init, out_shardings=shardings)(jax.random.key(seed))

@@ -1,0 +1,112 @@
+"""One training update, as a pure function of (state, batch, now). Reads no config."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dinojax import health, keys, mesh
+from dinojax.augment.spec import ViewSpec
+from dinojax.augment.views import Views, make_views
+from dinojax.objective import Inputs, Objective
+from dinojax.optim import part_norms
+from dinojax.state import State
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """`step(state, batch, now) -> (state, scalars)`; train.py compiles it with its shardings.
+
+    batch: {"images" uint8 [B, S, S, C], "sizes" int32 [B, 2]}; now: the schedules' values at this
+    step as scalars, so that they are exact and a change of schedule never recompiles.
+    """
+
+    objective: Objective
+    optimizer: optax.GradientTransformationExtraArgs
+    view_spec: ViewSpec
+    accumulate: int = 1
+
+    def __call__(self, state: State, batch: dict, now: dict) -> tuple[State, dict]:
+        return self.update(state, self.inputs(state, self.views(state, batch)), now)
+
+    def views(self, state: State, batch: dict) -> Views:
+        """Crops and masks of the step that the state is about to take."""
+        key = jax.random.fold_in(state.key, state.step)
+        per_group = functools.partial(functools.partial, mesh.per_group)
+        return make_views(key, batch["images"], batch["sizes"], self.view_spec, per_group=per_group)
+
+    def inputs(self, state: State, views: Views) -> Inputs:
+        """Views with the keys of their groups."""
+        key = jax.random.fold_in(state.key, state.step)
+        num_groups = views.masked_UM.shape[0]
+        return Inputs(
+            views=views,
+            drop_keys_U=keys.group_keys(key, "drop", num_groups),
+            rope_keys_U=keys.group_keys(key, "rope", num_groups),
+        )
+
+    def update(self, state: State, inputs: Inputs, now: dict) -> tuple[State, dict]:
+        """Teacher targets -> student gradients -> optimizer -> moving average.
+
+        A step whose loss or gradient is not finite changes nothing but the step number.
+        """
+        parts = mesh.split_batch(inputs, self.accumulate)
+        targets, (centers, seen) = self.targets(state, parts, now)
+        grads, terms = self.gradients(state.student, parts, targets, now)
+        norms = {f"grad_norm/{part}": norm for part, norm in part_norms(grads).items()}
+        ok = health.all_finite({"total": terms["total"], **norms})
+
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.student, now=now)
+        student = optax.apply_updates(state.student, updates)
+        ema = optax.incremental_update(student, state.ema, 1.0 - now["momentum"])
+        bad_steps = jnp.where(ok, 0, state.bad_steps + 1)
+
+        new = dict(student=student, ema=ema, opt_state=opt_state, centers=centers)
+        old = {name: getattr(state, name) for name in new}
+        kept = health.keep_if(ok, new, old)
+        moved = health.relative_change(kept["ema"]["backbone"], state.ema["backbone"])
+        state = dataclasses.replace(state, **kept, step=state.step + 1, bad_steps=bad_steps)
+        return state, {**terms, **norms, **seen, "ema_change": moved, "bad_steps": bad_steps}
+
+    def targets(self, state: State, parts: Inputs, now: dict):
+        """Targets of all micro-batches together, with (the next centers, health of the teacher).
+
+        Sinkhorn runs once, over the whole batch.
+        """
+
+        def outputs(part):
+            return self.objective.teacher_outputs(state.ema, state.gram, part)
+
+        whole = mesh.merge_batch(_map(outputs, parts, self.accumulate))
+        targets, centers = self.objective.assign(whole, state.centers, now)
+        seen = self.objective.teacher_health(whole, targets)
+        return mesh.split_batch(targets, self.accumulate), (centers, seen)
+
+    def gradients(self, student: dict, parts: Inputs, targets, now: dict):
+        """Mean gradient and terms over the micro-batches, one in memory at a time."""
+
+        def gradient(part):
+            inputs, targets = part
+            grad = jax.grad(self.objective.loss, has_aux=True)
+            return grad(student, inputs, targets, now)
+
+        if self.accumulate == 1:
+            return _map(gradient, (parts, targets), 1, squeeze=True)
+
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, gradient(part)), None
+
+        shapes = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], (parts, targets)))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        total, _ = jax.lax.scan(add, zeros, (parts, targets))
+        return jax.tree.map(lambda x: x / self.accumulate, total)
+
+
+def _map(function, parts, num_parts: int, *, squeeze: bool = False):
+    """function over the leading axis of micro-batches; one micro-batch needs no loop."""
+    if num_parts > 1:
+        return jax.lax.map(function, parts)
+    out = function(jax.tree.map(lambda x: x[0], parts))
+    return out if squeeze else jax.tree.map(lambda x: x[None], out)

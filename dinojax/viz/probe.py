@@ -1,0 +1,71 @@
+"""The same few images through the ema again and again: pictures over time and their drift."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from dinojax.data.quarantine import read_or_replace
+from dinojax.viz.pictures import patch_sheet
+
+NUM_IMAGES = 6
+
+
+class Probe:
+    """Images spread over a source, looked at whenever the ema is evaluated.
+
+    source: indexable, its items have `pixels`. transform: pixels to the network's input.
+    directory receives patches-STEP.png (PCA and similarity to the middle patch).
+    """
+
+    def __init__(self, source, transform: Callable, directory: Path, *, patch_size: int):
+        self._source, self._transform = source, transform
+        self._directory, self._patch_size = directory, patch_size
+        self._images: np.ndarray | None = None
+
+    def look(self, embed: Callable, params: dict, step: int) -> dict[str, float]:
+        """Draw the sheet of a step; scalars {"probe/drift"} from the second look on.
+
+        Drift: root mean squared difference of the cosines between patches to those of the look
+        before, over pairs of different patches of one image; 0 (same) to 2.
+        """
+        if self._images is None:
+            self._images = self._read()
+        patches_BPD = np.asarray(embed(params, self._images)[2])
+        rows, columns = (side // self._patch_size for side in self._images.shape[1:3])
+        path = self._directory / f"patches-{step:08d}.png"
+        patch_sheet(path, self._images, patches_BPD, grid=(rows, columns))
+        before = self._before(step)
+        # On disk, so that a run that continues goes on comparing.
+        draft = self._directory / "last-look.draft.npz"
+        np.savez(draft, step=step, patches=patches_BPD)
+        os.replace(draft, self._directory / "last-look.npz")
+        return {} if before is None else {"probe/drift": drift(before, patches_BPD)}
+
+    def _read(self) -> np.ndarray:
+        num = len(self._source)
+        picked = np.linspace(0, num - 1, min(NUM_IMAGES, num)).astype(int)
+        examples = [read_or_replace(self._source, int(index), None)[0] for index in picked]
+        return np.stack([self._transform(example.pixels) for example in examples])
+
+    def _before(self, step: int) -> np.ndarray | None:
+        path = self._directory / "last-look.npz"
+        if not path.exists():
+            return None
+        with np.load(path) as saved:
+            return saved["patches"] if saved["step"] < step else None
+
+
+def drift(before_BPD: np.ndarray, after_BPD: np.ndarray) -> float:
+    """Root mean squared difference of the cosines between different patches of one image."""
+    difference_BPP = _cosines(after_BPD) - _cosines(before_BPD)
+    others_PP = ~np.eye(before_BPD.shape[1], dtype=bool)
+    return float(np.sqrt(np.mean(difference_BPP[:, others_PP] ** 2)))
+
+
+def _cosines(patches_BPD: np.ndarray) -> np.ndarray:
+    values_BPD = np.asarray(patches_BPD, np.float64)
+    norms_BP1 = np.linalg.norm(values_BPD, axis=-1, keepdims=True)
+    unit_BPD = values_BPD / np.maximum(norms_BP1, 1e-12)
+    return np.einsum("bpd,bqd->bpq", unit_BPD, unit_BPD)

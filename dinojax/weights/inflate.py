@@ -1,0 +1,45 @@
+"""A patch embedding for another number of channels, made from the one that there is."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dinojax.weights.tensors import Tensor
+
+NAME = "patch_embed.proj.weight"
+WAYS = ("repeat", "mean", "zero")
+
+
+def inflate(kernel: Tensor, channels: int, how: str | Sequence[int]) -> Tensor:
+    """Kernel [D, C, p, p] for `channels` channels.
+
+    repeat: the old channels in turn, times C / channels, so that equal channels give the same
+    response as before. mean: their mean in every channel, likewise scaled. zero: the old channels
+    first, the further ones see nothing. A list gives for each new channel the old one to copy, -1
+    for none; nothing is scaled. Raises ValueError for anything else.
+    """
+    old = kernel.shape[1]
+    if isinstance(how, str) and how not in WAYS:
+        raise ValueError(
+            f"--inflate {how} is unknown; choose of {', '.join(WAYS)}, or a list such as 0,1,2,-1."
+        )
+    if how == "zero" and channels < old:
+        raise ValueError(f"--inflate zero cannot drop channels ({old} to {channels}); give a list.")
+    if not isinstance(how, str):
+        if len(how) != channels or not all(-1 <= number < old for number in how):
+            raise ValueError(
+                f"--inflate {','.join(map(str, how))} must name, for each of {channels} channels, "
+                f"one of 0 to {old - 1}, or -1."
+            )
+
+    def layout(x: np.ndarray) -> np.ndarray:
+        if how == "mean":
+            whole = x.mean(axis=1, keepdims=True, dtype=np.float32).astype(x.dtype)
+            return np.repeat(whole, channels, axis=1) * x.dtype.type(old / channels)
+        if how == "repeat":
+            return x[:, np.arange(channels) % old] * x.dtype.type(old / channels)
+        zero = [*range(old), *[-1] * (channels - old)]
+        picked = np.asarray(zero if isinstance(how, str) else how)
+        return np.where(picked[:, None, None] >= 0, x[:, picked], 0).astype(x.dtype)
+
+    return kernel.map(layout)

@@ -1,0 +1,250 @@
+"""A backbone from a file or folder of any format, ready to be called, with its load report."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dinojax.models.vit import Features, Vit, VitSpec
+from dinojax.weights import fingerprint, hf, meta, preprocess, specs, timm
+from dinojax.weights.formats import FORMATS, check, detect
+from dinojax.weights.preprocess import Preprocessing
+from dinojax.weights.report import LoadReport, check_values, match
+from dinojax.weights.tensors import PICKLES, Tensors, open_tensors
+
+HEADS = ("dino_head.", "ibot_head.")
+WRAPPER = "module."  # of networks saved from inside PyTorch's data-parallel wrapper
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """Parameters and what is needed to use them. Called with images it gives Features.
+
+    images: [B, H, W, C], normalised floats (see `preprocessing`); sides of any size, what does
+    not fill a patch at the right and bottom is not seen.
+    """
+
+    spec: VitSpec
+    params: dict[str, Any]
+    preprocessing: Preprocessing
+    report: LoadReport
+
+    def __call__(self, images_BHWC) -> Features:
+        self._check(images_BHWC)
+        return _forward(self.spec, self.params, images_BHWC)
+
+    def intermediate(
+        self, images_BHWC, layers: int | Sequence[int], *, norm: bool = True
+    ) -> list[Features]:
+        """Features after some blocks; `layers` as for `Vit.intermediate`."""
+        self._check(images_BHWC)
+        layers = layers if isinstance(layers, int) else tuple(layers)
+        return _intermediate(self.spec, self.params, images_BHWC, layers, norm)
+
+    def _check(self, images_BHWC) -> None:
+        if images_BHWC.ndim != 4 or images_BHWC.shape[3] != self.spec.channels:
+            raise ValueError(
+                f"images have shape {images_BHWC.shape}; this backbone takes "
+                f"[B, H, W, {self.spec.channels}]."
+            )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _forward(spec: VitSpec, params, images_BHWC) -> Features:
+    return Vit(spec).apply({"params": params}, [images_BHWC])[0]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def _intermediate(spec: VitSpec, params, images_BHWC, layers, norm) -> list[Features]:
+    vit: Any = Vit(spec)
+    return vit.apply({"params": params}, images_BHWC, layers, norm=norm, method="intermediate")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """An opened file: names are known, no tensor is read. Backbone tensors in the file's names."""
+
+    path: Path
+    format: str
+    tensors: Tensors
+    heads: Tensors
+    config: dict[str, Any] | None
+    processor: dict[str, Any] | None  # preprocessor_config.json
+    provenance: dict[str, Any] | None
+
+
+def open_source(path: str | Path, *, format: str | None = None, prefix: str = "") -> Source:
+    """Open a file, or a folder with one. See `load` for the arguments and errors."""
+    path = Path(path)
+    file = _weights_file(path) if path.is_dir() else path
+    tensors = open_tensors(file)
+    if prefix and not any(name.startswith(prefix) for name in tensors):
+        raise ValueError(f"{path} has no name that begins with {prefix!r}.")
+    tensors = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    tensors = {name.removeprefix(WRAPPER): tensor for name, tensor in tensors.items()}
+    heads = {name: tensor for name, tensor in tensors.items() if name.startswith(HEADS)}
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in heads}
+    if any(name.startswith("backbone.") for name in tensors):
+        tensors = {name.removeprefix("backbone."): tensor for name, tensor in tensors.items()}
+    config = _json(file.parent / "config.json")
+    names = list(tensors)
+    told = check(format, names, str(path)) if format else detect(names, config, str(path))
+    return Source(
+        path=path,
+        format=told,
+        tensors=tensors,
+        heads=heads,
+        config=config,
+        processor=_json(file.parent / "preprocessor_config.json"),
+        provenance=_json(file.parent / "provenance.json"),
+    )
+
+
+def _weights_file(folder: Path) -> Path:
+    found = [
+        file
+        for file in sorted(folder.iterdir())
+        if file.name.endswith(".safetensors.index.json")
+        or (file.suffix in (".safetensors", *PICKLES) and not file.name.startswith("heads."))
+    ]
+    index = [file for file in found if file.name.endswith(".json")]
+    best = index or [file for file in found if file.suffix == ".safetensors"] or found
+    if len(best) != 1:
+        names = ", ".join(file.name for file in best) or "none"
+        raise FileNotFoundError(f"{folder} must hold one file of weights; found {names}.")
+    return best[0]
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
+
+
+def load(
+    path: str | Path,
+    *,
+    format: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    allow: Sequence[str] = (),
+    prefix: str = "",
+) -> Backbone:
+    """A backbone from a .pth or .safetensors file, or a folder that holds one.
+
+    format: meta, hf, timm or dinojax; None = told from the names. overrides: fields of the spec,
+    such as num_heads, norm or rope.base, that the file does not tell or tells wrongly. allow:
+    patterns of names that may be missing or unexpected. prefix: taken off all names.
+    Raises ValueError when the file is not, in every tensor, this backbone; FileNotFoundError.
+    """
+    source = open_source(path, format=format, prefix=prefix)
+    _check_digests(source)
+    found, spec, report = resolve(source, overrides=overrides or {}, allow=allow)
+    params = materialize(found, spec, str(path))
+    backbone = Backbone(spec, params, preprocessing(source, spec)[0], report)
+    provenance = source.provenance or {}
+    if "features" in provenance and not overrides:
+        fingerprint.check(fingerprint.features(backbone), provenance["features"], str(path))
+    return backbone
+
+
+def resolve(
+    source: Source, *, overrides: Mapping[str, Any], allow: Sequence[str] = ()
+) -> tuple[Tensors, VitSpec, LoadReport]:
+    """Tensors in the reference's names, the spec they make, and the report; nothing is read.
+
+    Only small constants are looked at: RoPE periods and bias masks.
+    """
+    format, name = FORMATS[source.format], str(source.path)
+    found, unknown = format.to_reference(source.tensors)
+    notes: list[str] = []
+    known = specs.override(_given(source), dict(overrides))
+    spec, assumed = specs.infer(found, known, name)
+    notes += [*assumed, *preprocessing(source, spec)[1]]
+    found = _without_buffers(found, spec, notes)
+    report = match(
+        specs.expected(spec),
+        found,
+        unknown,
+        source=name,
+        format=source.format,
+        allow=allow,
+        optional=list(format.left_out(spec)),
+        notes=notes,
+    )
+    return found, spec, report
+
+
+def _given(source: Source) -> dict[str, Any]:
+    """Fields of the spec that files beside the weights tell."""
+    if source.config is None:
+        return {}
+    if source.format == "hf" and "model_type" in source.config:
+        return hf.given(source.config)
+    if source.format == "timm" and "architecture" in source.config:
+        return timm.given(source.config)
+    if "backbone" in source.config:
+        fields = specs.to_json(specs.from_json(source.config["backbone"]))
+        del fields["family"]
+        return fields
+    return {}
+
+
+def _without_buffers(found: Tensors, spec: VitSpec, notes: list[str]) -> Tensors:
+    """Without RoPE periods and bias masks; a bias whose mask hides more than k is folded."""
+    kept = {name: t for name, t in found.items() if not meta.BUFFERS.fullmatch(name)}
+    usual = np.repeat([1.0, 0.0, 1.0], spec.width)
+    folded = 0
+    for name, tensor in found.items():
+        if name.endswith("bias_mask"):
+            bias, mask = name.removesuffix("_mask"), tensor.read().astype(np.float32)
+            if bias in kept and not np.array_equal(mask, usual):
+                kept[bias] = kept[bias].map(functools.partial(_hide, mask))
+                folded += 1
+    if folded:
+        notes.append(f"{folded} bias masks hide more than k's third: folded into the biases")
+    return kept
+
+
+def _hide(mask: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    return np.where(mask == 0, np.zeros_like(bias), bias)
+
+
+def preprocessing(source: Source, spec: VitSpec) -> tuple[Preprocessing, list[str]]:
+    """What the files beside the weights say about pixels, or what is assumed, with a note."""
+    config = source.config or {}
+    for own in (source.provenance or {}, config):  # other libraries' words may say less
+        if "preprocessing" in own:
+            return Preprocessing.from_json(own["preprocessing"]), []
+    if source.processor is not None:
+        return preprocess.from_hf(source.processor), []
+    if "mean" in config.get("pretrained_cfg", {}):
+        return preprocess.from_timm(config["pretrained_cfg"]), []
+    found, note = preprocess.assumed(spec.channels)
+    return found, [note]
+
+
+def materialize(found: Tensors, spec: VitSpec, source: str) -> dict[str, Any]:
+    """Our tree of float32 parameters. What the file lacks (by permission) is as initialised."""
+    arrays = {name: tensor.read().astype(np.float32) for name, tensor in found.items()}
+    wanted = specs.expected(spec)
+    arrays = {name: array for name, array in arrays.items() if name in wanted}
+    check_values(arrays, source)
+    if missing := [name for name in wanted if name not in arrays]:
+        arrays |= specs.initial(spec, missing)
+    tree = meta.to_ours(arrays, num_heads=spec.num_heads)
+    return jax.tree.map(jnp.asarray, tree)
+
+
+def _check_digests(source: Source) -> None:
+    """Every tensor is, bit by bit, the one that was written, where this was written down."""
+    if source.provenance is not None:
+        fingerprint.check_digests(source.tensors, source.provenance["digests"], str(source.path))

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Check and test everything, from nothing but Python: style, types, fast tests, slow tests.
+# DINOJAX_TEST_ALL=1 runs the fast tests on another Python found here as well, the newest one,
+# with the newest releases it can have.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+cd "$ROOT"
+
+make_env "$ROOT/.venv-test" test
+# Comparisons with PyTorch, transformers and timm run where they are installed (extra `torch`).
+# Compiling is what the tests cost: what one of them compiled, the next one finds here.
+export JAX_COMPILATION_CACHE_DIR="$ROOT/.venv-test/compiled"
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.2 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
+echo "== style and types"
+PYTHON=.venv-test/bin/python bash launch/check.sh
+echo "== fast tests"
+.venv-test/bin/python -m pytest --quiet -n 2
+echo "== slow tests"
+status=0
+.venv-test/bin/python -m pytest --quiet -n 2 -m slow || status=$?
+[ "$status" -eq 5 ] || [ "$status" -eq 0 ] || exit "$status"  # 5: there are none
+
+if [ "${DINOJAX_TEST_ALL:-0}" = 1 ]; then
+    own="$(.venv-test/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
+    for version in 3.14 3.13 3.12 3.11; do
+        python="$(python_of "$version")"
+        if [ "$version" = "$own" ] || [ -z "$python" ]; then
+            continue
+        fi
+        echo "== fast tests on Python $version"
+        PYTHON="$python" make_env "$ROOT/.venv-test-$version" test
+        ".venv-test-$version/bin/python" -m pytest --quiet -n 2
+        break
+    done
+fi
+echo "all passed in ${SECONDS} s"

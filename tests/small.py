@@ -1,0 +1,164 @@
+"""The tiny recipe shrunk further for tests of the core, and a step that can be looked into.
+
+Compiling is what such tests cost, so they share configs and leave XLA's optimizations off.
+"""
+
+import dataclasses
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dinojax import config as configs
+from dinojax import mesh, program
+from dinojax.config import Config
+from dinojax.program import Program
+from dinojax.step import Step
+
+FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+# Everything that could depend on devices is on; optim.eps is large because Adam makes an update
+# of full length even out of a gradient that is nothing but rounding.
+OVERRIDES = (
+    *(
+        "batch_size=32",
+        "group_size=2",
+        "data.box_size=40",
+        "crops.num_local=2",
+        "log.pictures=False",
+    ),
+    *("augment.blur_rates=0.0,0.0,0.0", "model.width=16", "model.num_heads=2"),
+    *("model.num_registers=2", "model.drop_path=0.3", "rope.rescale=2.0", "optim.eps=1e-3"),
+)
+STEP = 3  # what the states made here have done
+
+
+def config(*overrides: str) -> Config:
+    """The tiny recipe, smaller than its `smoke`; overrides go last."""
+    given = {override.split("=")[0] for override in overrides}
+    kept = [override for override in OVERRIDES if override.split("=")[0] not in given]
+    return configs.load("tiny", [*kept, *overrides], smoke=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorder(Step):
+    """The step, whose scalars come with the targets of the whole batch and with the gradients."""
+
+    seen: dict = dataclasses.field(default_factory=dict, compare=False)
+
+    def targets(self, state, parts, now):
+        targets, centers = super().targets(state, parts, now)
+        self.seen["targets"] = mesh.merge_batch(targets)
+        return targets, centers
+
+    def gradients(self, student, parts, targets, now):
+        grads, terms = super().gradients(student, parts, targets, now)
+        self.seen["grads"] = grads
+        return grads, terms
+
+    def __call__(self, state, batch, now):
+        state, scalars = super().__call__(state, batch, now)
+        return state, {"scalars": scalars, **self.seen}
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A compiled recording step and what it takes."""
+
+    program: Program
+    step: Any
+
+    def __call__(self, state=None, *, now: dict | None = None):
+        """(next state, {"scalars", "targets", "grads"}); the state is donated."""
+        with mesh.use(self.program.layout):
+            state = numbers(self.program) if state is None else state
+            return self.step(state, images(self.program), self.program.now(STEP) | (now or {}))
+
+
+COLLECTIVE = re.compile(
+    r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
+)
+SHAPE = re.compile(r"[a-z]+\d+\[([\d,]*)\]")
+
+
+def collectives(compiled) -> list[tuple[str, list[tuple[int, ...]]]]:
+    """Every collective of a compiled program, with the `sides` of its results."""
+    return [
+        (name, [sides(map(int, shape.split(","))) for shape in SHAPE.findall(to) if shape])
+        for to, name in COLLECTIVE.findall(compiled.as_text())
+    ]
+
+
+def sides(shape) -> tuple[int, ...]:
+    """The sizes above 1 of a shape in ascending order: the same however it is transposed."""
+    return tuple(sorted(size for size in shape if size > 1))
+
+
+def compiled(config: Config) -> Compiled:
+    """Everything a config makes, its step recording and compiled quickly."""
+    built = program.build(config, mesh.make(config.mesh.strategy, config.mesh.devices))
+    step = Recorder(**{f.name: getattr(built.step, f.name) for f in dataclasses.fields(Step)})
+    with mesh.use(built.layout):
+        inputs = built.abstract_inputs()
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, inputs[0])
+        # What is recorded stays where it is, or recording would add collectives.
+        traced = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)).lower(*inputs)
+        return Compiled(built, traced.compile(compiler_options=FAST))
+
+
+def numbers(program: Program, seed: int = 0):
+    """A state of numbers from numpy, each tree with its own, far from any special value."""
+    rng = np.random.default_rng(seed)
+
+    def fill(path, leaf):
+        names = [str(getattr(key, "key", getattr(key, "name", None))) for key in path]
+        if names[-1] in ("step", "count"):
+            value = jnp.asarray(STEP, leaf.dtype)
+        elif names[-1] == "key":
+            value = jax.random.key(seed)
+        else:
+            noise = 0.1 * rng.normal(size=leaf.shape)
+            offset = 1.0 if names[-1] in ("scale", "scale1", "scale2") else 0.0
+            value = jnp.asarray(noise**2 if "nu" in names else offset + noise, leaf.dtype)
+        return jax.device_put(value, leaf.sharding)
+
+    return jax.tree_util.tree_map_with_path(fill, program.abstract_state())
+
+
+def images(program: Program) -> dict[str, jax.Array]:
+    """A batch of boxes with images of all sizes, the same on any devices."""
+    rng = np.random.default_rng(0)
+    num, side = program.batch_shape[:2]
+    batch = {
+        "images": rng.integers(0, 256, program.batch_shape, np.uint8),
+        "sizes": rng.integers(side // 2, side + 1, (num, 2)).astype(np.int32),
+    }
+    return mesh.global_batch(program.layout, batch)
+
+
+def assert_close(got, want, tolerance: float = 1e-5):
+    """Leaf by leaf, relative to the largest entry of each; keys and integers exactly."""
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True
+    ):
+        name = jax.tree_util.keystr(path)
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        a, b = np.asarray(a), np.asarray(b)
+        assert np.all(np.isfinite(b)), name
+        largest = np.max(np.abs(b), initial=0.0) if b.dtype.kind == "f" else 0.0
+        np.testing.assert_allclose(a, b, rtol=0.0, atol=tolerance * largest, err_msg=name)
+
+
+def same(got, want) -> bool:
+    """Whether two trees are equal to the last bit."""
+    pairs = zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
+    return all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in pairs)
+
+
+def flat_smoke() -> list[str]:
+    """What the tiny recipe's `smoke` changes, as `key=value` strings for the command line."""
+    full, smoke = configs.load("tiny"), configs.load("tiny", smoke=True)
+    return [f"{key}={value!r}" for key, _, value in configs.diff(full, smoke)]

@@ -1,0 +1,83 @@
+"""Backbones by name: what a config builds, what it refuses, and a DINOv2 backbone in training."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dinojax import program
+from dinojax.models import zoo
+from dinojax.models.convnext import ConvNext
+from dinojax.models.vit import Vit
+from tests import small
+
+DINOV2 = ("model.name=dinov2_vits", "rope.rescale=None")
+
+
+def backbone(config):
+    return zoo.backbone(
+        config.model, config.rope, channels=3, attention="plain", dtype=jnp.dtype(jnp.float32)
+    )
+
+
+def test_a_convnext_is_built_by_name():
+    config = small.config("model.name=convnext_tiny", "model.drop_path=0.1")
+    net = backbone(config)
+    assert isinstance(net, ConvNext)
+    assert (net.spec.depths, net.spec.width, net.spec.drop_path) == ((3, 3, 9, 3), 768, 0.1)
+    assert (net.spec.patch_size, net.spec.grid(224, 100)) == (32, (7, 3))
+
+
+def test_a_convnext_cannot_be_pretrained():
+    config = small.config("model.name=convnext_tiny")
+    with pytest.raises(ValueError, match="'convnext_tiny' cannot be pretrained.*no tokens to hide"):
+        program.build_objective(config, images_per_step=2)
+
+
+def test_a_dinov2_backbone_has_learned_positions_and_no_rope():
+    net = backbone(small.config(*DINOV2, "model.position_size=32", "model.position_offset=0"))
+    assert isinstance(net, Vit)
+    spec = net.spec
+    assert (spec.position, spec.position_size, spec.position_offset) == ("learned", 32, 0.0)
+    own = backbone(small.config(*DINOV2, "model.position=rope"))
+    assert own.spec.position == "rope"
+
+
+def test_settings_without_effect_are_left_unread():
+    learned = small.config(*DINOV2, "rope.base=50")
+    backbone(learned)
+    assert "rope.base" in learned.unread() and "model.position" not in learned.unread()
+    rope = small.config("model.position_size=64")
+    backbone(rope)
+    assert "model.position_size" in rope.unread() and "rope.rescale" not in rope.unread()
+
+
+def test_errors_name_the_key():
+    with pytest.raises(ValueError, match="model.position_size=36 is not a multiple.*patch_size=8"):
+        backbone(small.config(*DINOV2, "model.position_size=36"))
+    with pytest.raises(ValueError, match="'vitxl' is not in the zoo.*dinov2_vits.*convnext_tiny"):
+        backbone(small.config("model.name=vitxl"))
+    config = small.config("model.name=vits")
+    with pytest.raises(ValueError, match="'vits' is no ConvNeXt"):
+        zoo.convnext_spec(config.model, channels=3, dtype=jnp.dtype(jnp.float32))
+
+
+@pytest.mark.slow
+def test_a_dinov2_backbone_takes_a_training_step_at_its_own_sizes():
+    """Patches of 14 pixels, crops of 224 and 98: the loss is finite and every part learns."""
+    step = small.compiled(
+        small.config(
+            *(*DINOV2, "model.patch_size=14", "model.ffn=swiglu_fused", "mesh.devices=1"),
+            *("crops.global_size=224", "crops.local_size=98", "crops.num_local=1"),
+            *("batch_size=2", "group_size=2", "knn.crop_size=224", "knn.resize_size=224"),
+        )
+    )
+    after, seen = step()
+    assert np.isfinite(seen["scalars"]["total"])
+    backbone = seen["grads"]["backbone"]
+    assert backbone["positions"].shape == (1 + 16 * 16, 16)
+    assert (np.abs(backbone["positions"]).max(axis=1) > 0).all()
+    mlp = backbone["blocks"]["mlp"]
+    for grads in (mlp["w12"]["kernel"], mlp["w3"]["kernel"], backbone["mask_token"]):
+        assert np.isfinite(grads).all() and np.abs(grads).max() > 0
+    before = small.numbers(step.program).student["backbone"]["positions"]
+    assert not small.same(after.student["backbone"]["positions"], before)

@@ -1,0 +1,162 @@
+"""The doctor on runs made for the purpose: each illness is found, and health is not an illness."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from dinojax import config as configs
+from dinojax import doctor
+from dinojax.cli import main
+from dinojax.runs import loss_ranges, read_run
+
+NUM_ROWS = 80
+
+
+def healthy():
+    """Columns as the tiny recipe gives them: losses fall, norms settle, the teacher sharpens."""
+    t = np.linspace(0, 1, NUM_ROWS)
+    fall = np.exp(-6 * t)
+    return {
+        "total": 9.0 + 2.0 * fall,
+        "dino_local": 5.2 + 1.0 * fall,
+        "dino_global": 5.0 + 1.2 * fall,
+        "ibot": 2.5 + 0.6 * fall,
+        "koleo": -0.3 + 0.2 * fall,
+        "teacher_entropy/dino": 0.75 + 0.2 * fall,
+        "teacher_entropy/ibot": 0.7 + 0.2 * fall,
+        "prototypes_used/dino": 0.8 - 0.5 * fall,
+        "effective_rank": 20 - 10 * fall,
+        "cls_spread": 0.6 - 0.3 * fall,
+        "neighbor_distance": 0.7 - 0.2 * fall,
+        "duplicates": 0 * t,
+        "cls_patch_cosine": 0.3 + 0.1 * t,
+        "locality": 0.2 + 0 * t,
+        "patch_norm": 10 + t,
+        "patch_norm_max": 14 + t,
+        "grad_norm/backbone": 0.5 + fall,
+        "grad_norm/dino_head": 0.2 + fall,
+        "grad_norm/ibot_head": 0.3 + fall,
+        "ema_change": 1e-4 * (1 - t),
+        "lr": 1e-3 * (1.01 - t),
+        "momentum": 0.98 + 0.02 * t,
+        "data_wait": 0.01 + 0 * t,
+        "bad_steps": 0 * t,
+    }
+
+
+def run_dir(tmp_path, columns, *overrides, knn=(20.0, 40.0, 44.0)):
+    """A run directory as training leaves it."""
+    configs.save(configs.load("tiny", list(overrides)), tmp_path / "config.json")
+    rows = [
+        {"step": 15 * (n + 1), **{name: float(values[n]) for name, values in columns.items()}}
+        for n in range(NUM_ROWS)
+    ]
+    steps = [round(n * 1200 / max(len(knn) - 1, 1)) for n in range(len(knn))]
+    rows += [{"step": step, "knn/both": value} for step, value in zip(steps, knn, strict=True)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "checkpoints" / "pretrain" / "1200").mkdir(parents=True)
+    return tmp_path
+
+
+def names(tmp_path, columns, *overrides, **more):
+    """Names of problems and warnings."""
+    found = doctor.diagnose(read_run(run_dir(tmp_path, columns, *overrides, **more)))
+    return [finding.name for finding in found if finding.severity != "note"]
+
+
+def test_a_healthy_run_has_no_findings(tmp_path, capsys):
+    assert names(tmp_path, healthy()) == []
+    doctor.main(tmp_path)
+    assert "Nothing looks wrong" in capsys.readouterr().out
+
+
+LATE = np.linspace(0, 1, NUM_ROWS) > 0.5
+CHANCE = math.log(512)
+ILLNESSES = {
+    "the features have collapsed": {"effective_rank": 1.1, "cls_spread": 0.001},
+    "the features lose directions": {"effective_rank": 4.0},
+    "the dino loss is at chance": {"dino_local": CHANCE, "dino_global": CHANCE},
+    "the teacher is frozen": {"ema_change": 0.0},
+    "the teacher is almost uniform": {"teacher_entropy/dino": 0.995},
+    "waiting for data": {"data_wait": 0.4},
+    "near-duplicate images": {"duplicates": 0.1},
+    "patches with very long tokens": {"patch_norm_max": 300.0},
+    "patch features degrade": {"cls_patch_cosine": 0.8, "locality": 0.05},
+    "dino_global below its floor": {"dino_global": 0.2},
+}
+
+
+@pytest.mark.parametrize("name", ILLNESSES)
+def test_an_illness_is_found_and_nothing_else(tmp_path, name):
+    columns = healthy()
+    late = LATE if name != "the teacher is frozen" else LATE | True
+    for column, value in ILLNESSES[name].items():
+        columns[column] = np.where(late, value, columns[column])
+    assert names(tmp_path, columns) == [name]
+
+
+def test_exploding_gradients_are_found_in_their_part(tmp_path):
+    columns = healthy()
+    columns["grad_norm/backbone"] = np.where(np.arange(NUM_ROWS) > 65, 1732.0, 0.5)
+    assert names(tmp_path, columns) == ["exploding gradients in backbone"]
+
+
+@pytest.mark.parametrize("entropy,words", [(0.996, "no signal"), (0.4, "not learning")])
+def test_at_chance_the_teachers_entropy_tells_the_cause(tmp_path, entropy, words):
+    columns = healthy()
+    columns["dino_local"] = np.full(NUM_ROWS, CHANCE)
+    columns["teacher_entropy/dino"] = np.full(NUM_ROWS, entropy)
+    found = {f.name: f for f in doctor.diagnose(read_run(run_dir(tmp_path, columns)))}
+    finding = found["the dino loss is at chance"]
+    assert words in finding.meaning and "6.24" in finding.evidence
+    assert f"{entropy:.1%}" in finding.evidence
+
+
+@pytest.mark.parametrize(
+    "knn,name", [((20, 50, 30), "k-NN falls"), ((40, 30, 20), "worse than at the start")]
+)
+def test_falling_knn_is_found(tmp_path, knn, name):
+    assert names(tmp_path, healthy(), knn=knn) == [name]
+
+
+def test_steps_that_were_not_finite_are_reported_with_the_way_to_replay(tmp_path):
+    directory = run_dir(tmp_path, healthy())
+    (tmp_path / "autopsy" / "31").mkdir(parents=True)
+    content = {"step": 31, "culprit": "koleo is nan", "scalars": {"bad_steps": 3.0}}
+    (tmp_path / "autopsy" / "31" / "step.json").write_text(json.dumps(content))
+    first = doctor.diagnose(read_run(directory))[0]
+    assert first.severity == "problem" and "koleo is nan" in first.evidence
+    assert f"dinojax replay {tmp_path / 'autopsy' / '31'}" in first.advice
+
+
+def test_a_run_without_rows_or_checkpoints_gets_a_note(tmp_path, capsys):
+    configs.save(configs.load("tiny"), tmp_path / "config.json")
+    assert [finding.name for finding in doctor.main(tmp_path)] == ["no checkpoint yet"]
+    assert "Nothing to judge yet" in capsys.readouterr().out
+
+
+def test_many_prototypes_for_the_batch_are_noted(tmp_path):
+    columns = healthy()
+    for name in ("dino_local", "dino_global"):
+        columns[name] = columns[name] + 5.0
+    found = doctor.diagnose(read_run(run_dir(tmp_path, columns, "dino_head.prototypes=65536")))
+    assert "many prototypes for this batch" in [finding.name for finding in found]
+
+
+def test_ranges_of_the_losses():
+    """65,536 prototypes and 256 rows: between 5.55 and 11.09."""
+    values = configs.load("tiny", ["dino_head.prototypes=65536", "batch_size=128"]).values()
+    reach = loss_ranges(values)
+    assert math.isclose(reach["dino_local"].floor, 5.545, abs_tol=1e-3)
+    assert math.isclose(reach["dino_local"].chance, 11.090, abs_tol=1e-3)
+    assert math.isclose(reach["ibot"].chance, 0.5 * math.log(512))
+    values = configs.load("tiny", ["losses.centering=softmax"]).values()
+    assert loss_ranges(values)["dino_global"].floor == 0.0
+
+
+def test_the_command_reads_a_run_and_refuses_other_folders(tmp_path, capsys):
+    assert main(["doctor", str(run_dir(tmp_path, healthy()))]) == 0
+    assert main(["doctor", str(tmp_path / "checkpoints")]) == 2
+    assert "config.json" in capsys.readouterr().err

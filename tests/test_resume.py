@@ -1,0 +1,300 @@
+"""Killed, asked to stop, or out of disk: the run continues as if nothing had happened."""
+
+import contextlib
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from dinojax import cli, train
+from dinojax.checkpoint import COMMITTED, Checkpoints
+from dinojax.config import ConfigError
+from dinojax.data import tiles
+from dinojax.interrupt import SAVED, Interrupted, StorageError
+from dinojax.metrics import read_metrics
+from dinojax.program import Program
+from dinojax.run import check_data
+from tests import small
+
+STEPS = 6
+OVERRIDES = [
+    f"num_steps={STEPS}",
+    "log.every=1",
+    "checkpoint.every=2",
+    "knn.every=3",
+    "mesh.devices=1",
+    "knn.batch_size=240",
+]
+TIMES = ("data_wait", "images_per_second")  # the columns that are no result
+
+
+@pytest.fixture(scope="module")
+def config():
+    return small.config(*OVERRIDES)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cheap():
+    """Few tiles, no comparison at the end, and one compile for all runs: none is tested here."""
+    kept = {}
+
+    def once(name, make):
+        """The first result for all calls; a state is copied, for the step takes it over."""
+
+        def get(*args):
+            if name not in kept:
+                kept[name] = make(*args)
+            found = kept[name]
+            return jax.tree.map(jax.numpy.copy, found) if name == "state" else found
+
+        return get
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiles, "SPLITS", dict.fromkeys(tiles.SPLITS, 240))
+        patch.setattr(train.finish, "finish", lambda *args, **options: None)
+        compile_step = once("step", lambda run: run.program.lower().compile(small.FAST))
+        patch.setattr(train, "_compile", compile_step)
+        patch.setattr(Program, "new_state", once("state", Program.new_state))
+        patch.setattr(Program, "embed", once("embed", Program.embed))
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(config, tmp_path_factory):
+    """A run that nothing disturbed: its directory and last state."""
+    directory = tmp_path_factory.mktemp("whole") / "run"
+    return directory, train.train(config, directory)
+
+
+def rows(directory):
+    return [
+        {name: value for name, value in row.items() if name not in TIMES}
+        for row in read_metrics(directory / "metrics.jsonl")
+    ]
+
+
+def same_state(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        np.testing.assert_array_equal(x, y)
+
+
+class Stop(Exception):
+    """Stands for a kill: nothing in the program handles it."""
+
+
+@contextlib.contextmanager
+def at(monkeypatch, where, number, action):
+    """Call `action` when a function of train is entered for the number-th time."""
+    owner, name = where
+    original, calls = getattr(owner, name), []
+
+    def wrapped(*args, **options):
+        calls.append(1)
+        if len(calls) == number:
+            action()
+        return original(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, wrapped)
+        yield
+
+
+def die():
+    raise Stop
+
+
+def ask():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("step", [1, 3, 4])
+@pytest.mark.slow
+def test_a_killed_run_ends_like_one_that_was_not(config, whole, tmp_path, monkeypatch, step):
+    """Killed before the first checkpoint, between two, and right after one."""
+    with at(monkeypatch, (train._Report, "add"), step, die), pytest.raises(Stop):
+        train.train(config, tmp_path / "run")
+    state = train.train(config, tmp_path / "run")
+    same_state(state, whole[1])
+    assert rows(tmp_path / "run") == rows(whole[0])
+
+
+@pytest.mark.parametrize(
+    ("where", "number"),
+    [
+        ((train, "_compile"), 1),
+        ((train.DataWait, "__next__"), 3),
+        ((train._Report, "add"), 2),
+        ((train, "_evaluate"), 4),
+        ((train._Saves, "save"), 1),
+    ],
+    ids=["compile", "data wait", "step", "evaluation", "save"],
+)
+@pytest.mark.slow
+def test_asked_to_stop_it_saves_and_the_rest_is_the_same(
+    config, whole, tmp_path, monkeypatch, where, number
+):
+    with at(monkeypatch, where, number, ask), pytest.raises(Interrupted) as stopped:
+        train.train(config, tmp_path / "run")
+    assert (tmp_path / "run/checkpoints/pretrain" / str(stopped.value.step) / COMMITTED).exists()
+    assert stopped.value.step < STEPS
+    state = train.train(config, tmp_path / "run")
+    same_state(state, whole[1])
+    assert rows(tmp_path / "run") == rows(whole[0])
+    lines = (tmp_path / "run/resumes.jsonl").read_text().splitlines()
+    history = [json.loads(line) for line in lines]
+    assert [line["event"] for line in history] == ["start", "stop", "start", "stop"]
+    assert "SIGTERM" in history[1]["reason"] and history[2]["step"] == stopped.value.step
+
+
+@pytest.mark.slow
+def test_a_loader_that_hangs_does_not_keep_the_run(config, tmp_path, monkeypatch):
+    def hang(self):
+        threading.Timer(0.2, ask).start()
+        time.sleep(60)
+
+    began = time.monotonic()
+    monkeypatch.setattr(train.DataWait, "__next__", hang)
+    with pytest.raises(Interrupted):
+        train.train(config, tmp_path / "run")
+    assert time.monotonic() - began < 50
+
+
+@pytest.mark.slow
+def test_a_torn_checkpoint_is_set_aside(config, whole, tmp_path, monkeypatch):
+    with at(monkeypatch, (train._Report, "add"), 5, die), pytest.raises(Stop):
+        train.train(config, tmp_path / "run")
+    newest = max((tmp_path / "run/checkpoints/pretrain").iterdir(), key=lambda p: int(p.name))
+    (newest / COMMITTED).unlink()
+    same_state(train.train(config, tmp_path / "run"), whole[1])
+    assert newest.with_name(newest.name + ".torn").exists()
+
+
+@pytest.mark.slow
+def test_storage_that_fails_in_the_background_is_reported_and_what_was_saved_stays(
+    config, tmp_path, monkeypatch
+):
+    """The save of step 4 fails while step 5 runs."""
+    original, saves = Checkpoints.save, []
+
+    def save(self, state, *, step, meta):
+        saves.append(step)
+        original(self, state, step=step, meta=meta)
+
+    def check_for_errors():
+        if 4 in saves:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+    made = Checkpoints.__init__
+
+    def init(self, *args, **options):
+        made(self, *args, **options)
+        monkeypatch.setattr(self._manager, "check_for_errors", check_for_errors)
+
+    monkeypatch.setattr(Checkpoints, "__init__", init)
+    with pytest.raises(StorageError, match=r"No space left.*stands"):
+        train.train(config, tmp_path / "run")
+    assert (tmp_path / "run/checkpoints/pretrain/2" / COMMITTED).exists()
+    assert 6 not in saves
+
+
+@pytest.mark.slow
+def test_saving_by_minutes_comes_before_saving_by_steps(tmp_path, monkeypatch):
+    config = small.config(*OVERRIDES, "checkpoint.minutes=0.0001")
+    saved = []
+    original = Checkpoints.save
+    monkeypatch.setattr(
+        Checkpoints,
+        "save",
+        lambda self, state, *, step, meta: (
+            saved.append(step),
+            original(self, state, step=step, meta=meta),
+        ),
+    )
+    monkeypatch.setattr(train, "_evaluate", lambda *args, **options: None)
+    train.train(config, tmp_path / "run")
+    assert saved == list(range(1, STEPS + 1))
+
+
+def test_changed_images_are_refused_unless_accepted(caplog):
+    class Source:
+        fingerprint = "new"
+
+        def __len__(self):
+            return 12
+
+    meta = {"fingerprint": "old", "num_images": 1000}
+    with pytest.raises(ConfigError, match=r"1,000 images then, 12 now.*--accept-new-data"):
+        check_data(meta, Source())
+    check_data(meta, Source(), ["new-data"])
+    assert "order differs" in caplog.text
+    check_data({**meta, "fingerprint": "new"}, Source())
+
+
+def test_another_config_is_refused_unless_accepted_or_nothing_was_trained(tmp_path):
+    other = small.config(*OVERRIDES, "seed=5")
+    train.claim(tmp_path / "trained", small.config(*OVERRIDES))
+    (tmp_path / "trained/metrics.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(ConfigError, match=r"seed: 0 there, 5 now[\s\S]*--accept-new-config"):
+        train.claim(tmp_path / "trained", other)
+    train.claim(tmp_path / "trained", other, ["new-config"])
+    train.claim(tmp_path / "fresh", small.config(*OVERRIDES))
+    train.claim(tmp_path / "fresh", other)
+    assert json.loads((tmp_path / "fresh/config.json").read_text())["config"]["seed"] == 5
+
+
+@pytest.mark.slow
+def test_a_real_process_survives_kills_at_any_moment(tmp_path):
+    """SIGKILL after random delays, also in the middle of saves; then SIGTERM; then to the end."""
+    command = [sys.executable, "-m", "dinojax", "train", "--config", "tiny"]
+    settings = [
+        *("num_steps=40", "batch_size=16", "model.width=24", "model.depth=2", "log.every=1"),
+        *("schedules.lr.warmup=2", "schedules.teacher_temperature.warmup=2", "knn.every=None"),
+        *("checkpoint.every=1", "log.pictures=False", "dino_head.prototypes=64"),
+    ]
+    sets = [word for setting in settings for word in ("--set", setting)]
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu"}
+    env = {**os.environ, **cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    env["XLA_FLAGS"] = ""
+
+    def run(name, stop=None, delay=0.0):
+        """Starts the run; `delay` seconds after its first new step sends a signal."""
+        directory = tmp_path / name
+        log = directory / "metrics.jsonl"
+        process = subprocess.Popen(
+            [*command, "--run", str(directory), *sets],
+            env=env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        if stop is not None:
+            begun = len(read_metrics(log))
+            while process.poll() is None and len(read_metrics(log)) <= begun:
+                time.sleep(0.02)
+            time.sleep(delay)
+            process.send_signal(stop)
+        _, errors = process.communicate(timeout=240)
+        return process.returncode, errors
+
+    assert run("whole")[0] == cli.FINISHED
+    rng = np.random.default_rng(0)
+    for delay in rng.uniform(0.0, 0.4, 4):
+        assert run("killed", signal.SIGKILL, delay)[0] in (-signal.SIGKILL, cli.FINISHED)
+    code, errors = run("killed", signal.SIGTERM, 0.1)
+    assert code in (SAVED, cli.FINISHED), errors
+    assert run("killed")[0] == cli.FINISHED
+    assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
+    finals = [Path(tmp_path / name / "checkpoints/pretrain/40") for name in ("whole", "killed")]
+    assert all((path / COMMITTED).exists() for path in finals)
