@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dinojax import cli_data, cli_weights
-from dinojax.config import Config, ConfigError, diff, explain, load, read
+from dinojax.config import Config, ConfigError, diff, explain, load, load_stages, pick, read
 from dinojax.interrupt import SAVED, Interrupted, StorageError, end_now
 
 FINISHED, FAILED, REFUSED = 0, 1, 2  # and interrupt.SAVED, interrupt.NOT_SAVED
@@ -22,7 +22,7 @@ ACCEPT = {
 # Command -> module and function of the program behind it.
 PROGRAMS = {
     "train": ("dinojax.train", "train"),  # (config, run_dir)
-    "eval knn": ("dinojax.train", "evaluate_knn"),  # (run_dir, overrides, step)
+    "eval knn": ("dinojax.measure", "evaluate_knn"),  # (run_dir, overrides, step)
     "doctor": ("dinojax.doctor", "main"),  # (run_dir)
     "report": ("dinojax.viz.report", "main"),  # (run_dir)
     "replay": ("dinojax.replay", "replay"),  # (folder)
@@ -147,17 +147,16 @@ def _program(command: str):
 
 
 def _train(args: argparse.Namespace) -> None:
-    config = load(args.config, args.set)
-    if args.stage is not None and args.stage != config.stage:
-        raise ConfigError(
-            f"{args.config} has no stage {args.stage}; its only stage is {config.stage}"
-        )
+    found = load_stages(args.config, args.set)
+    if args.stage is not None:
+        pick(found, args.stage)
     accept = [name for name in ACCEPT if getattr(args, f"accept_{name.replace('-', '_')}")]
-    _program("train")(config, Path(args.run), accept=accept)
+    _program("train")(found, Path(args.run), accept=accept, stage=args.stage)
 
 
 def _knn(args: argparse.Namespace) -> None:
-    _program("eval knn")(Path(args.run), args.set, args.step)
+    named = {} if args.stage is None else {"stage": args.stage}
+    _program("eval knn")(Path(args.run), args.set, args.step, **named)
 
 
 def _inspect(args: argparse.Namespace) -> None:
@@ -174,7 +173,7 @@ def _on_folder(name: str):
 
 
 def _show(args: argparse.Namespace) -> None:
-    config = load(args.config, args.set)
+    config = load(args.config, args.set, stage=args.stage)
     lines = [
         f"{key} = {value!r}  ({config.sources[key]})" for key, value in config.values().items()
     ]
@@ -211,7 +210,7 @@ def _parser() -> argparse.ArgumentParser:
     train = _command(commands, "train", "train a recipe, or continue a run", TRAIN, _train)
     _config_options(train, required=True)
     train.add_argument(
-        "--stage", metavar="NAME", help="the stage of the recipe; default: the first"
+        "--stage", metavar="NAME", help="run this stage alone; default: all that are not done"
     )
     train.add_argument("--run", metavar="DIR", required=True, help="run directory, made if absent")
     for name, meaning in ACCEPT.items():
@@ -220,6 +219,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = _group(commands, "eval", "evaluate a checkpoint of a run")
     knn = _command(evaluate, "knn", "k-NN classification", KNN, _knn)
     knn.add_argument("--run", metavar="DIR", required=True, help="run directory of a training run")
+    knn.add_argument("--stage", metavar="NAME", help="of the run; default: the one it is at")
     knn.add_argument("--step", type=int, metavar="N", help="of the checkpoint; default: the last")
     _set_option(knn)
 
@@ -241,6 +241,7 @@ def _parser() -> argparse.ArgumentParser:
     config = _group(commands, "config", "show, explain or compare configs", CONFIG)
     show = _command(config, "show", "every key, its value, and who set it", CONFIG, _show)
     _config_options(show, required=True)
+    show.add_argument("--stage", metavar="NAME", help="of the recipe; default: the first")
     one_key = _command(config, "explain", "meaning, default and source of a key", CONFIG, _explain)
     one_key.add_argument("key", metavar="KEY", help="dotted, such as crops.local_size")
     _config_options(one_key, required=False)
@@ -292,5 +293,6 @@ def _set_option(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="override a key of the recipe; may be given many times",
+        help="override a key of the recipe, in one stage only with STAGE:KEY=VALUE; may be given "
+        "many times",
     )

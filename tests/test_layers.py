@@ -18,6 +18,7 @@ LAYERS = [
         "energy",
         "tensorboard",
         "checksum",
+        "stages",
     },
     {"mesh", "interpolate"},
     {"data", "augment", "models", "losses", "health"},
@@ -26,9 +27,10 @@ LAYERS = [
     {"step", "checkpoint", "weights", "doctor"},
     {"eval", "curate", "viz", "plan", "inspect_checkpoint", "autopsy"},
     {"program"},
-    {"run", "convert"},
+    {"directory", "convert"},
+    {"run", "start"},
     {"finish"},
-    {"train", "distill", "replay"},
+    {"train", "distill", "replay", "measure"},
     {"embed", "cli_weights", "cli_data"},
     {"cli"},
     {"__main__"},
@@ -88,5 +90,6 @@ def test_only_the_programs_see_the_whole_config():
     """Builders take sections or values; whoever imports dinojax.config sees everything."""
     seen = {part(path) for path in FILES if "config" in set(imported_parts(path.read_text()))}
     allowed = {"config", "program", "run", "train", "distill", "convert", "replay"}
+    allowed |= {"directory", "start", "measure"}
     allowed |= {"cli", "cli_data"}
     assert seen <= allowed

@@ -61,7 +61,7 @@ def cheap():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiles, "SPLITS", dict.fromkeys(tiles.SPLITS, 240))
         patch.setattr(train.finish, "finish", lambda *args, **options: None)
-        compile_step = once("step", lambda run: run.program.lower().compile(small.FAST))
+        compile_step = once("step", lambda built: built.lower().compile(small.FAST))
         patch.setattr(train, "_compile", compile_step)
         patch.setattr(Program, "new_state", once("state", Program.new_state))
         patch.setattr(Program, "embed", once("embed", Program.embed))
