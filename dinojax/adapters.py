@@ -62,8 +62,13 @@ def wrap(
 
     make_optimizer: from the factors of what trains. Everything else keeps its value to the last
     bit and has no moments. The base is what the kernels are at the first update, so weights may
-    be loaded into a new state.
+    be loaded into a new state. Raises ValueError for a backbone without a target.
     """
+    if not kernels_of(multipliers.lr["backbone"], spec):
+        raise ValueError(
+            f"adapter.rank={spec.rank}, but no kernel of this backbone is one of "
+            f"adapter.targets={spec.targets}; set adapter.rank=0."
+        )
     factors = Multipliers(*[_trained(tree, spec, _factors_of) for tree in multipliers])
     optimizer = make_optimizer(factors)
 

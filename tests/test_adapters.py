@@ -218,6 +218,13 @@ def test_the_ema_of_a_weight_that_stays_is_that_weight():
     np.testing.assert_allclose(_towards(0.25, jnp.ones(3), jnp.zeros(3)), 0.75)
 
 
+def test_a_backbone_without_blocks_is_refused():
+    convnext = {"backbone": {"stages_0": {"pwconv1": {"kernel": np.ones((4, 4))}}}}
+    factors = optim.multipliers(convnext, depth=0, layer_decay=1.0, patch_embed_lr=1.0)
+    with pytest.raises(ValueError, match=r"adapter.rank=2, but no kernel .* set adapter.rank=0"):
+        adapters.wrap(SPEC, lambda factors: None, multipliers=factors, seed=0)
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
