@@ -22,7 +22,7 @@ LAYERS = [
     {"mesh", "interpolate"},
     {"data", "augment", "models", "losses", "health"},
     {"objective", "optim", "runs"},
-    {"state"},
+    {"state", "ailments"},
     {"step", "checkpoint", "weights", "doctor"},
     {"eval", "curate", "viz", "plan", "inspect_checkpoint", "autopsy"},
     {"program"},

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dinojax.doctor import Finding, diagnose
+from dinojax.doctor import Finding, diagnose, verdict
 from dinojax.runs import RunFiles, loss_ranges, read_run
 from dinojax.viz.charts import line_chart, short
 from dinojax.viz.style import STYLE
@@ -100,7 +100,7 @@ def page(run: RunFiles) -> str:
         [
             f"<h1>{name}</h1>",
             _summary(run),
-            _section("Verdict", _verdict(diagnose(run))),
+            _section("Verdict", _verdict(run, diagnose(run))),
             _section("Curves", f'<div class="charts">{"".join(_charts(run))}</div>'),
             _section("What the networks see", _picture(run, "crops.png", "Global, then local.")),
             _section("Patches over time", f'<div class="looks">{"".join(_looks(run))}</div>'),
@@ -149,7 +149,7 @@ def _summary(run: RunFiles) -> str:
     )
 
 
-def _verdict(findings: Sequence[Finding]) -> str:
+def _verdict(run: RunFiles, findings: Sequence[Finding]) -> str:
     """The doctor's findings; good news is said as well."""
     items = [
         f'<li class="{f.severity}"><b>{html.escape(f.name)}</b> {html.escape(f.evidence)}<br>'
@@ -157,7 +157,7 @@ def _verdict(findings: Sequence[Finding]) -> str:
         for f in findings
     ]
     if not any(finding.severity != "note" for finding in findings):
-        items.insert(0, '<li class="fine"><b>Nothing looks wrong.</b></li>')
+        items.insert(0, f'<li class="fine"><b>{verdict(run)}</b></li>')
     return f'<ul class="verdict">{"".join(items)}</ul>'
 
 
