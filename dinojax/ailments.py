@@ -14,6 +14,7 @@ RECENT = 0.25  # share of the rows that count as now
 FEWEST_ROWS = 8  # before that, nothing is said about curves
 # Distances to chance, as shares of the way to the floor. Small healthy runs may be 0.007 below.
 AT_CHANCE, ABOVE_CHANCE = 0.003, 0.02
+LEAST_STEPS = 100  # after the warm-up, in which a loss may stay at chance; or 0.3 x num_steps
 STILL, FAST = 1e-5, 0.5  # length of student - ema over that of the ema
 LOSSES = {"dino_local": "dino", "dino_global": "dino", "ibot": "ibot"}  # term -> its head
 JUMP = 30  # times its median that a gradient norm does not reach by chance
@@ -59,12 +60,12 @@ def movement(run: RunFiles) -> Iterator[Finding]:
         yield Finding(
             "problem",
             "the teacher is frozen",
-            f"momentum is {momenta[0][1]:.6f} and ema_change"
+            f"momentum is {momenta[0][1]:g} and ema_change"
             f" {max(value for _, value in changes):.1g} since step {since} at least; lr {lr:.3g}",
             "The student learns from a teacher that never learns, and the moving average, which"
             " is what is evaluated and exported, stays as it is.",
-            "Start again with a lower schedules.momentum.start and .peak: 0.992 to 0.999, less for"
-            " runs of a few thousand steps.",
+            "Start again with a lower schedules.momentum.start and schedules.momentum.peak: 0.992"
+            " to 0.999, less for runs of a few thousand steps.",
         )
         return
     distances = student_distances(run, 0.5)
@@ -89,15 +90,15 @@ def divergence(run: RunFiles) -> Iterator[Finding]:
     if not lost:
         return
     norms = run.column("patch_norm")
-    first = statistics.median(value for _, value in norms[:3]) if norms else 0.0
+    first = norms[0][1] if norms else 0.0
     now, distances = median(run, "patch_norm") or 0.0, student_distances(run, 0.5)
     distance = statistics.median(distances) if distances else 0.0
     if now > 10 * first > 0 or distance > FAST:
         yield Finding(
             "problem",
             "the weights run away",
-            f"patch_norm {first:.3g} -> {now:.3g}, the student is {distance:.1%} of its length"
-            f" away from its ema, and {' and '.join(lost)} is no better than chance",
+            f"patch_norm {first:.3g} -> {now:.3g}; student and ema differ by {distance:.0%} of"
+            f" their length; no better than chance: {', '.join(lost)}",
             "Each step is longer than the distance over which its gradient means anything.",
             f"Start again, or go back to a checkpoint before it, with a lower schedules.lr.peak"
             f" (here {run.values['schedules.lr.peak']:.3g}, try a tenth), a longer warm-up, and"
@@ -140,10 +141,14 @@ def chance(run: RunFiles) -> Iterator[Finding]:
         entropy = median(run, f"teacher_entropy/{head}")
         told = "" if entropy is None else f"; teacher entropy {entropy:.1%} of its maximum"
         place = "above chance" if above > 1.0 + ABOVE_CHANCE else "at chance"
+        seen = "; ".join(evidence) + told
+        step, patience = run.rows[-1]["step"], max(LEAST_STEPS, 0.3 * run.values["num_steps"])
+        if step < run.values["schedules.lr.warmup"] + patience:
+            meaning = "Healthy runs leave chance some time after the warm-up."
+            yield Finding("note", f"the {head} loss is still {place}", seen, meaning, "Wait.")
+            continue
         meaning, advice = _why_at_chance(run, head, silent=entropy is None or entropy > 0.95)
-        yield Finding(
-            "problem", f"the {head} loss is {place}", "; ".join(evidence) + told, meaning, advice
-        )
+        yield Finding("problem", f"the {head} loss is {place}", seen, meaning, advice)
 
 
 def _why_at_chance(run: RunFiles, head: str, *, silent: bool) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from dinojax import ailments
 from dinojax.ailments import FEWEST_ROWS, Finding, median
 from dinojax.runs import RunFiles, loss_ranges, read_run
 
-__all__ = ["Finding", "diagnose", "main"]
+__all__ = ["FEWEST_ROWS", "Finding", "diagnose", "main"]
 
 
 def diagnose(run: RunFiles) -> list[Finding]:
