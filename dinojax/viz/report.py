@@ -107,7 +107,7 @@ def page(run: RunFiles) -> str:
             _section("Steps that were not finite", _autopsies(run)),
             _section("Bad images", _table(run.bad_images)),
             _section("Starts and stops", _table(run.resumes)),
-            _section("Energy", _pairs(run.energy)),
+            _section("Energy", _energy(run.energy)),
             _section("Environment", _pairs(run.environment)),
             _section("Config", _config(run)),
         ]
@@ -215,6 +215,23 @@ def _picture(run: RunFiles, name: str, caption: str) -> str:
 def _autopsies(run: RunFiles) -> str:
     rows = [{"step": a["step"], "culprit": a["culprit"]} for a in run.autopsies]
     return _table(rows)
+
+
+def _energy(energy: dict[str, Any]) -> str:
+    """energy.json in words; what is not known is said with the reason."""
+    if not energy:
+        return ""
+    kwh, tonnes, sessions = energy["energy_kwh"], energy["tonnes_co2e"], energy["sessions"]
+    factors = f"facility factor {energy['pue']}, {energy['tonnes_per_mwh']} t per MWh"
+    notes = dict.fromkeys(note for session in sessions for note in session["notes"])
+    return _pairs(
+        {
+            "device hours": f"{energy['device_hours']:.3g}, {len(sessions)} sessions",
+            "energy": "not known" if kwh is None else f"{kwh:.4g} kWh, {energy['method']}",
+            "CO2 equivalent": "not known" if tonnes is None else f"{tonnes:.3g} t ({factors})",
+            **({"notes": "; ".join(notes)} if notes else {}),
+        }
+    )
 
 
 def _config(run: RunFiles) -> str:
