@@ -22,7 +22,7 @@ LAYERS = [
     {"mesh", "interpolate"},
     {"data", "augment", "models", "losses", "health"},
     {"objective", "optim", "runs"},
-    {"state", "adapters"},
+    {"state", "adapters", "ailments"},
     {"step", "checkpoint", "weights", "doctor"},
     {"eval", "curate", "viz", "plan", "inspect_checkpoint", "autopsy"},
     {"program"},
