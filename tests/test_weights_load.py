@@ -11,8 +11,9 @@ import pytest
 import dinojax
 from dinojax.weights import load as loading
 from dinojax.weights import report, specs
-from dinojax.weights.export import WRITERS, export, reference_buffers
+from dinojax.weights.export import export
 from dinojax.weights.tensors import Tensor, held, open_tensors, write_safetensors
+from dinojax.weights.writers import WRITERS, reference_buffers
 from tests.networks_small import GATED, RELEASED, TRAINED, WIDE, random_network
 
 GIVEN = {"depth": RELEASED.depth}  # a small depth is in no table of models, so it must be said
@@ -201,6 +202,7 @@ def test_a_dinov2_file_in_chunks_loads_with_its_positions(meta_file, registers, 
         position="learned",
         position_size=16,
         position_offset=offset,
+        position_antialias=offset == 0.0,
         num_registers=registers,
         ffn="swiglu_fused",
         norm="layernorm",
