@@ -6,10 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from dinojax.weights import certificate, export, libraries, specs, timm
+from dinojax.weights import certificate, export, libraries, specs, stablehlo, timm
 from dinojax.weights.load import load, open_source
 from dinojax.weights.tensors import Tensor, held, open_tensors
-from dinojax.weights.writers import WRITERS, snippet
+from dinojax.weights.writers import snippet
 from tests.networks_small import (
     CONVNEXT,
     DINOV2,
@@ -27,16 +27,17 @@ def write(network, out, format, **options):
     return export.export(network, out, format=format, **options)
 
 
+FORMATS = ("meta", "hf", "timm", "dinojax")
 HELD = {
-    "released": (RELEASED, WRITERS),
-    "trained": (TRAINED, WRITERS),
+    "released": (RELEASED, FORMATS),
+    "trained": (TRAINED, FORMATS),
     "dinov2": (DINOV2, ("meta", "dinojax")),
     "dinov2 plain": (PLAIN, ("hf",)),
     "dinov2 smooth": (SMOOTH, ("timm",)),
     "dinov2 gated": (dataclasses.replace(PLAIN, ffn="swiglu_fused"), ("meta", "hf")),
     "dinov2 gated smooth": (dataclasses.replace(SMOOTH, ffn="swiglu_fused"), ("timm",)),
     "dinov2 registers": (DINOV2_REGISTERS, ("meta", "hf", "dinojax")),
-    "convnext": (CONVNEXT, WRITERS),
+    "convnext": (CONVNEXT, FORMATS),
 }
 PAIRS = [(name, format) for name, (_, formats) in HELD.items() for format in formats]
 
@@ -251,3 +252,28 @@ def test_the_snippet_names_the_folder_and_both_libraries(format, call, spec):
     lines = snippet("some/folder", format, spec)
     assert call in lines and 'dinojax.load("some/folder")' in lines
     compile(lines, "snippet", "exec")
+
+
+@pytest.mark.parametrize("spec", [RELEASED, DINOV2, CONVNEXT], ids=["dinov3", "dinov2", "convnext"])
+def test_a_stablehlo_program_makes_the_same_features_of_any_number_of_images(tmp_path, spec):
+    size = 64 if spec is CONVNEXT else 16
+    parity = write(random_network(spec, size=size), tmp_path / "out", "stablehlo", certify=True)
+    assert parity["passed"] and {row["input"][0] for row in parity["rows"]} == {size}
+    assert "flatbuffers" in parity["library"]
+    backbone = load(tmp_path / "out")
+    images = np.random.default_rng(0).normal(size=(3, size, size, 3)).astype(np.float32)
+    program = stablehlo.open_program(tmp_path / "out")
+    found = backbone(images)
+    tokens = np.concatenate([found.cls[:, None], found.registers, found.patches], axis=1)
+    np.testing.assert_allclose(program(images), tokens, atol=2e-5)
+    lines = snippet(tmp_path / "out", "stablehlo", spec).split("# or")[0]
+    names = {"images_BHWC": images}
+    exec(lines, names)
+    np.testing.assert_allclose(names["patches"], found.patches, atol=2e-5)
+
+
+def test_stablehlo_asks_for_its_package_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(stablehlo, "missing", lambda: "no flatbuffers: pip install it")
+    with pytest.raises(ModuleNotFoundError, match="--format stablehlo: no flatbuffers"):
+        write(random_network(RELEASED), tmp_path / "out", "stablehlo")
+    assert list(tmp_path.iterdir()) == []

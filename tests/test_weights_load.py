@@ -13,9 +13,10 @@ from dinojax.weights import load as loading
 from dinojax.weights import report, specs
 from dinojax.weights.export import export
 from dinojax.weights.tensors import Tensor, held, open_tensors, write_safetensors
-from dinojax.weights.writers import WRITERS, reference_buffers
+from dinojax.weights.writers import reference_buffers
 from tests.networks_small import GATED, RELEASED, TRAINED, WIDE, random_network
 
+FORMATS = ("meta", "hf", "timm", "dinojax")
 GIVEN = {"depth": RELEASED.depth}  # a small depth is in no table of models, so it must be said
 
 
@@ -23,7 +24,7 @@ GIVEN = {"depth": RELEASED.depth}  # a small depth is in no table of models, so 
 def exported(tmp_path_factory):
     """The same network in every format, with digests and features but without certificates."""
     folder = tmp_path_factory.mktemp("exported")
-    for format in WRITERS:
+    for format in FORMATS:
         # The library's proof is left to the tests that have it; fingerprints are wanted here.
         network = random_network(RELEASED)
         with pytest.MonkeyPatch.context() as patch:
@@ -44,7 +45,7 @@ def meta_file(tmp_path):
     return write
 
 
-@pytest.mark.parametrize("format", WRITERS)
+@pytest.mark.parametrize("format", FORMATS)
 def test_every_format_is_detected_and_gives_the_same_features(exported, format):
     backbone = dinojax.load(exported / format)
     assert backbone.report.format == format

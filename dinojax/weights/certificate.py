@@ -29,8 +29,9 @@ def certify(
     """Compares a backbone with an exported folder opened by the format's library; JSON values.
 
     sizes: (height, width) of the inputs; None = training size, half as large again, and a
-    rectangle. Raises ValueError when a quantity differs by more than `tolerance`. Where the
-    library is not installed, the certificate says so and compares nothing.
+    rectangle; a StableHLO program takes the training size alone. Raises ValueError when a quantity
+    differs by more than `tolerance`. Where the library is not installed, the certificate says so
+    and compares nothing.
     """
     if format not in libraries.PACKAGES:
         return {"library": None, "reason": "our own format, read back and compared bit by bit"}
@@ -38,6 +39,8 @@ def certify(
         return {"library": None, "reason": reason}
     apply = libraries.open_in_library(folder, format, backbone.spec)
     rows = []
+    if format == "stablehlo":
+        sizes = [(backbone.preprocessing.crop_size,) * 2]
     for number, size in enumerate(sizes or input_sizes(backbone)):
         image = synthetic_image(*size, backbone.spec.channels, seed=number)[None]
         for row in _compare(backbone, image, apply):
@@ -80,6 +83,8 @@ def _compare(backbone: Backbone, images_BHWC: np.ndarray, apply: libraries.Apply
     if backbone.spec.num_registers:
         yield _row("registers", found.registers, tokens[:, 1:count])
     yield _row("patches", found.patches, tokens[:, count:])
+    if layers is None:
+        return
     kind = "stage" if isinstance(backbone.spec, ConvNextSpec) else "block"
     for number, (own, theirs) in enumerate(zip(ours, layers, strict=True)):
         yield _row(f"{kind} {number}", own, theirs)

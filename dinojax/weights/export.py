@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from dinojax.weights import certificate, fingerprint, formats, specs
+from dinojax.weights import certificate, fingerprint, formats, specs, stablehlo
 from dinojax.weights.formats import LIBRARIES
 from dinojax.weights.load import Backbone, Source, load, materialize, preprocessing, resolve
 from dinojax.weights.meta import lazily_from_ours
 from dinojax.weights.report import LoadReport
-from dinojax.weights.tensors import DTYPES, Tensor, write_safetensors
+from dinojax.weights.tensors import DTYPES, Tensor, open_tensors, write_safetensors
 from dinojax.weights.writers import WRITERS, Network
 
 # Value of --dtype -> name in safetensors; None keeps what the tensors have.
@@ -79,6 +79,8 @@ def _refuse(network: Network, out: Path, *, format: str, dtype: str | None, with
         raise ValueError(f"--dtype {dtype} is unknown; choose of {', '.join(STORED)}.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is not an empty folder; give another --out.")
+    if format == "stablehlo" and (reason := stablehlo.missing()) is not None:
+        raise ModuleNotFoundError(f"--format stablehlo: {reason}")
     if with_heads and not network.heads:
         raise ValueError("--with-heads: this network comes without heads; export it from a --run.")
     library = LIBRARIES.get((format, specs.family(network.spec)))
@@ -98,6 +100,9 @@ def _write(network: Network, folder: Path, *, format: str, stored, with_heads: b
         write_safetensors(folder / "heads.safetensors", network.heads, metadata, stored)
     if format == "meta":
         _pickled(path)
+    if format == "stablehlo":
+        written, size = open_tensors(path), network.preprocessing.crop_size
+        stablehlo.write(folder, written, network.spec, size)
     return digests
 
 

@@ -13,14 +13,21 @@ import numpy as np
 
 from dinojax.models.convnext import ConvNextSpec
 from dinojax.models.zoo import Spec
-from dinojax.weights import specs
+from dinojax.weights import specs, stablehlo
 from dinojax.weights.load import open_source
 
-# images [B, H, W, C] -> final tokens [B, N, D], and the output of each block or stage, [B, N, D]
-Apply = Callable[[np.ndarray], tuple[np.ndarray, list[np.ndarray]]]
+# images [B, H, W, C] -> final tokens [B, N, D], and the output of each block or stage, [B, N, D],
+# where a library shows them
+Apply = Callable[[np.ndarray], tuple[np.ndarray, list[np.ndarray] | None]]
 
 # Format -> packages its library needs, in the order of import.
-PACKAGES = {"hf": ("torch", "transformers"), "timm": ("torch", "timm"), "meta": ("torch",)}
+PACKAGES = {
+    "hf": ("torch", "transformers"),
+    "timm": ("torch", "timm"),
+    "meta": ("torch",),
+    "stablehlo": ("jax", "flatbuffers"),
+}
+EXTRAS = {"flatbuffers": "stablehlo"}  # package -> extra that brings it; the others: torch
 
 
 class Opened(NamedTuple):
@@ -37,7 +44,8 @@ def missing(format: str) -> str | None:
         try:
             _import(package)
         except ImportError as error:
-            return f"{package} cannot be imported ({error}): pip install 'dinojax[torch]'"
+            extra = EXTRAS.get(package, "torch")
+            return f"{package} cannot be imported ({error}): pip install 'dinojax[{extra}]'"
     return None
 
 
@@ -54,7 +62,7 @@ def versions(format: str) -> dict[str, str]:
 @contextlib.contextmanager
 def _torchvision_operators(package: str) -> Iterator[None]:
     """Declares two operators, without which torchvision built for CUDA fails beside CPU torch."""
-    if package != "torch" and importlib.util.find_spec("torchvision") is not None:
+    if package in ("transformers", "timm") and importlib.util.find_spec("torchvision") is not None:
         import torch
 
         try:
@@ -72,6 +80,9 @@ DECLARED: list[Any] = []
 
 def open_in_library(folder: Path, format: str, spec: Spec) -> Apply:
     """The network of an exported folder in its library, on the CPU, in float32."""
+    if format == "stablehlo":
+        program = stablehlo.open_program(folder)
+        return lambda images_BHWC: (program(images_BHWC), None)
     build = {"hf": _hf, "timm": _timm, "meta": _meta}[format]
     return _apply(build(folder, spec))
 

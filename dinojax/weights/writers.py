@@ -10,7 +10,7 @@ from dinojax.models import rope as rope_lib
 from dinojax.models.block import VitSpec
 from dinojax.models.convnext import ConvNextSpec
 from dinojax.models.zoo import Spec
-from dinojax.weights import preprocess, specs
+from dinojax.weights import preprocess, specs, stablehlo
 from dinojax.weights.formats import LIBRARIES
 from dinojax.weights.preprocess import Preprocessing
 from dinojax.weights.tensors import Tensors, held
@@ -63,8 +63,15 @@ def _dinojax(network: Network):
     return network.tensors, {"config.json": _own_config(network, "dinojax")}, "backbone.safetensors"
 
 
-# Format -> tensors to write, files of JSON, name of the file of weights.
-WRITERS = {"meta": _meta, "hf": _hf, "timm": _timm, "dinojax": _dinojax}
+# Format -> tensors to write, files of JSON, name of the file of weights. stablehlo is our own
+# format with a program beside it.
+WRITERS = {
+    "meta": _meta,
+    "hf": _hf,
+    "timm": _timm,
+    "dinojax": _dinojax,
+    "stablehlo": _dinojax,
+}
 
 
 def _own_config(network: Network, format: str) -> dict[str, Any]:
@@ -159,8 +166,8 @@ def snippet(out: str | Path, format: str, spec: Spec) -> str:
     """Lines to paste: the export in the library it is for, and in ours."""
     ours = f'import dinojax\nbackbone = dinojax.load("{out}")\nfeatures = backbone(images_BHWC)\n'
     family = specs.family(spec)
-    if format == "meta":
-        text = META_SNIPPET
+    if format in ("meta", "stablehlo"):
+        text = META_SNIPPET if format == "meta" else stablehlo.SNIPPET
     elif format == "dinojax":
         return ours
     else:
