@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from dinojax.weights import certificate, specs
+from dinojax.weights import certificate
 from dinojax.weights.certificate import certify, layer_outputs
 from dinojax.weights.export import export, from_source
 from dinojax.weights.load import load, open_source
@@ -52,6 +52,8 @@ def test_a_model_of_a_library_is_the_same_here_and_comes_back_bit_by_bit(tmp_pat
     backbone = load(saved)
     assert backbone.report.share == 1.0
     sizes = SIZES.get(backbone.spec.patch_size, USUAL)
+    if backbone.spec.patch_size == 32 and backbone.spec.width < 100:
+        sizes = [(64, 64), (128, 128), (64, 96)]  # convolutions of few channels are slow on CPUs
     proof = certify(backbone, saved, format=format, sizes=sizes)
     assert proof["passed"] and len(proof["rows"]) >= 3 * (2 + backbone.spec.depth)
     assert min(row["min_cosine"] for row in proof["rows"]) > 1 - 1e-6
@@ -124,7 +126,7 @@ def test_a_swapped_q_and_k_fails_the_certificate(tmp_path, format):
 )
 def test_scanned_and_unscanned_blocks_agree(tmp_path, spec):
     """Blocks one after another in Python, which no scan has stacked, give the same outputs."""
-    size = (224, 352) if specs.family(spec) == "convnext" else (56, 88)
+    size = (64, 96) if spec is CONVNEXT else (56, 88)
     export(random_network(spec), tmp_path / "out", format="dinojax", certify=False)
     backbone = load(tmp_path / "out")
     images = np.random.default_rng(0).normal(size=(1, *size, 3)).astype(np.float32)
