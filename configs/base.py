@@ -38,6 +38,17 @@ def head(hidden: int, bottleneck: int, prototypes: int):
     )
 
 
+def part(name: str, path: str, *, source: str = "folder", weight: float = 0.0, alone: float = 0.0):
+    """One source of `data.mixture`, drawn with seeded shares (dinojax/data/mixture.py)."""
+    return (
+        name,  # of lower case letters, digits, - and _; in the log; [ours]
+        source,  # as data.source; [ours]
+        path,  # absolute, or from data.path on; [ours]
+        float(weight),  # share of the images of mixed batches, relative to the others; [ours]
+        float(alone),  # share of the batches that hold this source alone; [P] 0.1 ImageNet-1k
+    )
+
+
 def get_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0  # integer; every random draw derives from it; [R]
@@ -58,6 +69,7 @@ def get_config() -> ConfigDict:
     c.data = ConfigDict()
     c.data.source = "folder"  # folder | manifest | tar | arrayrecord | tfds | tiles; [ours]
     c.data.path = ""  # of the images; a folder is read to any depth; [ours]
+    c.data.mixture = ()  # rows made by base.part, instead of one source; () = no mixture; [P]
     c.data.box_size = 512  # pixels, side of the uint8 box the host fits an image into; [ours]
     c.data.num_workers = 0  # decoding processes per host, 0 = threads only; [ours]
     c.data.num_threads = 2  # decoding threads per process; [ours]
@@ -186,6 +198,12 @@ def get_config() -> ConfigDict:
     c.optim.lr_scaling = "sqrt_1024"  # sqrt_1024 (x 4 sqrt(batch/1024)) | linear_256 | none; [R]
     c.optim.freeze_last_layer = 1250  # steps with a learning rate of 0 for the prototypes; [R]
 
+    c.adapter = ConfigDict()  # low-rank adapters: LoRA, arXiv:2106.09685
+    c.adapter.rank = 0  # of the blocks' adapters; 0 = all weights train; [ours]
+    c.adapter.alpha = 16.0  # adapters are added alpha / rank times; [ours]
+    c.adapter.targets = ("qkv", "proj", "ffn")  # kernels of a block that have one; [ours]
+    c.adapter.norms = False  # norms train as well, beside adapters and heads; [ours]
+
     c.schedules = ConfigDict()
     c.schedules.version = 1  # 1 (warm-up reaches its end) | 2 (the cosine does); [R]
     c.schedules.truncate_extra = 0.0  # version 1: share of the cosine cut off; [R]
@@ -228,4 +246,34 @@ def get_config() -> ConfigDict:
     c.knn.batch_size = 256  # images per forward pass; [ours]
 
     c.lock()
+    return c
+
+
+def shrink(c: ConfigDict) -> ConfigDict:
+    """Any recipe, in any of its stages, as two steps of a narrow, shallow ViT: for its `smoke`."""
+    patch = c.model.patch_size
+    num_sizes = len(c.crops.more_rates)
+    c.update(num_steps=2, batch_size=4, group_size=2)
+    c.data.update(num_workers=0, box_size=4 * patch)
+    c.crops.update(global_size=2 * patch, local_size=patch, num_local=2)
+    c.crops.update(more_global=(2 * patch,) * num_sizes, more_local=(2 * patch,) * num_sizes)
+    if c.crops.gram_size is not None:
+        c.crops.update(gram_size=4 * patch, more_gram=(4 * patch,) * num_sizes)
+    if c.crops.more_box:
+        c.crops.more_box = (5 * patch,) * num_sizes
+    c.model.update(width=32, depth=2, num_heads=2, remat="none")
+    c.dino_head.update(hidden=32, bottleneck=16, prototypes=64)
+    c.ibot_head.update(hidden=32, bottleneck=16, prototypes=48)
+    c.losses.koleo_group = None
+    c.optim.freeze_last_layer = min(c.optim.freeze_last_layer, 1)
+    for name in c.schedules:
+        if isinstance(c.schedules[name], ConfigDict):
+            c.schedules[name].warmup = min(c.schedules[name].warmup, 1)
+            c.schedules[name].cosine = None
+    if "/" in c.gram.anchor:
+        c.gram.anchor = f"{c.gram.anchor.split('/')[0]}/1"
+    if c.gram.refresh_every is not None:
+        c.gram.update(refresh_every=1, refresh_from=1, max_refreshes=1)
+    c.checkpoint.update(every=1, keep_every=1)
+    c.knn.every = None
     return c

@@ -60,6 +60,11 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager(self.directory.absolute(), options=options)
 
+    @classmethod
+    def reader(cls, directory: str | Path) -> "Checkpoints":
+        """Checkpoints of a stage that is only looked at."""
+        return cls(directory, keep_last=1, keep_every=None, read_only=True)
+
     def latest(self) -> int | None:
         """The newest complete step, or None."""
         return self._manager.latest_step()

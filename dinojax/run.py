@@ -14,6 +14,7 @@ from dinojax import mesh, program
 from dinojax.checkpoint import Checkpoints
 from dinojax.config import Config, ConfigError, saved_stages
 from dinojax.data.example import Source
+from dinojax.data.mixture import num_drawn, parts_of
 from dinojax.data.quarantine import Quarantine
 from dinojax.data.sources import open_knn_sources, open_source
 from dinojax.directory import ACCEPT_DATA, environment
@@ -89,6 +90,11 @@ class Run:
         self.checkpoints.save(state, step=step, meta=meta)
         reports.refresh(self.directory)
 
+    def num_drawn(self, step: int) -> dict[str, int]:
+        """Images drawn from each source of a mixture in the first `step` steps."""
+        size, seed = self.config.batch_size, self.program.seed
+        return num_drawn(self.source, seed=seed, position=step * size, batch_size=size)
+
     def note(self, **content) -> None:
         """A line of resumes.jsonl: when the run started or stopped, where, and why."""
         if len(saved_stages(self.directory)) > 1:
@@ -100,6 +106,11 @@ class Run:
         draft = path.with_name(path.name + ".draft")
         draft.write_text(whole + json.dumps({"time": now, **content}) + "\n")
         os.replace(draft, path)
+
+    def note_stop(self, error: Exception) -> None:
+        """The last line of a run that ends before its time, and the report that shows it."""
+        self.note(event="stop", reason=f"{type(error).__name__}: {error}".splitlines()[0])
+        reports.refresh(self.directory)
 
 
 def open_run(config: Config, directory: Path, source: Source) -> Run:
@@ -114,7 +125,7 @@ def open_run(config: Config, directory: Path, source: Source) -> Run:
     quarantine = Quarantine(
         directory,
         max_share=data.max_bad_share,
-        num_images=len(source),
+        parts=parts_of(source),
         host=jax.process_index(),
     )
     return Run(

@@ -49,7 +49,12 @@ def first_state(built: Program, config: Config, run_dir: Path) -> State:
     place = _source(config, run_dir)
     if place is not None:
         log.info("stage %s starts from %s", config.stage, _named(place))
-        state = _hand_over(state, place, what=config.start.what, heads=config.start.heads)
+        what, heads = config.start.what, config.start.heads
+        state = _hand_over(state, place, what=what, heads=heads)
+        if what != "state":  # an optimizer may hold on to the weights it began with
+            place_of = jax.tree.map(lambda leaf: leaf.sharding, state.opt_state)
+            init = jax.jit(built.step.optimizer.init, out_shardings=place_of)
+            state = dataclasses.replace(state, opt_state=init(state.student))
     if state.gram is not None:
         place = _anchor(config, run_dir)
         log.info("gram anchor: %s", "the ema of step 0" if place is None else _named(place))
@@ -133,12 +138,8 @@ def _restored(place: Place, like: dict[str, Any]) -> dict[str, Any]:
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
     )
-    with contextlib.closing(_checkpoints(place.path)) as checkpoints:
+    with contextlib.closing(Checkpoints.reader(place.path)) as checkpoints:
         return checkpoints.restore_parts(shapes, place.step)
-
-
-def _checkpoints(folder: Path) -> Checkpoints:
-    return Checkpoints(folder, keep_last=1, keep_every=None, read_only=True)
 
 
 def _source(config: Config, run_dir: Path) -> Place | None:
@@ -190,7 +191,7 @@ def _place(path: str, key: str) -> Place:
         where, step = where.parent, int(where.name)
     if where.parent.name != "checkpoints":
         return Place(where, None)
-    with contextlib.closing(_checkpoints(where)) as checkpoints:
+    with contextlib.closing(Checkpoints.reader(where)) as checkpoints:
         return Place(where, checkpoints.restore_meta(step)["step"])
 
 
@@ -201,6 +202,8 @@ def _named(place: Place) -> str:
 def _refuse_other_network(config: Config, path: str, key: str) -> None:
     """Raise ConfigError where the file's network is not the config's, field by field."""
     theirs = files.resolve(files.open_source(path), overrides={})[1]
+    if not isinstance(theirs, VitSpec):
+        raise ConfigError(f"{key}={path} holds a ConvNeXt, which only distillation trains.")
     ours = zoo.vit_spec(
         config.model,
         config.rope,
