@@ -252,10 +252,11 @@ def get_config() -> ConfigDict:
 def shrink(c: ConfigDict) -> ConfigDict:
     """Any recipe, in any of its stages, as two steps of a narrow, shallow ViT: for its `smoke`."""
     patch = c.model.patch_size
-    num_sizes = len(c.crops.more_rates)
+    num_sizes = min(len(c.crops.more_rates), 1)
     c.update(num_steps=2, batch_size=4, group_size=2)
     c.data.update(num_workers=0, box_size=4 * patch)
     c.crops.update(global_size=2 * patch, local_size=patch, num_local=2)
+    c.crops.more_rates = (0.5,) * num_sizes
     c.crops.update(more_global=(2 * patch,) * num_sizes, more_local=(2 * patch,) * num_sizes)
     if c.crops.gram_size is not None:
         c.crops.update(gram_size=4 * patch, more_gram=(4 * patch,) * num_sizes)
