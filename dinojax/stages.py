@@ -205,7 +205,7 @@ def _frozen_rules(values: Values, gram: Mapping[str, Any]) -> Iterator[str]:
     steps, size = values["num_steps"], values["crops.gram_size"]
     if not gram["anchor"]:
         yield (
-            "gram.teacher='frozen' needs an earlier ema to hold on to, and gram.anchor is empty; "
+            "gram.teacher=frozen needs an earlier ema to hold on to, and gram.anchor is empty; "
             "set gram.anchor=STAGE/STEP (a checkpoint of this run; `dinojax gram pick RUN` "
             "recommends one), gram.anchor=ema (of this stage, at gram.anchor_step), a run or a "
             "file of weights, or gram.teacher=ema (each step's own)."
