@@ -27,7 +27,15 @@ from dinojax.energy import EnergyMeter
 from dinojax.eval.online import build_knn
 from dinojax.interrupt import NOT_SAVED, SAVED, Asked, Interrupt, Interrupted, StorageError
 from dinojax.metrics import DataWait, MetricsLog, Progress, RunLog, read_metrics
-from dinojax.run import Run, check_data, claim, open_checkpoints, open_run, open_train_source
+from dinojax.run import (
+    Run,
+    check_data,
+    claim,
+    occupy,
+    open_checkpoints,
+    open_run,
+    open_train_source,
+)
 from dinojax.state import State
 from dinojax.tensorboard import EventLog
 
@@ -47,8 +55,9 @@ def train(config: Config, run_dir: str | Path, *, accept: Collection[str] = ()) 
     """
     directory = Path(run_dir)
     source = open_train_source(config)
-    claim(directory, config, accept)
-    with RunLog(directory / "log.txt"), contextlib.ExitStack() as stack:
+    with occupy(directory), contextlib.ExitStack() as stack:
+        claim(directory, config, accept)
+        stack.enter_context(RunLog(directory / "log.txt"))
         layout = mesh.make(config.mesh.strategy, config.mesh.devices)
         stack.enter_context(jax.default_matmul_precision(config.precision.matmul))
         interrupt = stack.enter_context(Interrupt())

@@ -15,6 +15,7 @@ LAYERS = [
         "keys",
         "metrics",
         "interrupt",
+        "lock",
         "energy",
         "tensorboard",
         "checksum",
