@@ -33,7 +33,13 @@ def held(directory: Path, *, process: int = 0) -> Iterator[None]:
     Raises Locked if another process holds it, OSError if the directory cannot be written to.
     """
     path = directory / (f"{FILE}.{process}" if process else FILE)
-    with path.open("a+") as file:
+    try:
+        file = path.open("a+")
+    except OSError as error:
+        raise OSError(
+            error.errno, f"{directory} cannot be written to ({error.strerror}); use another --run"
+        ) from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

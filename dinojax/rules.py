@@ -1,5 +1,6 @@
 """What a config may hold: choices, optional values, ranges, and what keys demand of each other."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ SCHEDULES = tuple(
     for name in ("lr", "weight_decay", "momentum", "teacher_temperature", "local_weight")
     + ("gram_weight",)
 )
+CORNERS = ("start", "peak", "end")  # values of a schedule
 
 # Every key with a closed list of values.
 CHOICES: dict[str, tuple] = {
@@ -62,50 +64,82 @@ OPTIONAL: dict[str, type] = {
 # Tuples of any length; all others have the length of their default.
 ANY_LENGTH = ("image.mean", "image.std")
 
-# key -> (smallest, largest) value allowed; tuples are checked element by element.
-LIMITS: dict[str, tuple[float | None, float | None]] = {
-    **{key: (1, None) for key in ("num_steps", "batch_size", "group_size", "accumulate")},
-    **{f"data.{name}": (1, None) for name in ("box_size", "num_threads", "prefetch")},
-    "data.num_workers": (0, None),
+# The largest of things. Beyond them a typing error is likelier than a wish, and numbers of steps
+# and images would leave the 32 bits that devices count with.
+PIXELS, CHANNELS, IMAGES, COUNT = 2**14, 2**17, 2**20, 2**31 - 1
+FLOAT = 3.4e38  # float32, which every number on a device is
+SMALL = 1e-6  # for what is divided by
+
+# key -> (smallest, largest) value allowed, for every number; tuples element by element.
+LIMITS: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**32 - 1),  # all that a random key takes of it
+    "num_steps": (1, COUNT),
+    **{key: (1, IMAGES) for key in ("batch_size", "group_size", "accumulate")},
+    "data.box_size": (1, PIXELS),
+    **{f"data.{name}": (1, 1024) for name in ("num_threads", "prefetch")},
+    "data.num_workers": (0, 1024),
     "data.max_bad_share": (0, 1),
-    **{f"crops.{name}": (1, None) for name in ("global_size", "local_size", "gram_size")},
-    "crops.num_local": (1, None),
-    **{f"crops.{name}": (1e-6, 1) for name in ("global_area", "local_area")},
+    "image.mean": (0, 1),
+    "image.std": (SMALL, FLOAT),
+    **{f"crops.{name}": (1, PIXELS) for name in ("global_size", "local_size", "gram_size")},
+    "crops.num_local": (1, 1024),
+    **{f"crops.{name}": (SMALL, 1) for name in ("global_area", "local_area")},
+    "crops.aspect": (1e-3, 1e3),
     **{f"augment.{name}_rate": (0, 1) for name in ("flip", "jitter", "grayscale", "solarize")},
     "augment.blur_rates": (0, 1),
+    "augment.blur_sigma": (1e-3, 1e3),
+    "augment.blur_kernel": (1, 1023),
     "augment.hue": (0, 0.5),
-    **{f"augment.{name}": (0, None) for name in ("brightness", "contrast", "saturation")},
+    **{f"augment.{name}": (0, 1) for name in ("brightness", "contrast", "saturation")},
+    "augment.solarize_threshold": (0, 256),
     **{f"masks.{name}": (0, 1) for name in ("rate", "ratio")},
-    "masks.min_block": (1, None),
-    **{f"model.{name}": (1, None) for name in ("patch_size", "width", "depth", "num_heads")},
-    "model.num_registers": (0, None),
-    "model.position_size": (1, None),
+    "masks.min_block": (1, IMAGES),
+    "masks.aspect": (1e-3, 1e3),
+    "model.patch_size": (1, 1024),
+    "model.width": (1, CHANNELS),
+    **{f"model.{name}": (1, 4096) for name in ("depth", "num_heads")},
+    "model.num_registers": (0, 4096),
+    "model.ffn_ratio": (1e-3, 1e3),
+    "model.position_size": (1, PIXELS),
     "model.position_offset": (0, 1),
+    "model.layer_scale": (0, FLOAT),
     "model.drop_path": (0, 0.999),
-    **{f"{head}.{name}": (1, None) for head in HEADS for name in ("num_layers", "hidden")},
-    **{f"{head}.{name}": (1, None) for head in HEADS for name in ("bottleneck", "prototypes")},
-    **{f"losses.{name}": (0, None) for name in ("dino", "ibot", "koleo")},
-    "losses.student_temperature": (1e-6, None),
-    **{f"losses.{name}": (1, None) for name in ("koleo_group", "koleo_neighbors")},
-    "losses.sinkhorn_iterations": (1, None),
+    **{f"rope.{name}": (SMALL, 1e9) for name in ("base", "min_period", "max_period")},
+    "rope.shift": (0, 1e3),
+    **{f"rope.{name}": (1, 1e3) for name in ("jitter", "rescale")},  # factors in 1/x .. x
+    **{f"{head}.num_layers": (1, 64) for head in HEADS},
+    **{f"{head}.{name}": (1, CHANNELS) for head in HEADS for name in ("hidden", "bottleneck")},
+    **{f"{head}.prototypes": (1, 2**24) for head in HEADS},
+    **{f"losses.{name}": (0, FLOAT) for name in ("dino", "ibot", "koleo")},
+    "losses.student_temperature": (SMALL, FLOAT),
+    **{f"losses.{name}": (1, IMAGES) for name in ("koleo_group", "koleo_neighbors")},
+    "losses.sinkhorn_iterations": (1, 1000),
     "losses.center_momentum": (0, 1),
-    **{f"optim.{name}": (0, 1) for name in ("beta1", "beta2", "layer_decay", "patch_embed_lr")},
-    "optim.clip": (1e-6, None),
-    "optim.freeze_last_layer": (0, None),
-    **{f"{name}.warmup": (0, None) for name in SCHEDULES},
-    **{f"{name}.cosine": (0, None) for name in SCHEDULES},
-    "mesh.devices": (1, None),
-    **{f"checkpoint.{name}": (1, None) for name in ("every", "keep_last", "keep_every")},
-    "log.every": (1, None),
-    **{f"knn.{name}": (1, None) for name in ("every", "crop_size", "neighbors", "batch_size")},
-    "knn.temperature": (1e-6, None),
+    **{f"optim.{name}": (0, 1 - 1e-7) for name in ("beta1", "beta2")},  # at 1 Adam divides by 0
+    "optim.eps": (1e-30, 1),
+    "optim.clip": (SMALL, FLOAT),
+    **{f"optim.{name}": (0, 1) for name in ("layer_decay", "patch_embed_lr")},
+    "optim.freeze_last_layer": (0, COUNT),
+    "schedules.truncate_extra": (0, 10),
+    **{f"{name}.{part}": (0, FLOAT) for name in SCHEDULES for part in CORNERS},
+    **{f"schedules.momentum.{part}": (0, 1) for part in CORNERS},
+    **{f"schedules.teacher_temperature.{part}": (SMALL, FLOAT) for part in CORNERS},
+    **{f"{name}.{part}": (0, COUNT) for name in SCHEDULES for part in ("warmup", "cosine")},
+    "mesh.devices": (1, IMAGES),
+    **{f"checkpoint.{name}": (1, COUNT) for name in ("every", "keep_last", "keep_every")},
+    "checkpoint.minutes": (SMALL, FLOAT),
+    "log.every": (1, COUNT),
+    **{f"knn.{name}": (1, COUNT) for name in ("every", "neighbors")},
+    **{f"knn.{name}": (1, PIXELS) for name in ("crop_size", "resize_size")},
+    "knn.batch_size": (1, IMAGES),
+    "knn.temperature": (SMALL, FLOAT),
 }
 
 
 def violations(values: Values) -> list[str]:
     """Every rule that the config breaks, one sentence each, ending with a move."""
     # A value out of its range or list would make the rules between keys talk nonsense.
-    single = [*_choices(values), *_limits(values)]
+    single = [*_choices(values), *_limits(values), *_stage(values)]
     rules = (_batch, _sizes, _rope, _steps, _gram, _pairs)
     return single or [message for rule in rules for message in rule(values)]
 
@@ -132,9 +166,20 @@ def _limits(values: Values) -> Iterator[str]:
         for number in value if isinstance(value, tuple) else (value,):
             if number is None:
                 continue
-            if (low is not None and number < low) or (high is not None and number > high):
-                bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+            if not low <= number <= high:
+                is_open = number < low and high in (COUNT, FLOAT)
+                bounds = f"at least {low}" if is_open else f"between {low} and {high}"
                 yield f"{key}={value} is out of range; use a value {bounds}."
+                break
+
+
+def _stage(values: Values) -> Iterator[str]:
+    name = values["stage"]
+    if not re.fullmatch(r"\w[\w.-]{0,63}", name):
+        yield (
+            f"stage={name[:80]!r} names a folder of checkpoints; use letters, digits, _, - and ., "
+            "64 at most."
+        )
 
 
 def _batch(values: Values) -> Iterator[str]:

@@ -125,7 +125,9 @@ def open_run(config: Config, directory: Path, layout: mesh.Layout, source: Sourc
                 host=jax.process_index(),
             ),
         ),
-        knn=build_knn(sources, image=config.image, knn=config.knn) if sources else None,
+        knn=build_knn(sources, image=config.image, knn=config.knn, directory=directory)
+        if sources
+        else None,
         checkpoints=open_checkpoints(config, directory),
         num_steps=config.num_steps,
         every=Every(
