@@ -38,6 +38,17 @@ def head(hidden: int, bottleneck: int, prototypes: int):
     )
 
 
+def part(name: str, path: str, *, source: str = "folder", weight: float = 0.0, alone: float = 0.0):
+    """One source of `data.mixture`, drawn with seeded shares (dinojax/data/mixture.py)."""
+    return (
+        name,  # of lower case letters, digits, - and _; in the log; [ours]
+        source,  # as data.source; [ours]
+        path,  # absolute, or from data.path on; [ours]
+        float(weight),  # share of the images of mixed batches, relative to the others; [ours]
+        float(alone),  # share of the batches that hold this source alone; [P] 0.1 ImageNet-1k
+    )
+
+
 def get_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0  # integer; every random draw derives from it; [R]
@@ -50,6 +61,7 @@ def get_config() -> ConfigDict:
     c.data = ConfigDict()
     c.data.source = "folder"  # folder | manifest | tar | arrayrecord | tfds | tiles; [ours]
     c.data.path = ""  # of the images; a folder is read to any depth; [ours]
+    c.data.mixture = ()  # rows made by base.part, instead of one source; () = no mixture; [P]
     c.data.box_size = 512  # pixels, side of the uint8 box the host fits an image into; [ours]
     c.data.num_workers = 0  # decoding processes per host, 0 = threads only; [ours]
     c.data.num_threads = 2  # decoding threads per process; [ours]

@@ -1,6 +1,8 @@
 """Which output meets which loss. The only file that knows all of them.
 
 The teacher sees whole global crops; the student sees masked global crops and local crops.
+In distillation the teacher is another network that does not change, and nothing is hidden from
+the student: masks then choose the patches that the iBOT loss compares.
 Targets are assigned over the global batch, so nothing here depends on devices or micro-batches.
 DINOv3, arXiv:2508.10104, sections 3 and 4.
 """
@@ -83,6 +85,15 @@ class Targets:
 
 
 @dataclasses.dataclass(frozen=True)
+class Networks:
+    """A backbone and its two heads."""
+
+    backbone: Vit
+    dino_head: Head
+    ibot_head: Head
+
+
+@dataclasses.dataclass(frozen=True)
 class Objective:
     """The networks and how their outputs become one loss."""
 
@@ -92,16 +103,18 @@ class Objective:
     losses: LossSpec
     gram: GramSpec | None
     group_size: int
+    frozen: Networks | None = None  # the teacher of distillation; None: the ema is the teacher
 
     # -- the teacher's side ------------------------------------------------------------------
 
     def teacher_outputs(self, teacher, gram, inputs: Inputs) -> TeacherOutputs:
         """Forward pass of the teacher on unmasked global crops, and of the gram network.
 
-        teacher: parameters of backbone and heads; gram: of a backbone, or None.
+        teacher: parameters of backbone and heads, the ema's or those of the frozen networks;
+        gram: of a backbone, or None.
         """
-        views = inputs.views
-        features = self._features(teacher["backbone"], views.global_BGHWC)
+        views, networks = inputs.views, self.frozen or self
+        features = _features(networks.backbone, teacher["backbone"], views.global_BGHWC)
         num_crops = views.global_BGHWC.shape[:2]
         shown = (features.cls, features.patches, features.prenorm)
         cls_BGD, *tokens = (x.reshape(*num_crops, *x.shape[1:]) for x in shown)
@@ -111,7 +124,7 @@ class Objective:
         if self.gram is not None:
             if self.gram.teacher == "frozen":
                 crops = views.global_BGHWC if views.gram_BGHWC is None else views.gram_BGHWC
-                features = self._features(gram, crops)
+                features = _features(self.backbone, gram, crops)
             side = views.global_BGHWC.shape[2] // self.backbone.spec.patch_size
             patches = features.patches
             if patches.shape[1] != side * side:
@@ -119,8 +132,8 @@ class Objective:
                 patches = resize_patches(patches, side, method=method, antialias=antialias)
             gram_BGPD = patches.reshape(*num_crops, *patches.shape[1:])
         return TeacherOutputs(
-            dino_BGK=_logits(self.dino_head, teacher["dino_head"], cls_BGD),
-            ibot_UMK=_logits(self.ibot_head, teacher["ibot_head"], masked_UMD),
+            dino_BGK=_logits(networks.dino_head, teacher["dino_head"], cls_BGD),
+            ibot_UMK=_logits(networks.ibot_head, teacher["ibot_head"], masked_UMD),
             gram_BGPD=gram_BGPD,
             cls_BGD=cls_BGD,
             health=per_crop,
@@ -228,16 +241,13 @@ class Objective:
             self.make_draws(inputs, num_sequences=crops.shape[0] // num_groups, tag=tag)
             for tag, crops in enumerate(sets)
         ]
-        masks = [_flat(views.masks_BGP), None]
+        masks = [None if self.frozen else _flat(views.masks_BGP), None]
         found = self.backbone.apply({"params": params}, sets, masks, draws, train=True)
         return cast(list[Features], found)
 
     def make_draws(self, inputs: Inputs, *, num_sequences: int, tag: int) -> Draws:
         keys = (inputs.drop_keys_U, inputs.rope_keys_U)
         return make_draws(*keys, self.backbone.spec, num_sequences=num_sequences, tag=tag)
-
-    def _features(self, params, crops_BGHWC) -> Features:
-        return cast(Features, self.backbone.apply({"params": params}, [_flat(crops_BGHWC)])[0])
 
     def _masked(self, patches, masked_UM):
         """Patches [B G, P, D] at the masked positions of each group: [U, M, D]."""
@@ -263,6 +273,10 @@ class Objective:
                 chosen = jnp.argsort(masks, axis=1, stable=True)[:, :num_unmasked]
             both = [jax.vmap(lambda x, i: x[i])(x, chosen) for x in both]
         return jnp.mean(jax.vmap(loss)(*both))
+
+
+def _features(backbone: Vit, params, crops_BGHWC) -> Features:
+    return cast(Features, backbone.apply({"params": params}, [_flat(crops_BGHWC)])[0])
 
 
 def _logits(head: Head, params, tokens) -> jax.Array:

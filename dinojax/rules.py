@@ -4,15 +4,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-Values = Mapping[str, Any]  # dotted key -> value
+from dinojax.limits import COUNT, FLOAT, HEADS, LIMITS, SCHEDULES
 
-HEADS = ("dino_head", "ibot_head")
-SCHEDULES = tuple(
-    f"schedules.{name}"
-    for name in ("lr", "weight_decay", "momentum", "teacher_temperature", "local_weight")
-    + ("gram_weight",)
-)
-CORNERS = ("start", "peak", "end")  # values of a schedule
+Values = Mapping[str, Any]  # dotted key -> value
 
 # Every key with a closed list of values.
 CHOICES: dict[str, tuple] = {
@@ -64,83 +58,15 @@ OPTIONAL: dict[str, type] = {
 # Tuples of any length; all others have the length of their default.
 ANY_LENGTH = ("image.mean", "image.std")
 
-# The largest of things. Beyond them a typing error is likelier than a wish, and numbers of steps
-# and images would leave the 32 bits that devices count with.
-PIXELS, CHANNELS, IMAGES, COUNT = 2**14, 2**17, 2**20, 2**31 - 1
-FLOAT = 3.4e38  # float32, which every number on a device is
-SMALL = 1e-6  # for what is divided by
-
-# key -> (smallest, largest) value allowed, for every number; tuples element by element.
-LIMITS: dict[str, tuple[float, float]] = {
-    "seed": (0, 2**32 - 1),  # all that a random key takes of it
-    "num_steps": (1, COUNT),
-    **{key: (1, IMAGES) for key in ("batch_size", "group_size", "accumulate")},
-    "data.box_size": (1, PIXELS),
-    **{f"data.{name}": (1, 1024) for name in ("num_threads", "prefetch")},
-    "data.num_workers": (0, 1024),
-    "data.max_bad_share": (0, 1),
-    "image.mean": (0, 1),
-    "image.std": (SMALL, FLOAT),
-    **{f"crops.{name}": (1, PIXELS) for name in ("global_size", "local_size", "gram_size")},
-    "crops.num_local": (1, 1024),
-    **{f"crops.{name}": (SMALL, 1) for name in ("global_area", "local_area")},
-    "crops.aspect": (1e-3, 1e3),
-    **{f"augment.{name}_rate": (0, 1) for name in ("flip", "jitter", "grayscale", "solarize")},
-    "augment.blur_rates": (0, 1),
-    "augment.blur_sigma": (1e-3, 1e3),
-    "augment.blur_kernel": (1, 1023),
-    "augment.hue": (0, 0.5),
-    **{f"augment.{name}": (0, 1) for name in ("brightness", "contrast", "saturation")},
-    "augment.solarize_threshold": (0, 256),
-    **{f"masks.{name}": (0, 1) for name in ("rate", "ratio")},
-    "masks.min_block": (1, IMAGES),
-    "masks.aspect": (1e-3, 1e3),
-    "model.patch_size": (1, 1024),
-    "model.width": (1, CHANNELS),
-    **{f"model.{name}": (1, 4096) for name in ("depth", "num_heads")},
-    "model.num_registers": (0, 4096),
-    "model.ffn_ratio": (1e-3, 1e3),
-    "model.position_size": (1, PIXELS),
-    "model.position_offset": (0, 1),
-    "model.layer_scale": (0, FLOAT),
-    "model.drop_path": (0, 0.999),
-    **{f"rope.{name}": (SMALL, 1e9) for name in ("base", "min_period", "max_period")},
-    "rope.shift": (0, 1e3),
-    **{f"rope.{name}": (1, 1e3) for name in ("jitter", "rescale")},  # factors in 1/x .. x
-    **{f"{head}.num_layers": (1, 64) for head in HEADS},
-    **{f"{head}.{name}": (1, CHANNELS) for head in HEADS for name in ("hidden", "bottleneck")},
-    **{f"{head}.prototypes": (1, 2**24) for head in HEADS},
-    **{f"losses.{name}": (0, FLOAT) for name in ("dino", "ibot", "koleo")},
-    "losses.student_temperature": (SMALL, FLOAT),
-    **{f"losses.{name}": (1, IMAGES) for name in ("koleo_group", "koleo_neighbors")},
-    "losses.sinkhorn_iterations": (1, 1000),
-    "losses.center_momentum": (0, 1),
-    **{f"optim.{name}": (0, 1 - 1e-7) for name in ("beta1", "beta2")},  # at 1 Adam divides by 0
-    "optim.eps": (1e-30, 1),
-    "optim.clip": (SMALL, FLOAT),
-    **{f"optim.{name}": (0, 1) for name in ("layer_decay", "patch_embed_lr")},
-    "optim.freeze_last_layer": (0, COUNT),
-    "schedules.truncate_extra": (0, 10),
-    **{f"{name}.{part}": (0, FLOAT) for name in SCHEDULES for part in CORNERS},
-    **{f"schedules.momentum.{part}": (0, 1) for part in CORNERS},
-    **{f"schedules.teacher_temperature.{part}": (SMALL, FLOAT) for part in CORNERS},
-    **{f"{name}.{part}": (0, COUNT) for name in SCHEDULES for part in ("warmup", "cosine")},
-    "mesh.devices": (1, IMAGES),
-    **{f"checkpoint.{name}": (1, COUNT) for name in ("every", "keep_last", "keep_every")},
-    "checkpoint.minutes": (SMALL, FLOAT),
-    "log.every": (1, COUNT),
-    **{f"knn.{name}": (1, COUNT) for name in ("every", "neighbors")},
-    **{f"knn.{name}": (1, PIXELS) for name in ("crop_size", "resize_size")},
-    "knn.batch_size": (1, IMAGES),
-    "knn.temperature": (SMALL, FLOAT),
-}
+# Tuples of any number of rows: the types of a row's columns.
+TABLES: dict[str, tuple[type, ...]] = {"data.mixture": (str, str, str, float, float)}
 
 
 def violations(values: Values) -> list[str]:
     """Every rule that the config breaks, one sentence each, ending with a move."""
     # A value out of its range or list would make the rules between keys talk nonsense.
     single = [*_choices(values), *_limits(values), *_stage(values)]
-    rules = (_batch, _sizes, _rope, _steps, _gram, _pairs)
+    rules = (_batch, _sizes, _rope, _steps, _gram, _pairs, _mixture)
     return single or [message for rule in rules for message in rule(values)]
 
 
@@ -277,6 +203,32 @@ def _pairs(values: Values) -> Iterator[str]:
         low, high = values[name]
         if low > high:
             yield f"{name}={values[name]} is not ascending; use {(high, low)}."
+
+
+def _mixture(values: Values) -> Iterator[str]:
+    rows, kinds = values["data.mixture"], CHOICES["data.source"]
+    names = [row[0] for row in rows]
+    for name, kind, path, weight, alone in rows:
+        where = f"data.mixture: {name!r}"
+        if not re.fullmatch(r"[a-z0-9_-]+", name) or names.count(name) > 1:
+            yield f"{where} is no name or there twice; use letters a-z, digits, - and _, once."
+        if kind not in kinds:
+            yield f"{where} has source {kind!r}; use {', '.join(map(repr, kinds))}."
+        if not path and kind != "tiles":
+            yield f"{where} has no path; give the one of its images, absolute or from data.path on."
+        if weight < 0 or not 0 <= alone <= 1 or not weight + alone:
+            yield (
+                f"{where} has weight={weight} and alone={alone}; use a weight of at least 0, "
+                "alone between 0 and 1, and one of them above 0."
+            )
+    alone, weight = sum(row[4] for row in rows), sum(row[3] for row in rows)
+    if alone > 1 + 1e-9:
+        yield f"data.mixture: the shares alone sum to {alone:.3g}, which exceeds 1; lower them."
+    elif rows and (alone < 1 - 1e-9) != (weight > 0):
+        yield (
+            f"data.mixture: {max(0.0, 1 - alone):.3g} of the batches are mixed, but the weights "
+            f"sum to {weight:.3g}; give weights where batches are mixed, and only there."
+        )
 
 
 def _around(value: int, step: int) -> str:

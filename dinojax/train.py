@@ -280,8 +280,9 @@ class _Report:
         bad = scalars["bad_steps"] > 0
         if bad or number % self._run.every.log == 0 or number == self._run.num_steps:
             waiting = self._batches.share()
+            drawn = {f"images/{name}": num for name, num in self._run.num_drawn(number).items()}
             self.metrics.write(
-                number, {**scalars, **now, "data_wait": waiting, **self._speed(number)}
+                number, {**scalars, **now, **drawn, "data_wait": waiting, **self._speed(number)}
             )
             self._progress.update(number, loss=float(scalars["total"]), waiting=waiting)
         self._autopsy.check(number, scalars, now)

@@ -42,7 +42,7 @@ KINDS = {
     r"convnext_.*\.npz": Kind(r"w/downsample_layers\.0\.0\.weight", networks.replay_convnext),
     r"rope_tables.*\.npz": Kind(r"fp32/periods", networks.replay_rope),
     r"dino_head.*\.npz": Kind(r"w/last_layer\.weight", networks.replay_head),
-    r"train_(?!distill).*\.npz": Kind(r"grad_norm/backbone", train.replay_train),
+    r"train_.*\.npz": Kind(r"grad_norm/backbone", train.replay_train),
     r"(hf|timm)_vit.*_io\.npz": Kind(r"out/(last_hidden_state|forward.*)", formats.replay_vit),
     r"name_maps.*\.json": Kind(r"(hf|timm)_vit_.+", formats.replay_name_maps),
     r"schedules.*\.json": Kind(r".+/world\d+", optim.replay_schedules),

@@ -16,6 +16,7 @@ LAYERS = [
         "metrics",
         "interrupt",
         "lock",
+        "limits",
         "energy",
         "tensorboard",
         "checksum",
@@ -27,10 +28,10 @@ LAYERS = [
     {"step", "checkpoint", "weights", "doctor"},
     {"eval", "curate", "viz", "plan", "inspect_checkpoint", "autopsy"},
     {"program"},
-    {"run", "convert"},
+    {"run", "convert", "migrate"},
     {"finish"},
     {"train", "distill", "replay"},
-    {"embed", "cli_weights", "cli_data"},
+    {"embed", "cli_weights", "cli_data", "cli_config"},
     {"cli"},
     {"__main__"},
 ]
@@ -89,5 +90,5 @@ def test_only_the_programs_see_the_whole_config():
     """Builders take sections or values; whoever imports dinojax.config sees everything."""
     seen = {part(path) for path in FILES if "config" in set(imported_parts(path.read_text()))}
     allowed = {"config", "program", "run", "train", "distill", "convert", "replay"}
-    allowed |= {"cli", "cli_data"}
+    allowed |= {"cli", "cli_config", "cli_data"}
     assert seen <= allowed
