@@ -85,7 +85,8 @@ class Killer:
     def session(self, run: Path, point: Point | None = None) -> Session:
         """One process from start to end; without a point nothing stops it."""
         marks_in, marks_out = os.pipe()
-        environment = os.environ | {
+        plain = {name: value for name, value in os.environ.items() if name != "NPROC"}
+        environment = plain | {  # one device, whatever the tests of this process simulate
             "MARKS": str(marks_out),
             "ORDER": str(run.with_suffix(".order")),
             "STALL": str(point.step if point and point.phase == "wait" else 0),
