@@ -231,7 +231,8 @@ def _typed(key: str, value: Any, default: Mapping[str, Any], *, place: str) -> A
         elements = [_number(element, kind) for kind in kinds for element in value] if same else []
         if same and None not in elements:
             return tuple(elements)
-        expected = f"{'' if key in rules.ANY_LENGTH else f'{len(wanted)} '}numbers"
+        what = "texts" if kinds == {str} else "numbers"
+        expected = f"{'' if key in rules.ANY_LENGTH else f'{len(wanted)} '}{what}"
     else:
         kind = rules.OPTIONAL[key] if optional else type(wanted)
         cast = _number(value, kind)

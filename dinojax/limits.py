@@ -64,6 +64,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     "optim.clip": (SMALL, FLOAT),
     **{f"optim.{name}": (0, 1) for name in ("layer_decay", "patch_embed_lr")},
     "optim.freeze_last_layer": (0, COUNT),
+    "adapter.rank": (0, CHANNELS),
+    "adapter.alpha": (SMALL, FLOAT),
     "schedules.truncate_extra": (0, 10),
     **{f"{name}.{part}": (0, FLOAT) for name in SCHEDULES for part in CORNERS},
     **{f"schedules.momentum.{part}": (0, 1) for part in CORNERS},

@@ -56,7 +56,7 @@ OPTIONAL: dict[str, type] = {
 }
 
 # Tuples of any length; all others have the length of their default.
-ANY_LENGTH = ("image.mean", "image.std")
+ANY_LENGTH = ("image.mean", "image.std", "adapter.targets")
 
 # Tuples of any number of rows: the types of a row's columns.
 TABLES: dict[str, tuple[type, ...]] = {"data.mixture": (str, str, str, float, float)}
@@ -66,7 +66,7 @@ def violations(values: Values) -> list[str]:
     """Every rule that the config breaks, one sentence each, ending with a move."""
     # A value out of its range or list would make the rules between keys talk nonsense.
     single = [*_choices(values), *_limits(values), *_stage(values)]
-    rules = (_batch, _sizes, _rope, _steps, _gram, _pairs, _mixture)
+    rules = (_batch, _sizes, _rope, _steps, _gram, _pairs, _mixture, _adapter)
     return single or [message for rule in rules for message in rule(values)]
 
 
@@ -229,6 +229,12 @@ def _mixture(values: Values) -> Iterator[str]:
             f"data.mixture: {max(0.0, 1 - alone):.3g} of the batches are mixed, but the weights "
             f"sum to {weight:.3g}; give weights where batches are mixed, and only there."
         )
+
+
+def _adapter(values: Values) -> Iterator[str]:
+    targets, known = values["adapter.targets"], ("qkv", "proj", "ffn")
+    if not targets or not set(targets) <= set(known) or len(set(targets)) < len(targets):
+        yield f"adapter.targets={targets}; use one or more of {', '.join(known)}, each once."
 
 
 def _around(value: int, step: int) -> str:

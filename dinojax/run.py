@@ -101,6 +101,11 @@ class Run:
         draft.write_text(whole + json.dumps({"time": now, **content}) + "\n")
         os.replace(draft, path)
 
+    def note_stop(self, error: Exception) -> None:
+        """The last line of a run that ends before its time, and the report that shows it."""
+        self.note(event="stop", reason=f"{type(error).__name__}: {error}".splitlines()[0])
+        reports.refresh(self.directory)
+
 
 def open_run(config: Config, directory: Path, layout: mesh.Layout, source: Source) -> Run:
     """Program, evaluation and checkpoints of a run; nothing is computed yet."""

@@ -112,7 +112,7 @@ def _train(run: Run, interrupt: Interrupt, accept: Collection[str]) -> State:
         except Exception as error:
             log.error("%s", error)
             with contextlib.suppress(OSError):  # a full disk takes no notes
-                run.note(event="stop", reason=f"{type(error).__name__}: {error}".splitlines()[0])
+                run.note_stop(error)
             if isinstance(error, OSError) and error.errno in FULL:
                 raise StorageError(f"{run.directory} cannot be written to: {error}") from error
             raise

@@ -44,6 +44,7 @@ KINDS = {
     r"dino_head.*\.npz": Kind(r"w/last_layer\.weight", networks.replay_head),
     r"train_.*\.npz": Kind(r"grad_norm/backbone", train.replay_train),
     r"(hf|timm)_vit.*_io\.npz": Kind(r"out/(last_hidden_state|forward.*)", formats.replay_vit),
+    r"(hf|timm)_convnext.*_io\.npz": Kind(r"out/(hidden_states/4|pooled)", formats.replay_convnext),
     r"name_maps.*\.json": Kind(r"(hf|timm)_vit_.+", formats.replay_name_maps),
     r"schedules.*\.json": Kind(r".+/world\d+", optim.replay_schedules),
     r"param_groups.*\.json": Kind(r".+/decay[\d.]+", optim.replay_param_groups),

@@ -24,7 +24,7 @@ LAYERS = [
     {"mesh", "interpolate"},
     {"data", "augment", "models", "losses", "health"},
     {"objective", "optim", "runs"},
-    {"state"},
+    {"state", "adapters", "ailments"},
     {"step", "checkpoint", "weights", "doctor"},
     {"eval", "curate", "viz", "plan", "inspect_checkpoint", "autopsy"},
     {"program"},

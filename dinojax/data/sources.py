@@ -40,6 +40,11 @@ def open_source(data, *, channels: int, split: str = "train") -> Source:
 
 def _open_mixture(data, *, channels: int, split: str) -> Mixture:
     """The sources of data.mixture; their paths start from data.path, or are absolute."""
+    if data.source not in ("folder", *EMBEDDED):  # the default, and what steps aside
+        raise ValueError(
+            f"data.source={data.source!r} has no meaning beside data.mixture, whose rows name "
+            "their own; set data.source=folder."
+        )
     parts = []
     for name, kind, path, weight, alone in data.mixture:
         where = path if kind in EMBEDDED else os.path.join(data.path, path)
