@@ -178,6 +178,12 @@ def get_config() -> ConfigDict:
     c.optim.lr_scaling = "sqrt_1024"  # sqrt_1024 (x 4 sqrt(batch/1024)) | linear_256 | none; [R]
     c.optim.freeze_last_layer = 1250  # steps with a learning rate of 0 for the prototypes; [R]
 
+    c.adapter = ConfigDict()  # low-rank adapters: LoRA, arXiv:2106.09685
+    c.adapter.rank = 0  # of the blocks' adapters; 0 = all weights train; [ours]
+    c.adapter.alpha = 16.0  # adapters are added alpha / rank times; [ours]
+    c.adapter.targets = ("qkv", "proj", "ffn")  # kernels of a block that have one; [ours]
+    c.adapter.norms = False  # norms train as well, beside adapters and heads; [ours]
+
     c.schedules = ConfigDict()
     c.schedules.version = 1  # 1 (warm-up reaches its end) | 2 (the cosine does); [R]
     c.schedules.truncate_extra = 0.0  # version 1: share of the cosine cut off; [R]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dinojax import cli_config, cli_data, cli_weights
 from dinojax.config import ConfigError, load
-from dinojax.interrupt import SAVED, Interrupted, StorageError, end_now
+from dinojax.interrupt import SAVED, Interrupted, StorageError, end_now, leaving
 
 FINISHED, FAILED, REFUSED = 0, 1, 2  # and interrupt.SAVED, interrupt.NOT_SAVED
 
@@ -143,7 +143,8 @@ def _train(args: argparse.Namespace) -> None:
             f"{args.config} has no stage {args.stage}; its only stage is {config.stage}"
         )
     accept = [name for name in ACCEPT if getattr(args, f"accept_{name.replace('-', '_')}")]
-    _program("train")(config, Path(args.run), accept=accept)
+    with leaving():  # until the run takes signals itself; importing jax takes seconds
+        _program("train")(config, Path(args.run), accept=accept)
 
 
 def _knn(args: argparse.Namespace) -> None:

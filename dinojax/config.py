@@ -200,7 +200,7 @@ def _parse(overrides: Sequence[str], default: Mapping[str, Any]) -> dict[str, An
         if key in default and not (isinstance(default[key], str) or rules.OPTIONAL.get(key) is str):
             try:
                 value = ast.literal_eval(_PYTHON_WORDS[text] if text in _PYTHON_WORDS else text)
-            except (ValueError, SyntaxError):
+            except (ValueError, SyntaxError, MemoryError, RecursionError):
                 pass  # stays text, which _typed refuses by name
         elif text in ("None", "none") and key in rules.OPTIONAL:
             value = None
@@ -231,7 +231,8 @@ def _typed(key: str, value: Any, default: Mapping[str, Any], *, place: str) -> A
         elements = [_number(element, kind) for kind in kinds for element in value] if same else []
         if same and None not in elements:
             return tuple(elements)
-        expected = f"{'' if key in rules.ANY_LENGTH else f'{len(wanted)} '}numbers"
+        what = "texts" if kinds == {str} else "numbers"
+        expected = f"{'' if key in rules.ANY_LENGTH else f'{len(wanted)} '}{what}"
     else:
         kind = rules.OPTIONAL[key] if optional else type(wanted)
         cast = _number(value, kind)
@@ -256,5 +257,9 @@ def _rows(value: Any, kinds: Sequence[type]) -> tuple | None:
 def _number(value: Any, kind: type) -> Any:
     """The value if it is of that kind, whole numbers as floats where a float is due; else None."""
     if kind is float and type(value) in (int, float):
-        return float(value) if math.isfinite(value) else None
+        try:
+            number = float(value)
+        except OverflowError:  # a whole number beyond all floats
+            return None
+        return number if math.isfinite(number) else None
     return value if type(value) is kind else None

@@ -165,8 +165,8 @@ class Objective:
     def teacher_health(self, outputs: TeacherOutputs, targets: Targets) -> dict:
         """Scalars that show the state of the teacher; both arguments of the whole batch."""
         rows = {"dino": targets.dino_BGK, "ibot": targets.ibot_UMK}
-        group_size = self.losses.koleo_group
-        return health.teacher_health(outputs.health, outputs.cls_BGD, rows, group_size=group_size)
+        seen = (outputs.health, outputs.cls_BGD, rows)
+        return health.teacher_health(*seen, group_size=self.group_size)
 
     # -- the student's side ------------------------------------------------------------------
 

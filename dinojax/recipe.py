@@ -94,7 +94,7 @@ def run(path: Path, *, smoke: bool = False) -> dict[str, Any]:
         config = module.get_config()
         if smoke:
             config = module.smoke(config)
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise ConfigError(_located(error, path)) from error
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"{path}: {steps[-1]} returns {type(config).__name__}, not the config")

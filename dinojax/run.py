@@ -1,5 +1,6 @@
 """A run directory: who it belongs to, what is open in it, and its history."""
 
+import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
@@ -14,7 +15,7 @@ from pathlib import Path
 import jax
 
 from dinojax import config as configs
-from dinojax import mesh, program
+from dinojax import lock, mesh, program
 from dinojax.checkpoint import Checkpoints
 from dinojax.config import Config, ConfigError
 from dinojax.data.example import Source
@@ -100,6 +101,11 @@ class Run:
         draft.write_text(whole + json.dumps({"time": now, **content}) + "\n")
         os.replace(draft, path)
 
+    def note_stop(self, error: Exception) -> None:
+        """The last line of a run that ends before its time, and the report that shows it."""
+        self.note(event="stop", reason=f"{type(error).__name__}: {error}".splitlines()[0])
+        reports.refresh(self.directory)
+
 
 def open_run(config: Config, directory: Path, layout: mesh.Layout, source: Source) -> Run:
     """Program, evaluation and checkpoints of a run; nothing is computed yet."""
@@ -130,7 +136,9 @@ def open_run(config: Config, directory: Path, layout: mesh.Layout, source: Sourc
                 host=jax.process_index(),
             ),
         ),
-        knn=build_knn(sources, image=config.image, knn=config.knn) if sources else None,
+        knn=build_knn(sources, image=config.image, knn=config.knn, directory=directory)
+        if sources
+        else None,
         checkpoints=open_checkpoints(config, directory),
         num_steps=config.num_steps,
         every=Every(
@@ -168,11 +176,23 @@ def open_checkpoints(config: Config, directory: Path, *, read_only=False) -> Che
     )
 
 
+def occupy(directory: Path) -> contextlib.AbstractContextManager[None]:
+    """Make the directory and hold its lock; raises ConfigError if it holds something else.
+
+    Asks for no device, which the process that holds the lock may have taken all of.
+    """
+    if not (directory / "config.json").exists() and directory.exists() and _foreign(directory):
+        raise ConfigError(f"{directory} is not empty and no run directory; use another --run.")
+    directory.mkdir(parents=True, exist_ok=True)
+    index = jax.process_index() if jax.distributed.is_initialized() else 0
+    return lock.held(directory, process=index)
+
+
 def claim(directory: Path, config: Config, accept: Collection[str] = ()) -> None:
-    """Make the run directory, or make sure that it belongs to this config.
+    """Write config.json and env.json, or make sure that the run belongs to this config.
 
     A directory in which nothing was trained yet changes its config freely.
-    Raises ConfigError if it belongs to another config or holds something else.
+    Raises ConfigError if it belongs to another config.
     """
     path = directory / "config.json"
     if path.exists() and _has_results(directory) and ACCEPT_CONFIG not in accept:
@@ -184,8 +204,6 @@ def claim(directory: Path, config: Config, accept: Collection[str] = ()) -> None
                 f"{directory} belongs to another config:\n{lines}\n"
                 "Use another --run, the config it began with, or --accept-new-config."
             )
-    elif not path.exists() and directory.exists() and _foreign(directory):
-        raise ConfigError(f"{directory} is not empty and no run directory; use another --run.")
     directory.mkdir(parents=True, exist_ok=True)
     draft = directory / "config.json.draft"
     configs.save(config, draft)
@@ -194,8 +212,9 @@ def claim(directory: Path, config: Config, accept: Collection[str] = ()) -> None
 
 
 def _foreign(directory: Path) -> bool:
-    """Whether it holds more than the draft that a killed process was writing."""
-    return any(not entry.name.endswith(".draft") for entry in directory.iterdir())
+    """Whether it holds more than a killed process leaves before it has written config.json."""
+    names = [entry.name for entry in directory.iterdir()]
+    return any(not (n.endswith(".draft") or n.split(".")[0] == lock.FILE) for n in names)
 
 
 def _has_results(directory: Path) -> bool:

@@ -61,7 +61,7 @@ class Step:
 
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.student, now=now)
         student = optax.apply_updates(state.student, updates)
-        ema = optax.incremental_update(student, state.ema, 1.0 - now["momentum"])
+        ema = jax.tree.map(functools.partial(_towards, 1.0 - now["momentum"]), state.ema, student)
         bad_steps = jnp.where(ok, 0, state.bad_steps + 1)
 
         new = dict(student=student, ema=ema, opt_state=opt_state, centers=centers)
@@ -105,6 +105,11 @@ class Step:
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         total, _ = jax.lax.scan(add, zeros, (parts, targets))
         return jax.tree.map(lambda x: x / self.accumulate, total)
+
+
+def _towards(share, ema, student):
+    """Moves a share of the way; exactly nowhere when both are equal, as frozen weights are."""
+    return ema + share * (student - ema)
 
 
 def _map(function, parts, num_parts: int, *, squeeze: bool = False):

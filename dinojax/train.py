@@ -27,7 +27,15 @@ from dinojax.energy import EnergyMeter
 from dinojax.eval.online import build_knn
 from dinojax.interrupt import NOT_SAVED, SAVED, Asked, Interrupt, Interrupted, StorageError
 from dinojax.metrics import DataWait, MetricsLog, Progress, RunLog, read_metrics
-from dinojax.run import Run, check_data, claim, open_checkpoints, open_run, open_train_source
+from dinojax.run import (
+    Run,
+    check_data,
+    claim,
+    occupy,
+    open_checkpoints,
+    open_run,
+    open_train_source,
+)
 from dinojax.state import State
 from dinojax.tensorboard import EventLog
 
@@ -47,8 +55,9 @@ def train(config: Config, run_dir: str | Path, *, accept: Collection[str] = ()) 
     """
     directory = Path(run_dir)
     source = open_train_source(config)
-    claim(directory, config, accept)
-    with RunLog(directory / "log.txt"), contextlib.ExitStack() as stack:
+    with occupy(directory), contextlib.ExitStack() as stack:
+        claim(directory, config, accept)
+        stack.enter_context(RunLog(directory / "log.txt"))
         layout = mesh.make(config.mesh.strategy, config.mesh.devices)
         stack.enter_context(jax.default_matmul_precision(config.precision.matmul))
         interrupt = stack.enter_context(Interrupt())
@@ -103,7 +112,7 @@ def _train(run: Run, interrupt: Interrupt, accept: Collection[str]) -> State:
         except Exception as error:
             log.error("%s", error)
             with contextlib.suppress(OSError):  # a full disk takes no notes
-                run.note(event="stop", reason=f"{type(error).__name__}: {error}".splitlines()[0])
+                run.note_stop(error)
             if isinstance(error, OSError) and error.errno in FULL:
                 raise StorageError(f"{run.directory} cannot be written to: {error}") from error
             raise
@@ -318,7 +327,7 @@ def evaluate_knn(run_dir: str | Path, overrides: Sequence[str], step: int | None
     sources = open_knn_sources(config.data, config.knn, channels=config.image.channels)
     if sources is None:
         raise ConfigError("k-NN needs labels: --set knn.bank=FOLDER --set knn.query=FOLDER.")
-    knn = build_knn(sources, image=config.image, knn=config.knn)
+    knn = build_knn(sources, image=config.image, knn=config.knn, directory=directory)
     layout = mesh.make(config.mesh.strategy, config.mesh.devices)
     built = program.build(config, layout)
     checkpoints = open_checkpoints(config, directory, read_only=True)
@@ -332,4 +341,4 @@ def evaluate_knn(run_dir: str | Path, overrides: Sequence[str], step: int | None
         file.write(json.dumps(row) + "\n")
     print(f"step {step}, {len(knn.bank)} images in the bank, {len(knn.query)} queries")
     for name, value in found.items():
-        print(f"  {name:8s} {value:5.1f} %")
+        print(f"  {name:8s} {value:5.1f}{'' if name == 'skipped' else ' %'}")

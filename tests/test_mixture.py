@@ -157,7 +157,7 @@ def test_a_mixture_is_a_source_that_travels_and_whose_fingerprint_covers_all(tmp
 
 def two_folders(root):
     rows = (base.part("a", "a", weight=1), base.part("b", str(root / "b"), weight=3, alone=0.25))
-    return [f"data.mixture={rows}", f"data.path={root}", "data.source=folder"]
+    return [f"data.mixture={rows}", f"data.path={root}"]
 
 
 def test_a_substitute_comes_from_the_same_source_and_is_listed_with_its_name(tmp_path):
@@ -218,6 +218,14 @@ def test_a_wrong_mixture_is_refused_with_the_move(rows, message):
     with pytest.raises(config.ConfigError) as caught:
         config.load("tiny", [f"data.mixture={rows}"])
     assert message in str(caught.value)
+
+
+def test_a_source_beside_a_mixture_steps_aside_or_is_refused(folders):
+    embedded = config.load("tiny", two_folders(folders))
+    assert embedded.data.source == "tiles" and len(open_source(embedded.data, channels=1)) == 12
+    other = config.load("tiny", [*two_folders(folders), "data.source=tar"])
+    with pytest.raises(ValueError, match="data.source='tar' has no meaning beside data.mixture"):
+        open_source(other.data, channels=1)
 
 
 def test_a_missing_folder_and_a_missing_bank_are_named(tmp_path):
