@@ -48,8 +48,8 @@ class Recorder(Step):
 
     seen: dict = dataclasses.field(default_factory=dict, compare=False)
 
-    def targets(self, state, parts, now):
-        targets, centers = super().targets(state, parts, now)
+    def targets(self, state, parts, now, teacher=None):
+        targets, centers = super().targets(state, parts, now, teacher)
         self.seen["targets"] = mesh.merge_batch(targets)
         return targets, centers
 
