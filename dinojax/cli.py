@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dinojax import cli_config, cli_data, cli_stages, cli_weights
 from dinojax.config import ConfigError, load_stages, pick
-from dinojax.interrupt import SAVED, Interrupted, StorageError, end_now
+from dinojax.interrupt import SAVED, Interrupted, StorageError, end_now, leaving
 
 FINISHED, FAILED, REFUSED = 0, 1, 2  # and interrupt.SAVED, interrupt.NOT_SAVED
 
@@ -23,6 +23,8 @@ ACCEPT = {
 PROGRAMS = {
     "train": ("dinojax.train", "train"),  # (config, run_dir)
     "eval knn": ("dinojax.measure", "evaluate_knn"),  # (run_dir, overrides, step)
+    "plan": ("dinojax.words", "words_command"),  # (recipe, overrides, num_images)
+    "gram pick": ("dinojax.measure", "pick_anchor"),  # (run_dir, overrides)
     "doctor": ("dinojax.doctor", "main"),  # (run_dir)
     "report": ("dinojax.viz.report", "main"),  # (run_dir)
     "replay": ("dinojax.replay", "replay"),  # (folder)
@@ -141,7 +143,8 @@ def _train(args: argparse.Namespace) -> None:
     if args.stage is not None:
         pick(found, args.stage)
     accept = [name for name in ACCEPT if getattr(args, f"accept_{name.replace('-', '_')}")]
-    _program("train")(found, Path(args.run), accept=accept, stage=args.stage)
+    with leaving():  # until the run takes signals itself; importing jax takes seconds
+        _program("train")(found, Path(args.run), accept=accept, stage=args.stage)
 
 
 def _knn(args: argparse.Namespace) -> None:
@@ -205,9 +208,8 @@ def _parser() -> argparse.ArgumentParser:
     config = _group(commands, "config", cli_config.SUMMARY, cli_config.CONFIG)
     cli_config.add(config, _command, _config_options)
 
-    cli_stages.add_plan(commands, _command, _set_option)
     gram = _group(commands, "gram", "help with Gram anchoring", cli_stages.PICK)
-    cli_stages.add_gram(gram, _command, _set_option)
+    cli_stages.add(commands, gram, _command, program=_program, set_option=_set_option)
 
     data = _group(commands, "data", cli_data.SUMMARY, cli_data.DATA)
     cli_data.add(data, _command, _config_options)

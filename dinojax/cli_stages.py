@@ -3,8 +3,6 @@
 import argparse
 from pathlib import Path
 
-from dinojax import measure, words
-
 WORDS = """\
 Say what every stage of a recipe will do: what it starts from, crops, losses and when they switch
 on, anchors, learning rates after scaling, how low the losses can fall. Nothing is run.
@@ -23,25 +21,28 @@ examples:
 """
 
 
-def add_plan(commands, command, set_option) -> None:
-    """`plan`; command and set_option are helpers of cli.py."""
-    plan = command(commands, "plan", "say in words what a recipe will do", WORDS, _words)
+def add(commands, gram, command, *, program, set_option) -> None:
+    """`plan` and `gram pick`; gram is the group's commands, the rest are helpers of cli.py."""
+    plan = command(commands, "plan", "say in words what a recipe will do", WORDS, _words(program))
     plan.add_argument("--words", metavar="RECIPE", required=True, help="a recipe, file or name")
     plan.add_argument("--images", type=int, metavar="N", help="in the data, to tell epochs")
     set_option(plan)
 
-
-def add_gram(gram, command, set_option) -> None:
-    """The commands of the group `gram`."""
-    pick = command(gram, "pick", "recommend an anchor", PICK, _pick)
+    pick = command(gram, "pick", "recommend an anchor", PICK, _pick(program))
     pick.add_argument("run", metavar="RUN", type=Path, help="a run directory")
     pick.add_argument("--mosaics", type=int, default=128, metavar="N", help="default: 128")
     set_option(pick)
 
 
-def _words(args: argparse.Namespace) -> None:
-    words.words_command(args.words, args.set, args.images)
+def _words(program):
+    def run(args: argparse.Namespace) -> None:
+        program("plan")(args.words, args.set, args.images)
+
+    return run
 
 
-def _pick(args: argparse.Namespace) -> None:
-    measure.pick_anchor(args.run, args.set, num=args.mosaics)
+def _pick(program):
+    def run(args: argparse.Namespace) -> None:
+        program("gram pick")(args.run, args.set, num=args.mosaics)
+
+    return run

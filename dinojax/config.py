@@ -275,7 +275,7 @@ def _parse(overrides: Sequence[str], default: Mapping[str, Any]) -> dict[str, An
         if key in default and not (isinstance(default[key], str) or rules.OPTIONAL.get(key) is str):
             try:
                 value = ast.literal_eval(_PYTHON_WORDS[text] if text in _PYTHON_WORDS else text)
-            except (ValueError, SyntaxError):
+            except (ValueError, SyntaxError, MemoryError, RecursionError):
                 pass  # stays text, which _typed refuses by name
         elif text in ("None", "none") and key in rules.OPTIONAL:
             value = None
@@ -333,5 +333,9 @@ def _rows(value: Any, kinds: Sequence[type]) -> tuple | None:
 def _number(value: Any, kind: type) -> Any:
     """The value if it is of that kind, whole numbers as floats where a float is due; else None."""
     if kind is float and type(value) in (int, float):
-        return float(value) if math.isfinite(value) else None
+        try:
+            number = float(value)
+        except OverflowError:  # a whole number beyond all floats
+            return None
+        return number if math.isfinite(number) else None
     return value if type(value) is kind else None

@@ -1,5 +1,6 @@
 """The files of a run directory that say who it belongs to, and which of its stages are done."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 import jax
 
 from dinojax import config as configs
+from dinojax import lock
 from dinojax.checkpoint import COMMITTED
 from dinojax.config import Config, ConfigError
 from dinojax.metrics import read_metrics
@@ -30,27 +32,36 @@ PACKAGES = ("dinojax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gr
 ACCEPT_DATA, ACCEPT_CONFIG = "new-data", "new-config"  # as the flags of `dinojax train` say it
 
 
+def occupy(directory: Path) -> contextlib.AbstractContextManager[None]:
+    """Make the directory and hold its lock; raises ConfigError if it holds something else.
+
+    Asks for no device, which the process that holds the lock may have taken all of.
+    """
+    if not (directory / "config.json").exists() and directory.exists() and _foreign(directory):
+        raise ConfigError(f"{directory} is not empty and no run directory; use another --run.")
+    directory.mkdir(parents=True, exist_ok=True)
+    index = jax.process_index() if jax.distributed.is_initialized() else 0
+    return lock.held(directory, process=index)
+
+
 def claim(
     directory: Path, configs_of_stages: Config | Sequence[Config], accept: Collection[str] = ()
 ) -> None:
-    """Make the run directory, or make sure that it belongs to these configs, one per stage.
+    """Write config.json and env.json, or make sure that the run belongs to these configs.
 
-    A stage of which nothing was trained yet changes its config freely.
-    Raises ConfigError if the directory belongs to another config or holds something else.
+    One per stage; a stage of which nothing was trained yet changes its config freely.
+    Raises ConfigError if the directory belongs to another config.
     """
     stages = as_stages(configs_of_stages)
     path = directory / "config.json"
-    if path.exists():
-        if ACCEPT_CONFIG not in accept:
-            _refuse_other(directory, stages)
-    elif directory.exists() and _foreign(directory):
-        raise ConfigError(f"{directory} is not empty and no run directory; use another --run.")
+    if path.exists() and ACCEPT_CONFIG not in accept:
+        _refuse_other(directory, stages)
     directory.mkdir(parents=True, exist_ok=True)
+    enter(directory, next((c for c in stages if not is_finished(directory, c)), stages[-1]), stages)
     if len(stages) > 1:
         (directory / "stages").mkdir(exist_ok=True)
         for config in stages:
             _save(config, directory / "stages" / f"{name_of(config)}.json", stages)
-    enter(directory, next((c for c in stages if not is_finished(directory, c)), stages[-1]), stages)
     write_json(directory / "env.json", environment())
 
 
@@ -117,8 +128,9 @@ def _refuse_other(directory: Path, stages: Sequence[Config]) -> None:
 
 
 def _foreign(directory: Path) -> bool:
-    """Whether it holds more than the draft that a killed process was writing."""
-    return any(not entry.name.endswith(".draft") for entry in directory.iterdir())
+    """Whether it holds more than a killed process leaves before it has written config.json."""
+    names = [entry.name for entry in directory.iterdir()]
+    return any(not (n.endswith(".draft") or n.split(".")[0] == lock.FILE) for n in names)
 
 
 def _has_results(directory: Path, stage: str, *, is_first: bool) -> bool:

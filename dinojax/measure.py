@@ -30,7 +30,7 @@ def evaluate_knn(
     sources = open_knn_sources(config.data, config.knn, channels=config.image.channels)
     if sources is None:
         raise ConfigError("k-NN needs labels: --set knn.bank=FOLDER --set knn.query=FOLDER.")
-    knn = build_knn(sources, image=config.image, knn=config.knn)
+    knn = build_knn(sources, image=config.image, knn=config.knn, directory=directory)
     layout = mesh.make(config.mesh.strategy, config.mesh.devices)
     built = program.build(config, layout)
     checkpoints = open_checkpoints(config, directory, read_only=True)
@@ -51,7 +51,7 @@ def evaluate_knn(
         file.write(json.dumps(row) + "\n")
     print(f"step {step}, {len(knn.bank)} images in the bank, {len(knn.query)} queries")
     for name, value in found.items():
-        print(f"  {name:8s} {value:5.1f} %")
+        print(f"  {name:8s} {value:5.1f}{'' if name == 'skipped' else ' %'}")
 
 
 def pick_anchor(run_dir: str | Path, overrides: Sequence[str], *, num: int) -> list[dict]:

@@ -116,7 +116,7 @@ def run(path: Path, *, smoke: bool = False, stage: str | None = None) -> dict[st
             config = module.STAGES[stage](config)
         if smoke:
             config = module.smoke(config)
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise ConfigError(_located(error, path)) from error
     if not isinstance(config, ConfigDict):
         last = f"stage {stage}" if stage is not None and not smoke else steps[-1]

@@ -5,15 +5,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dinojax import stages
+from dinojax.limits import COUNT, FLOAT, HEADS, LIMITS, SCHEDULES
 
 Values = Mapping[str, Any]  # dotted key -> value
-
-HEADS = ("dino_head", "ibot_head")
-SCHEDULES = tuple(
-    f"schedules.{name}"
-    for name in ("lr", "weight_decay", "momentum", "teacher_temperature", "local_weight")
-    + ("gram_weight",)
-)
 
 # Every key with a closed list of values.
 CHOICES: dict[str, tuple] = {
@@ -78,58 +72,11 @@ ELEMENTS: dict[str, type] = {
     **{f"crops.more_{name}": int for name in ("global", "local", "gram", "box")},
 }
 
-# key -> (smallest, largest) value allowed; tuples are checked element by element.
-LIMITS: dict[str, tuple[float | None, float | None]] = {
-    **{key: (1, None) for key in ("num_steps", "batch_size", "group_size", "accumulate")},
-    "start.steps_before": (0, None),
-    **{f"gram.{name}": (1, None) for name in ("refresh_every", "max_refreshes")},
-    **{f"gram.{name}": (0, None) for name in ("anchor_step", "refresh_from")},
-    "crops.more_rates": (1e-9, 1),
-    **{f"crops.more_{name}": (1, None) for name in ("global", "local", "gram", "box")},
-    "knn.mosaics": (0, None),
-    **{f"data.{name}": (1, None) for name in ("box_size", "num_threads", "prefetch")},
-    "data.num_workers": (0, None),
-    "data.max_bad_share": (0, 1),
-    **{f"crops.{name}": (1, None) for name in ("global_size", "local_size", "gram_size")},
-    "crops.num_local": (1, None),
-    **{f"crops.{name}": (1e-6, 1) for name in ("global_area", "local_area")},
-    **{f"augment.{name}_rate": (0, 1) for name in ("flip", "jitter", "grayscale", "solarize")},
-    "augment.blur_rates": (0, 1),
-    "augment.hue": (0, 0.5),
-    **{f"augment.{name}": (0, None) for name in ("brightness", "contrast", "saturation")},
-    **{f"masks.{name}": (0, 1) for name in ("rate", "ratio")},
-    "masks.min_block": (1, None),
-    **{f"model.{name}": (1, None) for name in ("patch_size", "width", "depth", "num_heads")},
-    "model.num_registers": (0, None),
-    "model.position_size": (1, None),
-    "model.position_offset": (0, 1),
-    "model.drop_path": (0, 0.999),
-    **{f"{head}.{name}": (1, None) for head in HEADS for name in ("num_layers", "hidden")},
-    **{f"{head}.{name}": (1, None) for head in HEADS for name in ("bottleneck", "prototypes")},
-    **{f"losses.{name}": (0, None) for name in ("dino", "ibot", "koleo")},
-    "losses.student_temperature": (1e-6, None),
-    **{f"losses.{name}": (1, None) for name in ("koleo_group", "koleo_neighbors")},
-    "losses.sinkhorn_iterations": (1, None),
-    "losses.center_momentum": (0, 1),
-    **{f"optim.{name}": (0, 1) for name in ("beta1", "beta2", "layer_decay", "patch_embed_lr")},
-    "optim.clip": (1e-6, None),
-    "optim.freeze_last_layer": (0, None),
-    "adapter.rank": (0, None),
-    "adapter.alpha": (1e-6, None),
-    **{f"{name}.warmup": (0, None) for name in SCHEDULES},
-    **{f"{name}.cosine": (0, None) for name in SCHEDULES},
-    "mesh.devices": (1, None),
-    **{f"checkpoint.{name}": (1, None) for name in ("every", "keep_last", "keep_every")},
-    "log.every": (1, None),
-    **{f"knn.{name}": (1, None) for name in ("every", "crop_size", "neighbors", "batch_size")},
-    "knn.temperature": (1e-6, None),
-}
-
 
 def violations(values: Values) -> list[str]:
     """Every rule that the config breaks, one sentence each, ending with a move."""
     # A value out of its range or list would make the rules between keys talk nonsense.
-    single = [*_choices(values), *_limits(values)]
+    single = [*_choices(values), *_limits(values), *_stage(values)]
     own = (_batch, _sizes, _rope, _steps, _pairs, _mixture, _adapter)
     rules = (*own, stages.start_rules, stages.gram_rules, stages.size_rules)
     return single or [message for rule in rules for message in rule(values)]
@@ -157,9 +104,20 @@ def _limits(values: Values) -> Iterator[str]:
         for number in value if isinstance(value, tuple) else (value,):
             if number is None:
                 continue
-            if (low is not None and number < low) or (high is not None and number > high):
-                bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+            if not low <= number <= high:
+                is_open = number < low and high in (COUNT, FLOAT)
+                bounds = f"at least {low}" if is_open else f"between {low} and {high}"
                 yield f"{key}={value} is out of range; use a value {bounds}."
+                break
+
+
+def _stage(values: Values) -> Iterator[str]:
+    name = values["stage"]
+    if not re.fullmatch(r"\w[\w.-]{0,63}", name):
+        yield (
+            f"stage={name[:80]!r} names a folder of checkpoints; use letters, digits, _, - and ., "
+            "64 at most."
+        )
 
 
 def _batch(values: Values) -> Iterator[str]:

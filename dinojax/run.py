@@ -144,7 +144,9 @@ def open_run(config: Config, directory: Path, source: Source) -> Run:
             prefetch=data.prefetch,
             quarantine=quarantine,
         ),
-        knn=build_knn(sources, image=config.image, knn=config.knn) if sources else None,
+        knn=build_knn(sources, image=config.image, knn=config.knn, directory=directory)
+        if sources
+        else None,
         checkpoints=open_checkpoints(config, directory),
         num_steps=config.num_steps,
         every=Every(

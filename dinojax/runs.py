@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dinojax.augment.masks import mask_counts
+from dinojax.data.quarantine import KNN_FILE
 from dinojax.metrics import read_metrics
 
 NUM_GLOBAL = 2  # global crops of an image
@@ -26,7 +27,8 @@ class RunFiles:
     evaluations: list[dict[str, Any]]  # k-NN and probe rows
     checkpoints: list[int]  # steps of the stage
     autopsies: list[dict[str, Any]]
-    bad_images: list[dict[str, Any]]
+    bad_images: list[dict[str, Any]]  # replaced in training
+    skipped_images: list[dict[str, Any]]  # left out of k-NN
     resumes: list[dict[str, Any]]
     environment: dict[str, Any]
     energy: dict[str, Any]
@@ -57,6 +59,7 @@ def read_run(directory: str | Path, *, stage: str | None = None) -> RunFiles:
         if row.get("stage", stages[0]) == values["stage"]
     ]
     folder = directory / "checkpoints" / values["stage"]
+    lists = sorted(directory.glob("bad_images*.jsonl"))  # one for each host
     autopsies = sorted(directory.glob("autopsy/*/step.json"), key=lambda p: int(p.parent.name))
     return RunFiles(
         directory=directory,
@@ -69,7 +72,8 @@ def read_run(directory: str | Path, *, stage: str | None = None) -> RunFiles:
         evaluations=[row for row in rows if "total" not in row],
         checkpoints=sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit()),
         autopsies=[_json(path) for path in autopsies],
-        bad_images=[row for p in sorted(directory.glob("bad_images*.jsonl")) for row in _lines(p)],
+        bad_images=[row for path in lists if path.name != KNN_FILE for row in _lines(path)],
+        skipped_images=_lines(directory / KNN_FILE),
         resumes=_lines(directory / "resumes.jsonl"),
         environment=_json(directory / "env.json"),
         energy=_json(directory / "energy.json"),

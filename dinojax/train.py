@@ -22,7 +22,7 @@ from dinojax import finish, mesh, start
 from dinojax.autopsy import Autopsy, NonFiniteError
 from dinojax.config import Config, pick
 from dinojax.data.loader import Loader
-from dinojax.directory import as_stages, claim, enter, is_finished, name_of
+from dinojax.directory import as_stages, claim, enter, is_finished, name_of, occupy
 from dinojax.energy import EnergyMeter
 from dinojax.eval.mosaic import NAME as MOSAIC
 from dinojax.interrupt import NOT_SAVED, SAVED, Asked, Interrupt, Interrupted, StorageError
@@ -56,9 +56,10 @@ def train(
     directory, stages = Path(run_dir), as_stages(config)
     wanted = stages if stage is None else [pick(stages, stage)]
     sources = {name_of(c): open_train_source(c) for c in wanted}
-    claim(directory, stages, accept)
-    todo = [c for c in wanted if not is_finished(directory, c)] or wanted[-1:]
-    with RunLog(directory / "log.txt"), contextlib.ExitStack() as stack:
+    with occupy(directory), contextlib.ExitStack() as stack:
+        claim(directory, stages, accept)
+        stack.enter_context(RunLog(directory / "log.txt"))
+        todo = [c for c in wanted if not is_finished(directory, c)] or wanted[-1:]
         for done in wanted[: len(wanted) - len(todo)]:
             log.info("stage %s is done", name_of(done))
         interrupt = stack.enter_context(Interrupt())

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinojax import config as configs
-from dinojax import mesh, program
+from dinojax import mesh, program, train
 from dinojax.config import Config
 from dinojax.program import Program
 from dinojax.step import Step
@@ -56,8 +56,8 @@ class Recorder(Step):
 
     seen: dict = dataclasses.field(default_factory=dict, compare=False)
 
-    def targets(self, state, parts, now):
-        targets, centers = super().targets(state, parts, now)
+    def targets(self, state, parts, now, teacher=None):
+        targets, centers = super().targets(state, parts, now, teacher)
         self.seen["targets"] = mesh.merge_batch(targets)
         return targets, centers
 
@@ -170,3 +170,23 @@ def flat_smoke() -> list[str]:
     """What the tiny recipe's `smoke` changes, as `key=value` strings for the command line."""
     full, smoke = configs.load("tiny"), configs.load("tiny", smoke=True)
     return [f"{key}={value!r}" for key, _, value in configs.diff(full, smoke)]
+
+
+def share_programs(patch) -> None:
+    """All runs take one compiled step, first state and embedding, for a module of one recipe."""
+    kept: dict[str, Any] = {}
+
+    def once(name, make):
+        """The first result for all calls; a state is copied, for the step takes it over."""
+
+        def get(*args):
+            if name not in kept:
+                kept[name] = make(*args)
+            found = kept[name]
+            return jax.tree.map(jnp.copy, found) if name == "state" else found
+
+        return get
+
+    patch.setattr(train, "_compile", once("step", lambda built: built.lower().compile(FAST)))
+    patch.setattr(Program, "new_state", once("state", Program.new_state))
+    patch.setattr(Program, "embed", once("embed", Program.embed))

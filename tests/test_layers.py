@@ -15,6 +15,8 @@ LAYERS = [
         "keys",
         "metrics",
         "interrupt",
+        "lock",
+        "limits",
         "energy",
         "tensorboard",
         "checksum",

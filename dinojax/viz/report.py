@@ -107,6 +107,7 @@ def page(run: RunFiles) -> str:
             _section("Patches over time", f'<div class="looks">{"".join(_looks(run))}</div>'),
             _section("Steps that were not finite", _autopsies(run)),
             _section("Bad images", _table(run.bad_images)),
+            _section("Images left out of k-NN", _table(run.skipped_images)),
             _section("Starts and stops", _table(run.resumes)),
             _section("Energy", _energy(run.energy)),
             _section("Environment", _pairs(run.environment)),
