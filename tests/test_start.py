@@ -1,13 +1,14 @@
 """Stages one after another: what is handed over, what is refused, and stopping in the middle."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from dinojax import cli, train
+from dinojax import cli, measure, train
 from dinojax import config as configs
 from dinojax.checkpoint import Checkpoints
 from dinojax.config import ConfigError
@@ -110,6 +111,22 @@ def test_weights_and_optimizer_are_handed_over_as_each_stage_says(whole, monkeyp
     assert seen["highres"]["opt_state"].count == 0 and seen["gram"]["opt_state"].count == 2
 
 
+@pytest.mark.slow
+def test_gram_pick_scores_every_checkpoint_of_every_stage(whole, capsys):
+    assert cli.main(["gram", "pick", str(whole[0]), "--mosaics", "4"]) == cli.FINISHED
+    told = capsys.readouterr().out
+    for stage in LAST:
+        assert f"{stage}/1: " in told and f"{stage}/2: " in told
+    assert "best: " in told
+
+
+def test_an_anchor_is_recommended_only_where_something_was_lost():
+    rows = [{"stage": "a", "step": n, "dense": d} for n, d in ((1, 50.0), (2, 60.0), (3, 59.5))]
+    assert "nothing to repair" in measure.advice(rows)
+    rows.append({"stage": "b", "step": 1, "dense": 41.0})
+    assert "19.0 points below it. Anchor: --set STAGE:gram.anchor=a/2" in measure.advice(rows)
+
+
 def _plain(state) -> dict:
     names = ("step", "student", "ema", "gram", "opt_state")
     return {name: getattr(state, name) for name in names}
@@ -122,8 +139,6 @@ def _shapes(state) -> dict:
 
 
 def _copy_without(directory: Path, copy: Path, stage: str) -> None:
-    import shutil
-
     shutil.copytree(directory, copy)
     for later in list(LAST)[list(LAST).index(stage) :]:
         shutil.rmtree(copy / "checkpoints" / later)
