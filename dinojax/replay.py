@@ -35,7 +35,7 @@ def replay(folder: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{folder} holds no step.json; name a folder RUN/autopsy/STEP.")
     seen = json.loads((folder / "step.json").read_text())
     config = configs.read(folder / "config.json")
-    layout = mesh.make(config.mesh.strategy, config.mesh.devices)
+    layout = mesh.from_section(config.mesh)
     built = program.build(config, layout)
     with mesh.use(layout), jax.default_matmul_precision(config.precision.matmul):
         state, apart = _state(built, folder, seen["step"], stage=config.stage)

@@ -35,7 +35,7 @@ CHOICES: dict[str, tuple] = {
     "schedules.version": (1, 2),
     "precision.compute": ("bfloat16", "float32"),
     "precision.matmul": ("default", "highest"),
-    "mesh.strategy": ("dp", "fsdp"),
+    "mesh.strategy": ("dp", "fsdp", "hsdp", "fsdp_tp"),
     "knn.features": ("cls", "patches", "both"),
 }
 
@@ -53,7 +53,7 @@ OPTIONAL: dict[str, type] = {
     "losses.koleo_group": int,
     "optim.clip": float,
     **{f"{name}.cosine": int for name in SCHEDULES},
-    "mesh.devices": int,
+    **{f"mesh.{name}": int for name in ("devices", "replicas", "tensor")},
     "checkpoint.keep_every": int,
     "checkpoint.minutes": float,
     "knn.every": int,
@@ -94,7 +94,7 @@ LIMITS: dict[str, tuple[float | None, float | None]] = {
     "optim.freeze_last_layer": (0, None),
     **{f"{name}.warmup": (0, None) for name in SCHEDULES},
     **{f"{name}.cosine": (0, None) for name in SCHEDULES},
-    "mesh.devices": (1, None),
+    **{f"mesh.{name}": (1, None) for name in ("devices", "replicas", "tensor")},
     **{f"checkpoint.{name}": (1, None) for name in ("every", "keep_last", "keep_every")},
     "log.every": (1, None),
     **{f"knn.{name}": (1, None) for name in ("every", "crop_size", "neighbors", "batch_size")},

@@ -49,7 +49,7 @@ def train(config: Config, run_dir: str | Path, *, accept: Collection[str] = ()) 
     source = open_train_source(config)
     claim(directory, config, accept)
     with RunLog(directory / "log.txt"), contextlib.ExitStack() as stack:
-        layout = mesh.make(config.mesh.strategy, config.mesh.devices)
+        layout = mesh.from_section(config.mesh)
         stack.enter_context(jax.default_matmul_precision(config.precision.matmul))
         interrupt = stack.enter_context(Interrupt())
         run = open_run(config, directory, layout, source)
@@ -318,7 +318,7 @@ def evaluate_knn(run_dir: str | Path, overrides: Sequence[str], step: int | None
     if sources is None:
         raise ConfigError("k-NN needs labels: --set knn.bank=FOLDER --set knn.query=FOLDER.")
     knn = build_knn(sources, image=config.image, knn=config.knn)
-    layout = mesh.make(config.mesh.strategy, config.mesh.devices)
+    layout = mesh.from_section(config.mesh)
     built = program.build(config, layout)
     checkpoints = open_checkpoints(config, directory, read_only=True)
     with mesh.use(layout), contextlib.closing(checkpoints):

@@ -98,7 +98,7 @@ def sides(shape) -> tuple[int, ...]:
 
 def compiled(config: Config) -> Compiled:
     """Everything a config makes, its step recording and compiled quickly."""
-    built = program.build(config, mesh.make(config.mesh.strategy, config.mesh.devices))
+    built = program.build(config, mesh.from_section(config.mesh))
     step = Recorder(**{f.name: getattr(built.step, f.name) for f in dataclasses.fields(Step)})
     with mesh.use(built.layout):
         inputs = built.abstract_inputs()

@@ -18,6 +18,7 @@ LAYERS = [
         "energy",
         "tensorboard",
         "checksum",
+        "axes",
     },
     {"mesh", "interpolate"},
     {"data", "augment", "models", "losses", "health"},

@@ -20,7 +20,10 @@ VARIANTS = {
     "gram": ("gram.enabled=True", "crops.gram_size=40", "losses.centering=softmax"),
 }
 # (devices, strategy, micro-batches), besides (8, "fsdp", 2) among the fast tests.
-PLACES = [(1, "dp", 4), (2, "fsdp", 4), (4, "dp", 2), (4, "fsdp", 1), (8, "dp", 1)]
+PLACES = [
+    *((1, "dp", 4), (2, "fsdp", 4), (4, "dp", 2), (8, "dp", 1)),
+    *((4, "hsdp", 1), (8, "hsdp", 2), (8, "fsdp_tp", 1)),
+]
 
 
 def build(devices: int, strategy: str = "dp", accumulate: int = 1, *overrides: str):

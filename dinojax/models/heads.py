@@ -43,6 +43,7 @@ class Head(nn.Module):
                 ("width" if i == 0 else "hidden", None),
                 spec.dtype,
                 bias=spec.bias,
+                gather=True,
                 name=f"layer{i}",
             )
             for i in range(spec.num_layers)
