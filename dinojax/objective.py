@@ -15,11 +15,12 @@ from flax import struct
 
 from dinojax import health
 from dinojax.augment.views import Views
-from dinojax.losses.dino import dino_loss
+from dinojax.losses import blocks
+from dinojax.losses.blocks import Columns, Rows
+from dinojax.losses.dino import pair_mean
 from dinojax.losses.gram import gram_loss, resize_patches
-from dinojax.losses.ibot import ibot_loss
+from dinojax.losses.ibot import weighted_mean
 from dinojax.losses.koleo import koleo_loss
-from dinojax.losses.sinkhorn import sinkhorn, softmax_targets, update_center
 from dinojax.models.heads import Head
 from dinojax.models.vit import Draws, Features, Vit, make_draws
 
@@ -66,8 +67,8 @@ class Inputs:
 class TeacherOutputs:
     """What the teacher makes of the global crops, before targets are assigned."""
 
-    dino_BGK: jax.Array  # logits of cls
-    ibot_UMK: jax.Array  # logits of the patches the student does not see
+    dino_BGZ: jax.Array  # bottleneck of cls
+    ibot_UMZ: jax.Array  # bottleneck of the patches the student does not see
     gram_BGPD: jax.Array | None  # patches of the gram network, at the student's resolution
     cls_BGD: jax.Array
     health: dict  # of each crop, [B, G]
@@ -75,11 +76,12 @@ class TeacherOutputs:
 
 @struct.dataclass
 class Targets:
-    """Rows that sum to 1 and the patches to be similar to; no gradient."""
+    """Rows that sum to 1, as factors, and the patches to be similar to; no gradient."""
 
-    dino_BGK: jax.Array
-    ibot_UMK: jax.Array
+    dino: Rows  # [B, G]
+    ibot: Rows  # [U, M]
     gram_BGPD: jax.Array | None
+    columns: dict[str, Columns] | None  # of dino and ibot; all else leads with images or groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,41 +121,49 @@ class Objective:
                 patches = resize_patches(patches, side, method=method, antialias=antialias)
             gram_BGPD = patches.reshape(*num_crops, *patches.shape[1:])
         return TeacherOutputs(
-            dino_BGK=_logits(self.dino_head, teacher["dino_head"], cls_BGD),
-            ibot_UMK=_logits(self.ibot_head, teacher["ibot_head"], masked_UMD),
+            dino_BGZ=_bottleneck(self.dino_head, teacher["dino_head"], cls_BGD),
+            ibot_UMZ=_bottleneck(self.ibot_head, teacher["ibot_head"], masked_UMD),
             gram_BGPD=gram_BGPD,
             cls_BGD=cls_BGD,
             health=per_crop,
         )
 
-    def assign(self, outputs: TeacherOutputs, centers: dict, now: dict) -> tuple[Targets, dict]:
-        """Targets over the whole batch, and the next centers (empty unless centering=softmax)."""
+    def assign(self, teacher, outputs: TeacherOutputs, centers: dict, now: dict):
+        """(Targets over the whole batch, next centers, which are empty unless centering=softmax).
+
+        teacher: the parameters that made the outputs.
+        """
         spec, temperature = self.losses, now["teacher_temperature"]
-        logits = {"dino": outputs.dino_BGK, "ibot": outputs.ibot_UMK}
-        rows = {name: value.reshape(-1, value.shape[-1]) for name, value in logits.items()}
-        if spec.centering == "sinkhorn":
-            found = {
-                name: sinkhorn(value, temperature, num_iterations=spec.sinkhorn_iterations)
-                for name, value in rows.items()
-            }
-        else:
-            found = {
-                name: softmax_targets(value, centers[name], temperature)
-                for name, value in rows.items()
-            }
-            centers = {
-                name: update_center(centers[name], value, spec.center_momentum)
-                for name, value in rows.items()
-            }
-        shaped = {name: found[name].reshape(value.shape) for name, value in logits.items()}
-        targets = Targets(shaped["dino"], shaped["ibot"], outputs.gram_BGPD)
-        return jax.lax.stop_gradient((targets, centers))
+        rows, columns, next_centers = {}, {}, dict(centers)
+        for name, head, tokens in (
+            ("dino", self.dino_head, outputs.dino_BGZ),
+            ("ibot", self.ibot_head, outputs.ibot_UMZ),
+        ):
+            kernel_ZK = _kernel(head, teacher[f"{name}_head"])
+            if spec.centering == "sinkhorn":
+                made = blocks.sinkhorn_factors(
+                    tokens, kernel_ZK, temperature, num_iterations=spec.sinkhorn_iterations
+                )
+            else:
+                center_K, momentum = centers[name], spec.center_momentum
+                made = blocks.softmax_factors(tokens, kernel_ZK, temperature, center_K=center_K)
+                mean_K = blocks.mean_logits(tokens, kernel_ZK).astype(center_K.dtype)
+                next_centers[name] = center_K * momentum + mean_K * (1.0 - momentum)
+            rows[name], columns[name] = made
+        targets = Targets(rows["dino"], rows["ibot"], outputs.gram_BGPD, columns)
+        return jax.lax.stop_gradient((targets, next_centers))
 
     def teacher_health(self, outputs: TeacherOutputs, targets: Targets) -> dict:
         """Scalars that show the state of the teacher; both arguments of the whole batch."""
-        rows = {"dino": targets.dino_BGK, "ibot": targets.ibot_UMK}
+        seen = {
+            name: (rows.entropy_BT, rows.largest_BT, rows.first_BT, head.spec.prototypes)
+            for name, rows, head in (
+                ("dino", targets.dino, self.dino_head),
+                ("ibot", targets.ibot, self.ibot_head),
+            )
+        }
         group_size = self.losses.koleo_group
-        return health.teacher_health(outputs.health, outputs.cls_BGD, rows, group_size=group_size)
+        return health.teacher_health(outputs.health, outputs.cls_BGD, seen, group_size=group_size)
 
     # -- the student's side ------------------------------------------------------------------
 
@@ -167,27 +177,16 @@ class Objective:
         cls_BSD = jnp.concatenate(
             [cls_BGD, local.cls.reshape(num_images, -1, cls_BGD.shape[-1])], 1
         )
-        logits_BSK = _logits(self.dino_head, student["dino_head"], cls_BSD)
         masked_UMD = self._masked(whole.patches, views.masked_UM)
-        ibot_UMK = _logits(self.ibot_head, student["ibot_head"], masked_UMD)
-
-        temperature = spec.student_temperature
+        dino_BST, dino_entropy = self._cross_entropy("dino", student, cls_BSD, targets)
+        ibot_M, ibot_entropy = self._cross_entropy("ibot", student, masked_UMD, targets)
         terms = {
-            "dino_local": dino_loss(
-                logits_BSK[:, num_global:], targets.dino_BGK, temperature=temperature
-            ),
-            "dino_global": dino_loss(
-                logits_BSK[:, :num_global],
-                targets.dino_BGK,
-                temperature=temperature,
-                skip_same_crop=spec.skip_same_crop,
-            ),
-            "ibot": ibot_loss(
-                ibot_UMK.reshape(-1, ibot_UMK.shape[-1]),
-                targets.ibot_UMK.reshape(-1, ibot_UMK.shape[-1]),
+            "dino_local": pair_mean(dino_BST[:, num_global:]),
+            "dino_global": pair_mean(dino_BST[:, :num_global], skip_same_crop=spec.skip_same_crop),
+            "ibot": weighted_mean(
+                ibot_M.reshape(-1),
                 views.mask_weights_UM.reshape(-1),
                 num_crops=num_images * num_global,
-                temperature=temperature,
             ),
             "koleo": koleo_loss(
                 _by_crop(cls_BGD, spec.koleo_group), num_neighbors=spec.koleo_neighbors
@@ -198,11 +197,27 @@ class Objective:
             terms["gram"] = self._gram(patches_BGPD, targets.gram_BGPD, views)
         total = self._total(terms, now, num_global, num_local=views.local_BLHWC.shape[1])
         entropies = {
-            f"student_entropy/{name}": health.student_entropy(logits, temperature)
-            for name, logits in (("dino", logits_BSK), ("ibot", ibot_UMK))
-            if logits.size
+            f"student_entropy/{name}": health.entropy_share(entropy, head.spec.prototypes)
+            for name, entropy, head in (
+                ("dino", dino_entropy, self.dino_head),
+                ("ibot", ibot_entropy, self.ibot_head),
+            )
+            if entropy.size
         }
         return total, {"total": total, **terms, **entropies}
+
+    def _cross_entropy(self, name: str, student, tokens, targets: Targets):
+        """Of all crops of an image with all its targets, or of each masked patch with its own."""
+        head = {"dino": self.dino_head, "ibot": self.ibot_head}[name]
+        assert targets.columns is not None
+        rows, columns = getattr(targets, name), targets.columns[name]
+        if name == "ibot":
+            tokens = tokens.reshape(-1, 1, tokens.shape[-1])
+            rows = jax.tree.map(lambda x: x.reshape(-1, 1, *x.shape[2:]), rows)
+        bottleneck = _bottleneck(head, student[f"{name}_head"], tokens)
+        kernel_ZK = _kernel(head, student[f"{name}_head"])
+        temperature = self.losses.student_temperature
+        return blocks.cross_entropy(bottleneck, kernel_ZK, (rows, columns), temperature)
 
     def _total(self, terms, now, num_global: int, *, num_local: int):
         """The weighted sum: DINO terms by their number of crop pairs, KoLeo once per crop."""
@@ -265,8 +280,12 @@ class Objective:
         return jnp.mean(jax.vmap(loss)(*both))
 
 
-def _logits(head: Head, params, tokens) -> jax.Array:
-    return cast(jax.Array, head.apply({"params": params}, tokens))
+def _bottleneck(head: Head, params, tokens) -> jax.Array:
+    return cast(jax.Array, head.apply({"params": params}, tokens, method=Head.bottleneck))
+
+
+def _kernel(head: Head, params) -> jax.Array:
+    return cast(jax.Array, head.apply({"params": params}, method=Head.kernel))
 
 
 def _flat(crops):

@@ -61,7 +61,7 @@ def _look(built: Program, state, batch, now):
         "crops": {"global": views.global_BGHWC, "local": views.local_BLHWC},
         "student weights": state.student,
         "ema weights": state.ema,
-        "targets": {"dino": targets.dino_BGK, "ibot": targets.ibot_UMK},
+        "targets": {"dino": targets.dino.log_v_BT, "ibot": targets.ibot.log_v_BT},
         "gradients": grads,
     }
     return terms, jax.tree.map(fine, looked_at)

@@ -25,12 +25,13 @@ LAYERS = [
     {"objective", "optim", "runs"},
     {"state"},
     {"step", "checkpoint", "weights", "doctor"},
-    {"eval", "curate", "viz", "plan", "inspect_checkpoint", "autopsy"},
-    {"program"},
-    {"run", "convert"},
+    {"eval", "curate", "viz", "plan", "inspect_checkpoint", "autopsy", "plan_targets"},
+    {"program", "plan_hlo", "plan_report"},
+    {"plan_flops"},
+    {"run", "convert", "plan_one", "plan_shards"},
     {"finish"},
     {"train", "distill", "replay"},
-    {"embed", "cli_weights", "cli_data"},
+    {"embed", "cli_weights", "cli_data", "cli_plan"},
     {"cli"},
     {"__main__"},
 ]
@@ -89,5 +90,5 @@ def test_only_the_programs_see_the_whole_config():
     """Builders take sections or values; whoever imports dinojax.config sees everything."""
     seen = {part(path) for path in FILES if "config" in set(imported_parts(path.read_text()))}
     allowed = {"config", "program", "run", "train", "distill", "convert", "replay"}
-    allowed |= {"cli", "cli_data"}
+    allowed |= {"cli", "cli_data", "cli_plan", "plan_one", "plan_shards"}
     assert seen <= allowed

@@ -56,7 +56,7 @@ def at():
 
     def teacher(ema, gram, inputs, now):
         outputs = objective.teacher_outputs(ema, gram, inputs)
-        return outputs, objective.assign(outputs, {}, now)[0]
+        return outputs, objective.assign(ema, outputs, {}, now)[0]
 
     def student(params, inputs, targets, now):
         return objective.loss(params, inputs, targets, now)[1]
@@ -108,16 +108,22 @@ HEADS = ("dino_head", "ibot_head")
 
 def test_targets_are_distributions_over_the_whole_batch(at):
     outputs, targets = at.teacher(at.state.ema, at.state.gram, at.inputs, NOW)
-    assert targets.dino_BGK.shape == (B, 2, K)
-    assert targets.ibot_UMK.shape == (*at.inputs.views.masked_UM.shape, K)
-    for found in (targets.dino_BGK, targets.ibot_UMK):
+    columns = jax.device_get(targets.columns)
+    dino, ibot = (
+        small.dense(jax.device_get(rows), columns[name])
+        for name, rows in (("dino", targets.dino), ("ibot", targets.ibot))
+    )
+    assert dino.shape == (B, 2, K)
+    assert ibot.shape == (*at.inputs.views.masked_UM.shape, K)
+    for found in (dino, ibot):
         np.testing.assert_allclose(np.sum(found, axis=-1), 1.0, rtol=1e-5)
-    logits = np.asarray(outputs.dino_BGK, np.float64).reshape(2 * B, K)
+    logits = np.asarray(outputs.dino_BGZ, np.float64) @ columns["dino"].kernel_ZK
+    logits = logits.reshape(2 * B, K)
     plan = np.exp(logits / NOW["teacher_temperature"])
     for _ in range(3):
         plan /= plan.sum(axis=0)
         plan /= plan.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(targets.dino_BGK.reshape(2 * B, K), plan, atol=1e-5)
+    np.testing.assert_allclose(dino.reshape(2 * B, K), plan, atol=1e-5)
 
 
 def test_the_total_is_the_weighted_sum_of_its_terms(at):
@@ -143,7 +149,7 @@ def test_pixels_under_a_mask_reach_the_teacher_but_not_the_student(at):
     saw, _ = at.teacher(at.state.ema, at.state.gram, changed, NOW)
     assert small.same(terms(at, inputs=changed, targets=targets), terms(at, targets=targets))
     masked_crops = views.masks_BGP.any(axis=2)
-    moved = np.abs(saw.dino_BGK - outputs.dino_BGK).max(axis=2) > 1e-4
+    moved = np.abs(saw.dino_BGZ - outputs.dino_BGZ).max(axis=2) > 1e-4
     np.testing.assert_array_equal(moved, masked_crops)
     shown = with_views(at, global_BGHWC=np.where(hidden, views.global_BGHWC, 9.0))
     assert not small.same(terms(at, inputs=shown, targets=targets), terms(at, targets=targets))
@@ -152,7 +158,7 @@ def test_pixels_under_a_mask_reach_the_teacher_but_not_the_student(at):
 def test_ibot_reads_the_masked_patches_of_each_group(at):
     """Targets in another order fit other patches, so the loss changes; DINO does not care."""
     _, targets = at.teacher(at.state.ema, at.state.gram, at.inputs, NOW)
-    swapped = dataclasses.replace(targets, ibot_UMK=targets.ibot_UMK[::-1])
+    swapped = dataclasses.replace(targets, ibot=jax.tree.map(lambda x: x[::-1], targets.ibot))
     got, plain = terms(at, targets=swapped), terms(at, targets=targets)
     assert abs(got["ibot"] - plain["ibot"]) > 1e-5
     assert got["dino_global"] == plain["dino_global"]
@@ -173,7 +179,7 @@ def test_an_anchor_equal_to_the_student_has_no_gram_loss(at):
 def test_nothing_flows_back_into_targets_or_anchor(at):
     def total(ema, gram):
         outputs = at.objective.teacher_outputs(ema, gram, at.inputs)
-        targets, _ = at.objective.assign(outputs, {}, NOW)
+        targets, _ = at.objective.assign(at.state.ema, outputs, {}, NOW)
         return at.objective.loss(at.state.student, at.inputs, targets, NOW)[0]
 
     gradient = jax.jit(jax.grad(total, argnums=(0, 1))).lower(at.state.ema, at.state.gram)
