@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from dinojax import cli_data, cli_weights
+from dinojax import cli_data, cli_plan, cli_weights
 from dinojax.config import Config, ConfigError, diff, explain, load, read
 from dinojax.interrupt import SAVED, Interrupted, StorageError, end_now
 
@@ -224,6 +224,9 @@ def _parser() -> argparse.ArgumentParser:
     _set_option(knn)
 
     cli_weights.add(commands, _command, _program)
+    cli_plan.add(commands, _command, _config_options)
+    shard = _group(commands, "shard", "where arrays live on devices", cli_plan.SHARD)
+    cli_plan.add_shard(shard, _command, _config_options)
 
     saved = _group(commands, "ckpt", "look at checkpoints", INSPECT)
     inspect = _command(saved, "inspect", "what checkpoints hold", INSPECT, _inspect)
