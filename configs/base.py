@@ -38,6 +38,17 @@ def head(hidden: int, bottleneck: int, prototypes: int):
     )
 
 
+def part(name: str, path: str, *, source: str = "folder", weight: float = 0.0, alone: float = 0.0):
+    """One source of `data.mixture`, drawn with seeded shares (dinojax/data/mixture.py)."""
+    return (
+        name,  # of lower case letters, digits, - and _; in the log; [ours]
+        source,  # as data.source; [ours]
+        path,  # absolute, or from data.path on; [ours]
+        float(weight),  # share of the images of mixed batches, relative to the others; [ours]
+        float(alone),  # share of the batches that hold this source alone; [P] 0.1 ImageNet-1k
+    )
+
+
 def get_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0  # integer; every random draw derives from it; [R]
@@ -50,6 +61,7 @@ def get_config() -> ConfigDict:
     c.data = ConfigDict()
     c.data.source = "folder"  # folder | manifest | tar | arrayrecord | tfds | tiles; [ours]
     c.data.path = ""  # of the images; a folder is read to any depth; [ours]
+    c.data.mixture = ()  # rows made by base.part, instead of one source; () = no mixture; [P]
     c.data.box_size = 512  # pixels, side of the uint8 box the host fits an image into; [ours]
     c.data.num_workers = 0  # decoding processes per host, 0 = threads only; [ours]
     c.data.num_threads = 2  # decoding threads per process; [ours]
@@ -165,6 +177,12 @@ def get_config() -> ConfigDict:
     c.optim.patch_embed_lr = 0.2  # further factor for the patch embedding; [R]
     c.optim.lr_scaling = "sqrt_1024"  # sqrt_1024 (x 4 sqrt(batch/1024)) | linear_256 | none; [R]
     c.optim.freeze_last_layer = 1250  # steps with a learning rate of 0 for the prototypes; [R]
+
+    c.adapter = ConfigDict()  # low-rank adapters: LoRA, arXiv:2106.09685
+    c.adapter.rank = 0  # of the blocks' adapters; 0 = all weights train; [ours]
+    c.adapter.alpha = 16.0  # adapters are added alpha / rank times; [ours]
+    c.adapter.targets = ("qkv", "proj", "ffn")  # kernels of a block that have one; [ours]
+    c.adapter.norms = False  # norms train as well, beside adapters and heads; [ours]
 
     c.schedules = ConfigDict()
     c.schedules.version = 1  # 1 (warm-up reaches its end) | 2 (the cosine does); [R]

@@ -7,8 +7,8 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from dinojax import cli_data, cli_plan, cli_weights
-from dinojax.config import Config, ConfigError, diff, explain, load, read
+from dinojax import cli_config, cli_data, cli_plan, cli_weights
+from dinojax.config import ConfigError, load
 from dinojax.interrupt import SAVED, Interrupted, StorageError, end_now
 
 FINISHED, FAILED, REFUSED = 0, 1, 2  # and interrupt.SAVED, interrupt.NOT_SAVED
@@ -96,16 +96,6 @@ Take a step that was not finite again and name the weights, gradients or images 
 examples:
   dinojax replay runs/vitl16/autopsy/48211
 """
-CONFIG = """\
-Look at configs without training. A config is a recipe (file or packaged name), a run directory or
-its config.json.
-
-examples:
-  dinojax config show --config tiny --set batch_size=32
-  dinojax config explain crops.local_area
-  dinojax config diff tiny vitl16_in1k
-  dinojax config diff runs/tiny configs/tiny.py
-"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -173,32 +163,6 @@ def _on_folder(name: str):
     return command
 
 
-def _show(args: argparse.Namespace) -> None:
-    config = load(args.config, args.set)
-    lines = [
-        f"{key} = {value!r}  ({config.sources[key]})" for key, value in config.values().items()
-    ]
-    print("\n".join(line.removesuffix("  (base)") for line in lines))
-
-
-def _explain(args: argparse.Namespace) -> None:
-    told = explain(args.key)
-    print(f"{told.key}: {told.meaning}\ndefault: {told.default!r}\nsource:  {told.source}")
-    if args.config is not None:
-        config = load(args.config, args.set)
-        print(f"here:    {config.values()[args.key]!r} ({config.sources[args.key]})")
-
-
-def _diff(args: argparse.Namespace) -> None:
-    for key, left, right in diff(_either(args.a), _either(args.b)):
-        print(f"{key}: {left!r} -> {right!r}")
-
-
-def _either(name: str) -> Config:
-    path = Path(name)
-    return read(path) if path.is_dir() or path.suffix == ".json" else load(name)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dinojax",
@@ -241,15 +205,8 @@ def _parser() -> argparse.ArgumentParser:
         reader = _command(commands, name, summary, description, _on_folder(name))
         reader.add_argument("folder", metavar=folder, type=Path, help="a folder")
 
-    config = _group(commands, "config", "show, explain or compare configs", CONFIG)
-    show = _command(config, "show", "every key, its value, and who set it", CONFIG, _show)
-    _config_options(show, required=True)
-    one_key = _command(config, "explain", "meaning, default and source of a key", CONFIG, _explain)
-    one_key.add_argument("key", metavar="KEY", help="dotted, such as crops.local_size")
-    _config_options(one_key, required=False)
-    two = _command(config, "diff", "keys in which two configs differ", CONFIG, _diff)
-    for name in ("a", "b"):
-        two.add_argument(name, metavar=name.upper(), help="recipe, run directory or config.json")
+    config = _group(commands, "config", cli_config.SUMMARY, cli_config.CONFIG)
+    cli_config.add(config, _command, _config_options)
 
     data = _group(commands, "data", cli_data.SUMMARY, cli_data.DATA)
     cli_data.add(data, _command, _config_options)

@@ -10,7 +10,8 @@ import numpy as np
 
 from dinojax.config import Config, load
 from dinojax.data.example import Source
-from dinojax.data.sources import SOURCES, kind_of
+from dinojax.data.mixture import Mixture, told
+from dinojax.data.sources import SOURCES, kind_of, open_source
 
 RECIPE = "vitl16_in1k"  # whose sizes count when no recipe is given
 
@@ -28,10 +29,12 @@ CHECK = """\
 Read every image once: counts, sizes, channels, unreadable images, exact duplicates, mean and
 standard deviation, sides against the recipe's crops, images/s per core. With --out DIR the report
 is also written to DIR/report.json, and DIR/crops.png shows what the recipe's networks would see.
+Without PATH the recipe's own data are read; of a mixture (data.mixture) every source by itself.
 
 examples:
   dinojax data check /data/photos
   dinojax data check /data/train.csv --config configs/vitl16_in1k.py --out check --processes 8
+  dinojax data check --config mixture.py --set data.path=/data
 """
 CONVERT = """\
 Copy a data set into ArrayRecord shards, which are read in any order at full speed. Images are
@@ -64,8 +67,14 @@ def add(commands: Any, command: Any, config_options: Any) -> None:
     config_options(bench, required=False)
     bench.add_argument("--seconds", type=_seconds, default=10.0, help="of each of the two parts")
     bench.add_argument("--step-seconds", type=_seconds, metavar="S", help="of a training step")
+    check.set_defaults(usage_error=check.error)
     for parser in (check, convert, bench):
-        parser.add_argument("path", metavar="PATH", help="of the data; `tiles` for embedded ones")
+        parser.add_argument(
+            "path",
+            metavar="PATH",
+            nargs="?" if parser is check else None,
+            help="of the data; `tiles` for embedded ones",
+        )
         parser.add_argument(
             "--source", choices=sorted(SOURCES), help="kind of data; default: what PATH looks like"
         )
@@ -93,29 +102,46 @@ def _open(args: argparse.Namespace, channels: int) -> Source:
 
 
 def _check(args: argparse.Namespace) -> None:
-    from dinojax.data.check import check  # commands import their programs when they run
-
+    if args.path is None and (args.config is None or args.source is not None):
+        args.usage_error("give PATH, or --config alone for the data of a recipe")
     config = load(args.config or RECIPE, args.set)
+    channels = config.image.channels
     out = None if args.out is None else Path(args.out)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    source = _open(args, config.image.channels)
-    found = check(
-        source,
-        box_size=config.data.box_size,
-        crop_sizes={
-            "crops.global_size": config.crops.global_size,
-            "crops.local_size": config.crops.local_size,
-        },
-        processes=args.processes,
-    )
-    print("\n".join(_table(found, config)))
+    if args.path is None:
+        source = open_source(config.data, channels=channels)
+    else:
+        source = _open(args, channels)
+    if isinstance(source, Mixture):
+        found = {part.name: _survey(part.source, config, args.processes) for part in source.parts}
+        content: dict[str, Any] = {"sources": found}
+        for name, seen in found.items():
+            print("\n".join([f"== {name}", *_table(seen, config)]))
+        print("\n".join(["== drawn by the recipe's last step", *_drawn(source, config)]))
+    else:
+        content = _survey(source, config, args.processes)
+        print("\n".join(_table(content, config)))
     if out is not None:
         draft = out / "report.json.draft"
-        draft.write_text(json.dumps(found, indent=1) + "\n")
+        draft.write_text(json.dumps(content, indent=1) + "\n")
         os.replace(draft, out / "report.json")
         _draw(out / "crops.png", source, config)
         print(f"{out}: report.json, crops.png")
+
+
+def _survey(source: Source, config: Config, processes: int) -> dict:
+    from dinojax.data.check import check  # commands import their programs when they run
+
+    crops = config.crops
+    sizes = {"crops.global_size": crops.global_size, "crops.local_size": crops.local_size}
+    return check(source, box_size=config.data.box_size, crop_sizes=sizes, processes=processes)
+
+
+def _drawn(source: Mixture, config: Config) -> list[str]:
+    size = config.batch_size
+    position = config.num_steps * size
+    return told(source, source.num_drawn(config.seed, position, size))
 
 
 def _table(found: dict, config: Config) -> list[str]:

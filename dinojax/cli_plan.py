@@ -11,6 +11,7 @@ from pathlib import Path
 from dinojax import axes, plan_report, plan_targets
 from dinojax import config as configs
 from dinojax.config import ConfigError
+from dinojax.plan_targets import replaced
 
 PLAN = """\
 What a step needs on a machine you do not have: memory, FLOPs, bytes between devices, and a
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
     configs.load(args.config, args.set)  # what is wrong with it, before any compiling
     strategies = _strategies(args.strategy)
     plans = [
-        _plan(args, [*args.set, *strategy], strategy, alone=len(strategies) == 1)
+        _plan(args, replaced(args.set, strategy), strategy, alone=len(strategies) == 1)
         for strategy in strategies
     ]
     if args.json:
@@ -135,7 +136,7 @@ def _changes(args, overrides: list[str]) -> Iterator[dict]:
             found = one(
                 args.config,
                 args.target,
-                [*overrides, *change],
+                replaced(overrides, change),
                 images=args.images,
                 timeout=args.timeout,
             )

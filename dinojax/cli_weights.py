@@ -6,7 +6,8 @@ from collections.abc import Callable
 EXPORT = """\
 Write a backbone for another library, with proof that it is the same network: OUT receives the
 weights, the library's own config, provenance.json and parity.json. Nothing is written if the
-library computes other features, or its format cannot hold the network.
+library computes other features, or its format cannot hold the network. stablehlo is a program that
+runs with jax alone, on CPU, GPU and TPU, for any number of images of the training size.
 
 examples:
   dinojax export --run runs/vitl16 --format hf --out vitl16-hf
@@ -32,6 +33,8 @@ examples:
   dinojax embed --weights runs/vitl16 --data images --outputs cls,patches,layer=-4 --out features
 """
 
+FORMATS = ("meta", "hf", "timm", "stablehlo")
+
 Program = Callable[[str], Callable]
 
 
@@ -46,7 +49,7 @@ def _export(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", metavar="DIR", help="run directory of a training run")
     source.add_argument("--weights", metavar="PATH", help="file or folder of any format")
-    parser.add_argument("--format", choices=("meta", "hf", "timm"), required=True)
+    parser.add_argument("--format", choices=FORMATS, required=True)
     parser.add_argument("--out", metavar="DIR", required=True, help="new folder")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--with-heads", action="store_true", help="also write heads.safetensors")

@@ -218,14 +218,21 @@ def _typed(key: str, value: Any, default: Mapping[str, Any], *, place: str) -> A
     wanted, optional = default[key], key in rules.OPTIONAL
     if optional and value is None:
         return None
-    if isinstance(wanted, tuple):
+    if key in rules.TABLES:
+        rows = _rows(value, rules.TABLES[key])
+        if rows is not None:
+            return rows
+        columns = ", ".join(KINDS[kind] for kind in rules.TABLES[key])
+        expected = f"rows of ({columns})"
+    elif isinstance(wanted, tuple):
         kinds = {type(element) for element in wanted}
         many = isinstance(value, (tuple, list))
         same = many and (len(value) == len(wanted) or key in rules.ANY_LENGTH)
         elements = [_number(element, kind) for kind in kinds for element in value] if same else []
         if same and None not in elements:
             return tuple(elements)
-        expected = f"{'' if key in rules.ANY_LENGTH else f'{len(wanted)} '}numbers"
+        what = "texts" if kinds == {str} else "numbers"
+        expected = f"{'' if key in rules.ANY_LENGTH else f'{len(wanted)} '}{what}"
     else:
         kind = rules.OPTIONAL[key] if optional else type(wanted)
         cast = _number(value, kind)
@@ -233,6 +240,18 @@ def _typed(key: str, value: Any, default: Mapping[str, Any], *, place: str) -> A
             return cast
         expected = KINDS[kind] + (" or None" if optional else "")
     raise ConfigError(f"{place}{key}={value!r} has the wrong type: expected {expected}")
+
+
+def _rows(value: Any, kinds: Sequence[type]) -> tuple | None:
+    """A table as a tuple of tuples whose columns are of these kinds; else None."""
+    if not isinstance(value, (tuple, list)):
+        return None
+    rows = []
+    for row in value:
+        if not isinstance(row, (tuple, list)) or len(row) != len(kinds):
+            return None
+        rows.append(tuple(_number(x, kind) for x, kind in zip(row, kinds, strict=True)))
+    return None if any(None in row for row in rows) else tuple(rows)
 
 
 def _number(value: Any, kind: type) -> Any:

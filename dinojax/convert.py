@@ -13,16 +13,15 @@ import numpy as np
 from dinojax import config as configs
 from dinojax.checkpoint import Checkpoints
 from dinojax.models import zoo
-from dinojax.models.rope import RopeSpec
-from dinojax.models.vit import VitSpec
 from dinojax.weights import inflate as inflation
 from dinojax.weights import load as files
 from dinojax.weights import meta, specs
-from dinojax.weights.export import Network, export, from_source, snippet
+from dinojax.weights.export import export, from_source
 from dinojax.weights.load import Backbone
 from dinojax.weights.preprocess import Preprocessing
 from dinojax.weights.report import LoadReport
 from dinojax.weights.tensors import Tensor, Tensors
+from dinojax.weights.writers import Network, snippet
 
 NETWORKS = ("ema", "student")
 
@@ -69,14 +68,14 @@ def network_of_run(
         raise ValueError(f"--network {network} is unknown; choose of {', '.join(NETWORKS)}.")
     directory = Path(run_dir)
     config = configs.read(directory)
-    spec = zoo.vit_spec(
+    backbone = zoo.backbone(
         config.model,
         config.rope,
         channels=config.image.channels,
         attention="plain",
         dtype=jnp.dtype(jnp.float32),
     )
-    spec = _replaced(spec, overrides or {})
+    spec = specs.replaced(backbone.spec, dict(overrides or {}))
     checkpoints = Checkpoints(
         directory / "checkpoints" / config.stage,
         keep_last=config.checkpoint.keep_last,
@@ -101,12 +100,6 @@ def network_of_run(
     origin = {"from": str(directory), "from_format": "run", "step": step, "network": network}
     tensors = meta.lazily_from_ours(trees["backbone"])
     return Network(spec, tensors, heads, own, {**origin, "config": config.to_dict()})
-
-
-def _replaced(spec: VitSpec, overrides: Mapping[str, Any]) -> VitSpec:
-    fields = {field.name: getattr(spec, field.name) for field in dataclasses.fields(VitSpec)}
-    fields = specs.override({**fields, "rope": dataclasses.asdict(spec.rope)}, dict(overrides))
-    return VitSpec(**{**fields, "rope": RopeSpec(**fields["rope"])})
 
 
 def _lazily(checkpoints: Checkpoints, part: str, step: int) -> dict[str, Any]:
@@ -225,8 +218,9 @@ def _with_channels(network: Network, channels: int, how: str | None) -> Network:
         )
     named = how in inflation.WAYS or not how.replace(",", "").replace("-", "").isdigit()
     way = how if named else [int(number) for number in how.split(",")]
-    kernel = inflation.inflate(network.tensors[inflation.NAME], channels, way)
-    tensors: Tensors = {**network.tensors, inflation.NAME: kernel}
+    (name,) = (name for name in inflation.NAMES if name in network.tensors)
+    kernel = inflation.inflate(network.tensors[name], channels, way)
+    tensors: Tensors = {**network.tensors, name: kernel}
     # Statistics of the old channels say nothing about the new ones.
     unknown = dataclasses.replace(network.preprocessing, mean=None, std=None)
     return dataclasses.replace(
@@ -264,6 +258,8 @@ def _value(text: str) -> Any:
     words = {"none": None, "true": True, "false": False}
     if text.lower() in words:
         return words[text.lower()]
+    if "," in text:
+        return tuple(_value(part) for part in text.split(","))
     for kind in (int, float):
         try:
             return kind(text)

@@ -20,7 +20,7 @@ from dinojax.data.folder import folder
 from dinojax.eval.features import EvalTransform
 from dinojax.mesh import Layout
 from dinojax.metrics import duration
-from dinojax.models.vit import Vit, VitSpec
+from dinojax.models.zoo import Spec, module
 from dinojax.weights.load import Backbone
 
 TOKENS = ("cls", "registers", "patches")
@@ -151,15 +151,15 @@ def _apply(backbone: Backbone, layout: Layout, job: Job) -> Callable[[np.ndarray
     return apply
 
 
-def _outputs(spec: VitSpec, params, images_BHWC, outputs, layers: dict[str, int]):
-    vit: Any = Vit(spec)
+def _outputs(spec: Spec, params, images_BHWC, outputs, layers: dict[str, int]):
+    net: Any = module(spec)
     variables = {"params": params}
     found: dict[str, Any] = {}
     if any(name in TOKENS for name in outputs):
-        features = vit.apply(variables, [images_BHWC])[0]
+        features = net.apply(variables, [images_BHWC])[0]
         found = {name: getattr(features, name) for name in outputs if name in TOKENS}
     for name, layer in layers.items():
-        (at,) = vit.apply(variables, images_BHWC, [layer % spec.depth], method=Vit.intermediate)
+        (at,) = net.apply(variables, images_BHWC, [layer % spec.depth], method="intermediate")
         found[name] = jax.numpy.concatenate([at.cls[:, None], at.registers, at.patches], axis=1)
     return found
 

@@ -1,11 +1,13 @@
 """The end of a run: pictures before and after, and what was learned beside what needed none."""
 
 import dataclasses
+import logging
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from dinojax.data.mixture import told
 from dinojax.data.quarantine import read_or_replace
 from dinojax.data.sources import EMBEDDED, open_source, source_name
 from dinojax.eval.online import learned
@@ -14,6 +16,8 @@ from dinojax.run import Run, write_json
 from dinojax.state import State
 from dinojax.viz import report as reports
 from dinojax.viz.pictures import before_after, crop_sheet
+
+log = logging.getLogger(__name__)
 
 NUM_PICTURES = 6  # images on the PCA and similarity sheet
 
@@ -29,6 +33,8 @@ def finish(run: Run, state: State, *, train_seconds: float) -> None:
         knn = dataclasses.replace(run.knn, query=test)
         found = learned(knn, embed, random=random, ema=state.ema["backbone"])
         _write_quickstart(run, found, train_seconds)
+    for line in told(run.source, run.num_drawn(run.num_steps)):
+        log.info("%s", line)
     reports.refresh(run.directory)
     print(f"run directory: {run.directory}")
     print("  report.html: all of the below on one page")

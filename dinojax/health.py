@@ -5,10 +5,13 @@ are taken over the whole batch and those of the student are means, so neither de
 micro-batches change them.
 """
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
+
+from dinojax import mesh
 
 CLOSE = 0.05  # distance of unit cls tokens (a cosine of 0.99875) from which images count as twins
 TINY = 1e-12
@@ -48,7 +51,7 @@ def teacher_health(per_crop: dict, cls_BGD: jax.Array, targets: dict, *, group_s
 
     per_crop: of `image_health`. targets: {"dino", "ibot"} of (entropy, largest target, its
     prototype, number of prototypes), the first three [...]. group_size: images among which
-    neighbours are sought.
+    neighbours are sought; groups count alike.
     """
     found: dict[str, jax.Array] = {}
     for name, seen in targets.items():
@@ -58,13 +61,16 @@ def teacher_health(per_crop: dict, cls_BGD: jax.Array, targets: dict, *, group_s
         over = jnp.max if name.endswith("max") else jnp.mean
         found[name] = over(values_BG)
     found["effective_rank"], found["cls_spread"] = spread(cls_BGD[:, 0])
-    found |= neighbors(cls_BGD, group_size=group_size)
+    # Each device looks at its own groups, so no token travels.
+    near = mesh.per_group(functools.partial(neighbors, group_size=group_size), cls_BGD)
+    found |= {name: jnp.mean(values_U) for name, values_U in near.items()}
     return jax.lax.stop_gradient(found)
 
 
 def _target_health(entropy, largest, first, num_prototypes: int) -> dict:
     """Of rows of probabilities: entropy and largest entry; prototypes that are a row's first."""
-    firsts_K = jnp.zeros(num_prototypes).at[first.reshape(-1)].set(1.0)
+    # Compared, not scattered: a scatter would collect the rows of all devices.
+    firsts_K = jnp.any(first.reshape(-1, 1) == jnp.arange(num_prototypes)[None], axis=0)
     return {
         "teacher_entropy": entropy_share(entropy, num_prototypes),
         "teacher_max": jnp.mean(largest),
@@ -86,11 +92,9 @@ def spread(cls_BD: jax.Array) -> tuple[jax.Array, jax.Array]:
     """
     cls_BD = _wide(cls_BD)
     centered_BD = cls_BD - jnp.mean(cls_BD, axis=0, keepdims=True)
-    B, D = cls_BD.shape
-    # Both products have the same eigenvalues but for zeros; the smaller one is made.
-    product_of = "bd,be->de" if D < B else "bd,cd->bc"
-    product = jnp.einsum(product_of, centered_BD, centered_BD, precision="highest")
-    trace, squares = jnp.trace(product), jnp.sum(product**2)
+    # Products of images would have the same eigenvalues, but need the tokens of all devices.
+    product_DE = jnp.einsum("bd,be->de", centered_BD, centered_BD, precision="highest")
+    trace, squares = jnp.trace(product_DE), jnp.sum(product_DE**2)
     # Equal tokens leave only rounding, whose rank would look healthy.
     varied = trace > 1e-10 * jnp.sum(cls_BD**2)
     rank = jnp.where(varied, trace**2 / jnp.maximum(squares, TINY**2), 1.0)
@@ -98,22 +102,29 @@ def spread(cls_BD: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def neighbors(cls_BGD: jax.Array, *, group_size: int) -> dict:
-    """Distances of unit cls tokens to the nearest other image of the group, as KoLeo seeks them.
+    """Distances of unit cls tokens to the nearest other image of the group: a dict of [U].
 
-    neighbor_distance and neighbor_distance_p05: their median and 5 % quantile. duplicates: share
-    that is closer than CLOSE.
+    One crop number at a time, as KoLeo does. neighbor_distance and neighbor_distance_p05: median
+    and 5 % quantile over the crops of a group. duplicates: share that is closer than CLOSE.
     """
     B, G, D = cls_BGD.shape
     unit_UVGD = _unit(_wide(cls_BGD)).reshape(B // group_size, group_size, G, D)
     cosine_UGVW = jnp.einsum("uvgd,uwgd->ugvw", unit_UVGD, unit_UVGD, precision="highest")
     cosine_UGVW = jnp.where(jnp.eye(group_size, dtype=bool)[None, None], -1.0, cosine_UGVW)
     distance_UGV = jnp.sqrt(jnp.maximum(2.0 - 2.0 * jnp.max(cosine_UGVW, axis=-1), 0.0))
-    middle, low = jnp.quantile(distance_UGV, jnp.asarray([0.5, 0.05], distance_UGV.dtype))
+    distance_UN = jnp.sort(distance_UGV.reshape(B // group_size, G * group_size), axis=-1)
     return {
-        "neighbor_distance": middle,
-        "neighbor_distance_p05": low,
-        "duplicates": jnp.mean((distance_UGV < CLOSE).astype(distance_UGV.dtype)),
+        "neighbor_distance": _quantile(distance_UN, 0.5),
+        "neighbor_distance_p05": _quantile(distance_UN, 0.05),
+        "duplicates": jnp.mean((distance_UN < CLOSE).astype(distance_UN.dtype), axis=-1),
     }
+
+
+def _quantile(sorted_UN: jax.Array, share: float) -> jax.Array:
+    """Of sorted rows, linear between two entries: [U]."""
+    place = share * (sorted_UN.shape[-1] - 1)
+    low, high = math.floor(place), math.ceil(place)
+    return sorted_UN[:, low] + (place - low) * (sorted_UN[:, high] - sorted_UN[:, low])
 
 
 def relative_change(new, old) -> jax.Array:

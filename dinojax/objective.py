@@ -1,6 +1,8 @@
 """Which output meets which loss. The only file that knows all of them.
 
 The teacher sees whole global crops; the student sees masked global crops and local crops.
+In distillation the teacher is another network that does not change, and nothing is hidden from
+the student: masks then choose the patches that the iBOT loss compares.
 Targets are assigned over the global batch, so nothing here depends on devices or micro-batches.
 DINOv3, arXiv:2508.10104, sections 3 and 4.
 """
@@ -18,9 +20,9 @@ from dinojax.augment.views import Views
 from dinojax.losses import blocks
 from dinojax.losses.blocks import Columns, Rows
 from dinojax.losses.dino import pair_mean
-from dinojax.losses.gram import gram_loss, resize_patches
+from dinojax.losses.gram import by_group, gram_loss, resize_patches
 from dinojax.losses.ibot import weighted_mean
-from dinojax.losses.koleo import koleo_loss
+from dinojax.losses.koleo import by_crop, koleo_loss
 from dinojax.models.heads import Head
 from dinojax.models.vit import Draws, Features, Vit, make_draws
 
@@ -85,6 +87,15 @@ class Targets:
 
 
 @dataclasses.dataclass(frozen=True)
+class Networks:
+    """A backbone and its two heads."""
+
+    backbone: Vit
+    dino_head: Head
+    ibot_head: Head
+
+
+@dataclasses.dataclass(frozen=True)
 class Objective:
     """The networks and how their outputs become one loss."""
 
@@ -94,16 +105,18 @@ class Objective:
     losses: LossSpec
     gram: GramSpec | None
     group_size: int
+    frozen: Networks | None = None  # the teacher of distillation; None: the ema is the teacher
 
     # -- the teacher's side ------------------------------------------------------------------
 
     def teacher_outputs(self, teacher, gram, inputs: Inputs) -> TeacherOutputs:
         """Forward pass of the teacher on unmasked global crops, and of the gram network.
 
-        teacher: parameters of backbone and heads; gram: of a backbone, or None.
+        teacher: parameters of backbone and heads, the ema's or those of the frozen networks;
+        gram: of a backbone, or None.
         """
-        views = inputs.views
-        features = self._features(teacher["backbone"], views.global_BGHWC)
+        views, networks = inputs.views, self.frozen or self
+        features = _features(networks.backbone, teacher["backbone"], views.global_BGHWC)
         num_crops = views.global_BGHWC.shape[:2]
         shown = (features.cls, features.patches, features.prenorm)
         cls_BGD, *tokens = (x.reshape(*num_crops, *x.shape[1:]) for x in shown)
@@ -113,7 +126,7 @@ class Objective:
         if self.gram is not None:
             if self.gram.teacher == "frozen":
                 crops = views.global_BGHWC if views.gram_BGHWC is None else views.gram_BGHWC
-                features = self._features(gram, crops)
+                features = _features(self.backbone, gram, crops)
             side = views.global_BGHWC.shape[2] // self.backbone.spec.patch_size
             patches = features.patches
             if patches.shape[1] != side * side:
@@ -121,49 +134,44 @@ class Objective:
                 patches = resize_patches(patches, side, method=method, antialias=antialias)
             gram_BGPD = patches.reshape(*num_crops, *patches.shape[1:])
         return TeacherOutputs(
-            dino_BGZ=_bottleneck(self.dino_head, teacher["dino_head"], cls_BGD),
-            ibot_UMZ=_bottleneck(self.ibot_head, teacher["ibot_head"], masked_UMD),
+            dino_BGZ=_bottleneck(networks.dino_head, teacher["dino_head"], cls_BGD),
+            ibot_UMZ=_bottleneck(networks.ibot_head, teacher["ibot_head"], masked_UMD),
             gram_BGPD=gram_BGPD,
             cls_BGD=cls_BGD,
             health=per_crop,
         )
 
     def assign(self, teacher, outputs: TeacherOutputs, centers: dict, now: dict):
-        """(Targets over the whole batch, next centers, which are empty unless centering=softmax).
+        """(Targets over the whole batch, next centers); teacher: what made the outputs.
 
-        teacher: the parameters that made the outputs.
+        Centers are empty unless centering=softmax.
         """
         spec, temperature = self.losses, now["teacher_temperature"]
         rows, columns, next_centers = {}, {}, dict(centers)
-        for name, head, tokens in (
-            ("dino", self.dino_head, outputs.dino_BGZ),
-            ("ibot", self.ibot_head, outputs.ibot_UMZ),
-        ):
+        for name, head in _heads(self.frozen or self).items():
+            tokens = outputs.dino_BGZ if name == "dino" else outputs.ibot_UMZ
             kernel_ZK = _kernel(head, teacher[f"{name}_head"])
             if spec.centering == "sinkhorn":
                 made = blocks.sinkhorn_factors(
                     tokens, kernel_ZK, temperature, num_iterations=spec.sinkhorn_iterations
                 )
             else:
-                center_K, momentum = centers[name], spec.center_momentum
+                center_K = centers[name]
                 made = blocks.softmax_factors(tokens, kernel_ZK, temperature, center_K=center_K)
-                mean_K = blocks.mean_logits(tokens, kernel_ZK).astype(center_K.dtype)
-                next_centers[name] = center_K * momentum + mean_K * (1.0 - momentum)
+                mean_K = blocks.mean_logits(tokens, kernel_ZK)
+                next_centers[name] = center_K + (1 - spec.center_momentum) * (mean_K - center_K)
             rows[name], columns[name] = made
         targets = Targets(rows["dino"], rows["ibot"], outputs.gram_BGPD, columns)
         return jax.lax.stop_gradient((targets, next_centers))
 
     def teacher_health(self, outputs: TeacherOutputs, targets: Targets) -> dict:
         """Scalars that show the state of the teacher; both arguments of the whole batch."""
-        seen = {
-            name: (rows.entropy_BT, rows.largest_BT, rows.first_BT, head.spec.prototypes)
-            for name, rows, head in (
-                ("dino", targets.dino, self.dino_head),
-                ("ibot", targets.ibot, self.ibot_head),
-            )
-        }
-        group_size = self.losses.koleo_group
-        return health.teacher_health(outputs.health, outputs.cls_BGD, seen, group_size=group_size)
+        seen = {}
+        for name, head in _heads(self.frozen or self).items():
+            rows = getattr(targets, name)
+            seen[name] = (rows.entropy_BT, rows.largest_BT, rows.first_BT, head.spec.prototypes)
+        crops = outputs.health, outputs.cls_BGD
+        return health.teacher_health(*crops, seen, group_size=self.group_size)
 
     # -- the student's side ------------------------------------------------------------------
 
@@ -178,8 +186,11 @@ class Objective:
             [cls_BGD, local.cls.reshape(num_images, -1, cls_BGD.shape[-1])], 1
         )
         masked_UMD = self._masked(whole.patches, views.masked_UM)
-        dino_BST, dino_entropy = self._cross_entropy("dino", student, cls_BSD, targets)
-        ibot_M, ibot_entropy = self._cross_entropy("ibot", student, masked_UMD, targets)
+        found = {
+            name: self._cross_entropy(name, student, tokens, targets)
+            for name, tokens in (("dino", cls_BSD), ("ibot", masked_UMD))
+        }
+        dino_BST, ibot_M = (loss for loss, _ in found.values())
         terms = {
             "dino_local": pair_mean(dino_BST[:, num_global:]),
             "dino_global": pair_mean(dino_BST[:, :num_global], skip_same_crop=spec.skip_same_crop),
@@ -189,35 +200,30 @@ class Objective:
                 num_crops=num_images * num_global,
             ),
             "koleo": koleo_loss(
-                _by_crop(cls_BGD, spec.koleo_group), num_neighbors=spec.koleo_neighbors
+                by_crop(cls_BGD, spec.koleo_group), num_neighbors=spec.koleo_neighbors
             ),
         }
         if targets.gram_BGPD is not None:
             patches_BGPD = whole.patches.reshape(targets.gram_BGPD.shape)
             terms["gram"] = self._gram(patches_BGPD, targets.gram_BGPD, views)
         total = self._total(terms, now, num_global, num_local=views.local_BLHWC.shape[1])
-        entropies = {
-            f"student_entropy/{name}": health.entropy_share(entropy, head.spec.prototypes)
-            for name, entropy, head in (
-                ("dino", dino_entropy, self.dino_head),
-                ("ibot", ibot_entropy, self.ibot_head),
-            )
-            if entropy.size
-        }
-        return total, {"total": total, **terms, **entropies}
+        for name, (_, entropy) in found.items():
+            if entropy.size:
+                share = health.entropy_share(entropy, _heads(self)[name].spec.prototypes)
+                terms[f"student_entropy/{name}"] = share
+        return total, {"total": total, **terms}
 
     def _cross_entropy(self, name: str, student, tokens, targets: Targets):
         """Of all crops of an image with all its targets, or of each masked patch with its own."""
-        head = {"dino": self.dino_head, "ibot": self.ibot_head}[name]
+        head = _heads(self)[name]
         assert targets.columns is not None
         rows, columns = getattr(targets, name), targets.columns[name]
         if name == "ibot":
             tokens = tokens.reshape(-1, 1, tokens.shape[-1])
             rows = jax.tree.map(lambda x: x.reshape(-1, 1, *x.shape[2:]), rows)
-        bottleneck = _bottleneck(head, student[f"{name}_head"], tokens)
-        kernel_ZK = _kernel(head, student[f"{name}_head"])
-        temperature = self.losses.student_temperature
-        return blocks.cross_entropy(bottleneck, kernel_ZK, (rows, columns), temperature)
+        params, temperature = student[f"{name}_head"], self.losses.student_temperature
+        made = _bottleneck(head, params, tokens), _kernel(head, params)
+        return blocks.cross_entropy(*made, (rows, columns), temperature)
 
     def _total(self, terms, now, num_global: int, *, num_local: int):
         """The weighted sum: DINO terms by their number of crop pairs, KoLeo once per crop."""
@@ -243,16 +249,13 @@ class Objective:
             self.make_draws(inputs, num_sequences=crops.shape[0] // num_groups, tag=tag)
             for tag, crops in enumerate(sets)
         ]
-        masks = [_flat(views.masks_BGP), None]
+        masks = [None if self.frozen else _flat(views.masks_BGP), None]
         found = self.backbone.apply({"params": params}, sets, masks, draws, train=True)
         return cast(list[Features], found)
 
     def make_draws(self, inputs: Inputs, *, num_sequences: int, tag: int) -> Draws:
         keys = (inputs.drop_keys_U, inputs.rope_keys_U)
         return make_draws(*keys, self.backbone.spec, num_sequences=num_sequences, tag=tag)
-
-    def _features(self, params, crops_BGHWC) -> Features:
-        return cast(Features, self.backbone.apply({"params": params}, [_flat(crops_BGHWC)])[0])
 
     def _masked(self, patches, masked_UM):
         """Patches [B G, P, D] at the masked positions of each group: [U, M, D]."""
@@ -268,16 +271,17 @@ class Objective:
         )
         if spec.per_image:
             return loss(_flat(student_BGPD), _flat(teacher_BGPD))
-        num_groups, width = views.masked_UM.shape[0], student_BGPD.shape[-1]
-        both = [x.reshape(num_groups, -1, width) for x in (student_BGPD, teacher_BGPD)]
-        if spec.tokens != "all":
-            chosen = views.masked_UM
-            if spec.tokens == "unmasked":
-                masks = views.masks_BGP.reshape(num_groups, -1)
-                num_unmasked = masks.shape[1] - chosen.shape[1]
-                chosen = jnp.argsort(masks, axis=1, stable=True)[:, :num_unmasked]
-            both = [jax.vmap(lambda x, i: x[i])(x, chosen) for x in both]
-        return jnp.mean(jax.vmap(loss)(*both))
+        both = (student_BGPD, teacher_BGPD)
+        masks = views.masks_BGP, views.masked_UM
+        return jnp.mean(jax.vmap(loss)(*by_group(both, *masks, tokens=spec.tokens)))
+
+
+def _features(backbone: Vit, params, crops_BGHWC) -> Features:
+    return cast(Features, backbone.apply({"params": params}, [_flat(crops_BGHWC)])[0])
+
+
+def _heads(networks: Networks | Objective) -> dict[str, Head]:
+    return {"dino": networks.dino_head, "ibot": networks.ibot_head}
 
 
 def _bottleneck(head: Head, params, tokens) -> jax.Array:
@@ -291,10 +295,3 @@ def _kernel(head: Head, params) -> jax.Array:
 def _flat(crops):
     """[B, G, ...] -> [(B G), ...]: one image's crops stay together."""
     return crops.reshape(-1, *crops.shape[2:])
-
-
-def _by_crop(cls_BGD, group_size: int):
-    """[B, G, D] -> [(U G), V, D]: neighbours are sought within one crop number of a group."""
-    num_images, num_global, width = cls_BGD.shape
-    per_group = cls_BGD.reshape(num_images // group_size, group_size, num_global, width)
-    return per_group.swapaxes(1, 2).reshape(-1, group_size, width)

@@ -20,6 +20,7 @@ CALLS = re.compile(
 )
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 ARRAY = re.compile(r"\b([a-z]+\d+|pred|f8e\w+)\[([\d,]*)\]")
+BOUND = re.compile(r"= [su]\d+\[\][^ ]* constant\((\d+)\)")
 BITS = re.compile(r"\d+")
 
 
@@ -37,9 +38,9 @@ class Collective:
 
 
 def collectives(text: str) -> list[Collective]:
-    """Those of a compiled program's text, by bytes. Raises ValueError if one is never called.
+    """Those of a compiled program's text, by bytes.
 
-    A loop whose length the compiler did not state counts once.
+    Raises ValueError if one is never called, or called in a loop of unknown length.
     """
     program, entry = _computations(text)
     reached = _reach(program, entry)
@@ -107,14 +108,32 @@ def _reach(program, entry) -> dict[str, tuple[int, str]]:
             called = CALLS.findall(line)
             if not called:
                 continue
-            trips = TRIPS.search(line)
-            repeat = int(trips[1]) if trips and " while(" in line else 1
+            repeat = _trips(line, program) if " while(" in line else 1
             how = _caller(line)
             for inner in re.findall(r"%([\w.\-]+)", " ".join(called)):
                 visit(inner, times * repeat, f"{callers} {how}".strip())
 
     visit(entry, 1, "")
     return reached
+
+
+def _trips(line: str, program: dict[str, list[str]]) -> int:
+    """How often a loop runs: as the compiler states it, or the bound its condition compares with.
+
+    Raises ValueError where neither tells and something is sent in the loop.
+    """
+    if stated := TRIPS.search(line):
+        return int(stated[1])
+    called = re.search(r"condition=%([\w.\-]+)", line)
+    condition = program.get(called[1], []) if called else []
+    bounds = [bound for text in condition for bound in BOUND.findall(text)]
+    if len(bounds) == 1:
+        return int(bounds[0])
+    body = re.search(r"body=%([\w.\-]+)", line)
+    inside = _reach(program, body[1]) if body else {}
+    if any(COLLECTIVE.search(text) for name in inside for text in program.get(name, ())):
+        raise ValueError(f"A loop of unknown length sends something: {line.strip()[:200]}")
+    return 1
 
 
 def _caller(line: str) -> str:

@@ -89,7 +89,7 @@ def load(recipe: str, target: Target, overrides: list[str], *, images: int | Non
         changes.append("model.attention=plain")
     if images is not None:
         changes.append(f"batch_size={images * target.num_devices}")
-    return configs.load(recipe, [*overrides, *changes])
+    return configs.load(recipe, plan_targets.replaced(overrides, changes))
 
 
 def state_bytes(state) -> dict[str, int]:

@@ -17,6 +17,7 @@ from dinojax import mesh, program
 from dinojax import state as states
 from dinojax.axes import device_axes
 from dinojax.models.layers import Named
+from dinojax.plan_targets import replaced
 
 
 def main(argument: str) -> None:
@@ -33,7 +34,8 @@ def shards(recipe: str, overrides: list[str]) -> list[dict]:
 
     Raises ValueError for parameters that cannot be sharded, naming all that cannot.
     """
-    config = configs.load(recipe, [*overrides, f"mesh.devices={jax.device_count()}"])
+    devices = [f"mesh.devices={jax.device_count()}"]
+    config = configs.load(recipe, replaced(overrides, devices))
     layout = mesh.from_section(config.mesh)
     objective = program.build_objective(config, images_per_step=config.group_size)
     boxed = jax.eval_shape(lambda: states.init_params(objective, jax.random.key(0)))

@@ -9,6 +9,7 @@ import dataclasses
 import importlib.util
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 GIB = 2**30
@@ -98,6 +99,11 @@ def parse(name: str) -> Target:
         }[chip.platform]
         raise ValueError(f"--target {name!r}: after {kind}: come {form}.")
     return Target(name, chip, tuple(int(size) for size in sizes.split("x")))
+
+
+def replaced(overrides: Sequence[str], changes: Sequence[str]) -> list[str]:
+    """`key=value` overrides with those of the same key replaced: a config takes each key once."""
+    return list({text.partition("=")[0].strip(): text for text in (*overrides, *changes)}.values())
 
 
 def check_compiler(target: Target) -> None:

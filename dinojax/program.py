@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinojax import mesh, optim
+from dinojax import adapters, mesh, optim
 from dinojax import state as states
+from dinojax.adapters import AdapterSpec, num_trained
 from dinojax.augment.spec import ViewSpec
 from dinojax.config import Config
 from dinojax.eval.features import EvalTransform
@@ -206,4 +207,16 @@ def build_optimizer(config: Config, objective: Objective):
         layer_decay=config.optim.layer_decay,
         patch_embed_lr=config.optim.patch_embed_lr,
     )
-    return optim.build(config.optim, multipliers=factors)
+
+    def build(factors: optim.Multipliers):
+        return optim.build(config.optim, multipliers=factors)
+
+    if not config.adapter.rank:
+        return build(factors)
+    spec = zoo.fill(AdapterSpec, config.adapter)
+    log.info("adapters: %s of %s parameters train", *_with_commas(num_trained(params, spec)))
+    return adapters.wrap(spec, build, multipliers=factors, seed=config.seed)
+
+
+def _with_commas(numbers) -> list[str]:
+    return [f"{number:,}" for number in numbers]

@@ -1,5 +1,6 @@
 """What a config may hold: choices, optional values, ranges, and what keys demand of each other."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -60,7 +61,10 @@ OPTIONAL: dict[str, type] = {
 }
 
 # Tuples of any length; all others have the length of their default.
-ANY_LENGTH = ("image.mean", "image.std")
+ANY_LENGTH = ("image.mean", "image.std", "adapter.targets")
+
+# Tuples of any number of rows: the types of a row's columns.
+TABLES: dict[str, tuple[type, ...]] = {"data.mixture": (str, str, str, float, float)}
 
 # key -> (smallest, largest) value allowed; tuples are checked element by element.
 LIMITS: dict[str, tuple[float | None, float | None]] = {
@@ -92,6 +96,8 @@ LIMITS: dict[str, tuple[float | None, float | None]] = {
     **{f"optim.{name}": (0, 1) for name in ("beta1", "beta2", "layer_decay", "patch_embed_lr")},
     "optim.clip": (1e-6, None),
     "optim.freeze_last_layer": (0, None),
+    "adapter.rank": (0, None),
+    "adapter.alpha": (1e-6, None),
     **{f"{name}.warmup": (0, None) for name in SCHEDULES},
     **{f"{name}.cosine": (0, None) for name in SCHEDULES},
     **{f"mesh.{name}": (1, None) for name in ("devices", "replicas", "tensor")},
@@ -106,7 +112,7 @@ def violations(values: Values) -> list[str]:
     """Every rule that the config breaks, one sentence each, ending with a move."""
     # A value out of its range or list would make the rules between keys talk nonsense.
     single = [*_choices(values), *_limits(values)]
-    rules = (_batch, _sizes, _rope, _steps, _gram, _pairs)
+    rules = (_batch, _sizes, _rope, _steps, _gram, _pairs, _mixture, _adapter)
     return single or [message for rule in rules for message in rule(values)]
 
 
@@ -232,6 +238,38 @@ def _pairs(values: Values) -> Iterator[str]:
         low, high = values[name]
         if low > high:
             yield f"{name}={values[name]} is not ascending; use {(high, low)}."
+
+
+def _mixture(values: Values) -> Iterator[str]:
+    rows, kinds = values["data.mixture"], CHOICES["data.source"]
+    names = [row[0] for row in rows]
+    for name, kind, path, weight, alone in rows:
+        where = f"data.mixture: {name!r}"
+        if not re.fullmatch(r"[a-z0-9_-]+", name) or names.count(name) > 1:
+            yield f"{where} is no name or there twice; use letters a-z, digits, - and _, once."
+        if kind not in kinds:
+            yield f"{where} has source {kind!r}; use {', '.join(map(repr, kinds))}."
+        if not path and kind != "tiles":
+            yield f"{where} has no path; give the one of its images, absolute or from data.path on."
+        if weight < 0 or not 0 <= alone <= 1 or not weight + alone:
+            yield (
+                f"{where} has weight={weight} and alone={alone}; use a weight of at least 0, "
+                "alone between 0 and 1, and one of them above 0."
+            )
+    alone, weight = sum(row[4] for row in rows), sum(row[3] for row in rows)
+    if alone > 1 + 1e-9:
+        yield f"data.mixture: the shares alone sum to {alone:.3g}, which exceeds 1; lower them."
+    elif rows and (alone < 1 - 1e-9) != (weight > 0):
+        yield (
+            f"data.mixture: {max(0.0, 1 - alone):.3g} of the batches are mixed, but the weights "
+            f"sum to {weight:.3g}; give weights where batches are mixed, and only there."
+        )
+
+
+def _adapter(values: Values) -> Iterator[str]:
+    targets, known = values["adapter.targets"], ("qkv", "proj", "ffn")
+    if not targets or not set(targets) <= set(known) or len(set(targets)) < len(targets):
+        yield f"adapter.targets={targets}; use one or more of {', '.join(known)}, each once."
 
 
 def _around(value: int, step: int) -> str:

@@ -18,6 +18,7 @@ from dinojax import mesh, program
 from dinojax.checkpoint import Checkpoints
 from dinojax.config import Config, ConfigError
 from dinojax.data.example import Source
+from dinojax.data.mixture import num_drawn, parts_of
 from dinojax.data.quarantine import Quarantine
 from dinojax.data.sources import open_knn_sources, open_source
 from dinojax.eval.online import Knn, build_knn
@@ -84,6 +85,11 @@ class Run:
         self.checkpoints.save(state, step=step, meta=meta)
         reports.refresh(self.directory)
 
+    def num_drawn(self, step: int) -> dict[str, int]:
+        """Images drawn from each source of a mixture in the first `step` steps."""
+        size, seed = self.config.batch_size, self.config.seed
+        return num_drawn(self.source, seed=seed, position=step * size, batch_size=size)
+
     def note(self, **content) -> None:
         """A line of resumes.jsonl: when the run started or stopped, where, and why."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -93,6 +99,11 @@ class Run:
         draft = path.with_name(path.name + ".draft")
         draft.write_text(whole + json.dumps({"time": now, **content}) + "\n")
         os.replace(draft, path)
+
+    def note_stop(self, error: Exception) -> None:
+        """The last line of a run that ends before its time, and the report that shows it."""
+        self.note(event="stop", reason=f"{type(error).__name__}: {error}".splitlines()[0])
+        reports.refresh(self.directory)
 
 
 def open_run(config: Config, directory: Path, layout: mesh.Layout, source: Source) -> Run:
@@ -120,7 +131,7 @@ def open_run(config: Config, directory: Path, layout: mesh.Layout, source: Sourc
             quarantine=Quarantine(
                 directory,
                 max_share=data.max_bad_share,
-                num_images=len(source),
+                parts=parts_of(source),
                 host=jax.process_index(),
             ),
         ),

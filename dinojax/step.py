@@ -20,7 +20,8 @@ class Step:
     """`step(state, batch, now) -> (state, scalars)`; train.py compiles it with its shardings.
 
     batch: {"images" uint8 [B, S, S, C], "sizes" int32 [B, 2]}; now: the schedules' values at this
-    step as scalars, so that they are exact and a change of schedule never recompiles.
+    step as scalars, so that they are exact and a change of schedule never recompiles. teacher:
+    parameters of the objective's frozen networks, if it has any, in place of the ema.
     """
 
     objective: Objective
@@ -28,8 +29,8 @@ class Step:
     view_spec: ViewSpec
     accumulate: int = 1
 
-    def __call__(self, state: State, batch: dict, now: dict) -> tuple[State, dict]:
-        return self.update(state, self.inputs(state, self.views(state, batch)), now)
+    def __call__(self, state: State, batch: dict, now: dict, teacher=None) -> tuple[State, dict]:
+        return self.update(state, self.inputs(state, self.views(state, batch)), now, teacher)
 
     def views(self, state: State, batch: dict) -> Views:
         """Crops and masks of the step that the state is about to take."""
@@ -47,20 +48,20 @@ class Step:
             rope_keys_U=keys.group_keys(key, "rope", num_groups),
         )
 
-    def update(self, state: State, inputs: Inputs, now: dict) -> tuple[State, dict]:
+    def update(self, state: State, inputs: Inputs, now: dict, teacher=None) -> tuple[State, dict]:
         """Teacher targets -> student gradients -> optimizer -> moving average.
 
         A step whose loss or gradient is not finite changes nothing but the step number.
         """
         parts = mesh.split_batch(inputs, self.accumulate)
-        targets, (centers, seen) = self.targets(state, parts, now)
+        targets, (centers, seen) = self.targets(state, parts, now, teacher)
         grads, terms = self.gradients(state.student, parts, targets, now)
         norms = {f"grad_norm/{part}": norm for part, norm in part_norms(grads).items()}
         ok = health.all_finite({"total": terms["total"], **norms})
 
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.student, now=now)
         student = optax.apply_updates(state.student, updates)
-        ema = optax.incremental_update(student, state.ema, 1.0 - now["momentum"])
+        ema = jax.tree.map(functools.partial(_towards, 1.0 - now["momentum"]), state.ema, student)
         bad_steps = jnp.where(ok, 0, state.bad_steps + 1)
 
         new = dict(student=student, ema=ema, opt_state=opt_state, centers=centers)
@@ -70,17 +71,19 @@ class Step:
         state = dataclasses.replace(state, **kept, step=state.step + 1, bad_steps=bad_steps)
         return state, {**terms, **norms, **seen, "ema_change": moved, "bad_steps": bad_steps}
 
-    def targets(self, state: State, parts: Inputs, now: dict):
+    def targets(self, state: State, parts: Inputs, now: dict, teacher=None):
         """Targets of all micro-batches together, with (the next centers, health of the teacher).
 
         Sinkhorn runs once, over the whole batch.
         """
 
+        teacher = state.ema if teacher is None else teacher
+
         def outputs(part):
-            return self.objective.teacher_outputs(state.ema, state.gram, part)
+            return self.objective.teacher_outputs(teacher, state.gram, part)
 
         whole = mesh.merge_batch(_map(outputs, parts, self.accumulate))
-        targets, centers = self.objective.assign(state.ema, whole, state.centers, now)
+        targets, centers = self.objective.assign(teacher, whole, state.centers, now)
         seen = self.objective.teacher_health(whole, targets)
         rows = mesh.split_batch(dataclasses.replace(targets, columns=None), self.accumulate)
         return dataclasses.replace(rows, columns=targets.columns), (centers, seen)
@@ -105,6 +108,11 @@ class Step:
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         total, _ = jax.lax.scan(add, zeros, (parts, rows))
         return jax.tree.map(lambda x: x / self.accumulate, total)
+
+
+def _towards(share, ema, student):
+    """Moves a share of the way; exactly nowhere when both are equal, as frozen weights are."""
+    return ema + share * (student - ema)
 
 
 def _map(function, parts, num_parts: int, *, squeeze: bool = False):

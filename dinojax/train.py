@@ -103,7 +103,7 @@ def _train(run: Run, interrupt: Interrupt, accept: Collection[str]) -> State:
         except Exception as error:
             log.error("%s", error)
             with contextlib.suppress(OSError):  # a full disk takes no notes
-                run.note(event="stop", reason=f"{type(error).__name__}: {error}".splitlines()[0])
+                run.note_stop(error)
             if isinstance(error, OSError) and error.errno in FULL:
                 raise StorageError(f"{run.directory} cannot be written to: {error}") from error
             raise
@@ -271,8 +271,9 @@ class _Report:
         bad = scalars["bad_steps"] > 0
         if bad or number % self._run.every.log == 0 or number == self._run.num_steps:
             waiting = self._batches.share()
+            drawn = {f"images/{name}": num for name, num in self._run.num_drawn(number).items()}
             self.metrics.write(
-                number, {**scalars, **now, "data_wait": waiting, **self._speed(number)}
+                number, {**scalars, **now, **drawn, "data_wait": waiting, **self._speed(number)}
             )
             self._progress.update(number, loss=float(scalars["total"]), waiting=waiting)
         self._autopsy.check(number, scalars, now)

@@ -39,3 +39,28 @@ make_env() {
     echo "$wanted" > "$dir/dinojax_requirements"
     echo "installed in $((SECONDS - start)) s"
 }
+
+# What the comparisons with PyTorch need, at the versions they were written for. timm asks for
+# torchvision, which has no build for a torch without CUDA; what of it is missing then, two
+# operators, is declared where it is imported (dinojax/weights/libraries.py).
+TORCH="torch==2.13.0 transformers==5.23.0"
+TORCH_WITHOUT_DEPENDENCIES="timm==1.0.31 torchvision==0.28.0"
+
+# `add_torch DIR`: PyTorch, transformers and timm in an environment that make_env made.
+add_torch() {
+    local dir="$1" start="$SECONDS" wanted="$TORCH $TORCH_WITHOUT_DEPENDENCIES"
+    local pip=("$dir/bin/python" -m pip install --quiet --disable-pip-version-check)
+    if [ -f "$dir/torch_requirements" ] && [ "$(cat "$dir/torch_requirements")" = "$wanted" ]; then
+        echo "using PyTorch, transformers and timm in $dir"
+        return 0
+    fi
+    echo "installing $wanted in $dir, once; 1.2 GB where pip finds a torch without CUDA ..."
+    # shellcheck disable=SC2086  # these are lists of words
+    if ! "${pip[@]}" $TORCH || ! "${pip[@]}" --no-deps $TORCH_WITHOUT_DEPENDENCIES; then
+        echo "error: PyTorch, transformers and timm cannot be installed here, so nothing can be" \
+             "compared with them. Without DINOJAX_TEST_TORCH=1 these comparisons are skipped." >&2
+        return 1
+    fi
+    echo "$wanted" > "$dir/torch_requirements"
+    echo "installed in $((SECONDS - start)) s"
+}

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Check and test everything, from nothing but Python: style, types, fast tests, slow tests.
+# DINOJAX_TEST_TORCH=1 installs PyTorch, transformers and timm as well and compares with them.
 # DINOJAX_TEST_ALL=1 runs the fast tests on another Python found here as well, the newest one,
 # with the newest releases it can have.
 set -euo pipefail
@@ -7,7 +8,13 @@ source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 cd "$ROOT"
 
 make_env "$ROOT/.venv-test" test
-# Comparisons with PyTorch, transformers and timm run where they are installed (extra `torch`).
+echo "== libraries to compare with"
+if [ "${DINOJAX_TEST_TORCH:-0}" = 1 ]; then
+    add_torch "$ROOT/.venv-test"
+else
+    echo "not installed: comparisons with PyTorch, transformers and timm are skipped;" \
+         "DINOJAX_TEST_TORCH=1 installs them and runs them"
+fi
 # Compiling is what the tests cost: what one of them compiled, the next one finds here.
 export JAX_COMPILATION_CACHE_DIR="$ROOT/.venv-test/compiled"
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.2 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
@@ -29,7 +36,7 @@ if [ "${DINOJAX_TEST_ALL:-0}" = 1 ]; then
         fi
         echo "== fast tests on Python $version"
         PYTHON="$python" make_env "$ROOT/.venv-test-$version" test
-        ".venv-test-$version/bin/python" -m pytest --quiet -n 2
+        DINOJAX_TEST_TORCH=0 ".venv-test-$version/bin/python" -m pytest --quiet -n 2
         break
     done
 fi

@@ -48,8 +48,8 @@ class Recorder(Step):
 
     seen: dict = dataclasses.field(default_factory=dict, compare=False)
 
-    def targets(self, state, parts, now):
-        targets, centers = super().targets(state, parts, now)
+    def targets(self, state, parts, now, teacher=None):
+        targets, centers = super().targets(state, parts, now, teacher)
         rows = mesh.merge_batch(dataclasses.replace(targets, columns=None))
         self.seen["targets"] = dataclasses.replace(rows, columns=targets.columns)
         return targets, centers

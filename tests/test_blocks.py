@@ -168,3 +168,15 @@ def test_the_number_of_blocks(rows, columns, want):
 def test_sinkhorn_without_iterations_is_an_error():
     with pytest.raises(ValueError, match="sinkhorn_iterations=0"):
         blocks.sinkhorn_factors(jnp.ones((2, 1, 3)), jnp.ones((3, 4)), 0.1, num_iterations=0)
+
+
+def test_no_rows_have_no_loss():
+    """With masks.rate=0 nothing is masked."""
+    rows, kernel = jnp.ones((0, 1, Z)), jnp.ones((Z, K))
+    targets = blocks.sinkhorn_factors(rows, kernel, TEACHER)
+
+    def loss(kernel):
+        return jnp.sum(blocks.cross_entropy(rows, kernel, targets, STUDENT)[0])
+
+    value, grad = jax.value_and_grad(loss)(kernel)
+    assert value == 0 and not np.any(grad)

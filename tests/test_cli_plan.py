@@ -32,8 +32,10 @@ def test_every_strategy_is_planned(monkeypatch, capsys):
 
 
 def test_when_it_does_not_fit_the_first_changes_that_do_are_told(monkeypatch, capsys):
-    planned(monkeypatch, lambda overrides: {"fits": "model.remat=full" in overrides})
-    assert cli.main(["plan", "--config", "tiny", "--target", "v5p:2x2x2"]) == 0
+    asked = planned(monkeypatch, lambda overrides: {"fits": "model.remat=full" in overrides})
+    given = ["--set", "model.remat=dots", "--strategy", "dp"]
+    assert cli.main(["plan", "--config", "tiny", "--target", "v5p:2x2x2", *given]) == 0
+    assert ["model.remat=full", "mesh.strategy=dp"] in asked, "each key once"
     told = capsys.readouterr().out
     assert told.count("fits with") == 3
     assert "fits with model.remat=full: peak 9.00 GiB" in told

@@ -94,7 +94,9 @@ def test_an_override_given_twice_is_an_error():
 
 def test_a_missing_recipe_lists_those_that_exist(tmp_path):
     message = refusal(tmp_path / "absent.py")
-    assert "absent.py; give a file, or one of: tiny, vit7b16, vitl16_in1k" in message
+    names = message.partition("absent.py; give a file, or one of: ")[2].split(", ")
+    assert names == sorted(names) and {"tiny", "vit7b16", "vitl16_in1k"} <= set(names)
+    assert "base" not in names
 
 
 def test_a_recipe_without_get_config_is_an_error(tmp_path):

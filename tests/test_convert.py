@@ -15,7 +15,7 @@ from dinojax.weights.inflate import inflate
 from dinojax.weights.load import load
 from dinojax.weights.tensors import held, open_tensors
 from tests import small
-from tests.networks_small import RELEASED, random_network
+from tests.networks_small import CONVNEXT, RELEASED, random_network
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +110,15 @@ def test_a_file_for_more_channels_comes_without_their_statistics(tmp_path, capsy
     assert load(tmp_path / "c").preprocessing.std == (0.2,) * 5
 
 
+def test_a_convnext_can_be_imported_for_other_channels_too(tmp_path, capsys):
+    export(random_network(CONVNEXT), tmp_path / "a", format="hf", certify=False)
+    convert.import_command(str(tmp_path / "a"), str(tmp_path / "b"), channels=1, inflate="mean")
+    wide, grey = (load(tmp_path / name).params["downsamples_0"] for name in "ab")
+    assert grey["conv"]["kernel"].shape == (4, 4, 1, 8)
+    total = wide["conv"]["kernel"].sum(axis=2)
+    np.testing.assert_allclose(grey["conv"]["kernel"][:, :, 0], total, rtol=1e-5, atol=1e-6)
+
+
 KERNEL = np.random.default_rng(0).normal(size=(2, 3, 4, 4)).astype(np.float32)
 
 
@@ -148,6 +157,7 @@ def test_impossible_inflations_are_refused(channels, how, message):
 
 def test_overrides_are_numbers_words_and_nothing():
     settings = ["depth=2", "rope.base=50.5", "norm=rmsnorm", "qkv_bias=false", "layer_scale=none"]
+    assert convert.parse_overrides(["depths=3,3,9,3"]) == {"depths": (3, 3, 9, 3)}
     expected = dict(depth=2, norm="rmsnorm", qkv_bias=False, layer_scale=None)
     assert convert.parse_overrides(settings) == {**expected, "rope.base": 50.5}
     with pytest.raises(ValueError, match="give NAME=VALUE"):

@@ -98,15 +98,20 @@ def test_neighbors_are_sought_within_group_and_crop_number():
     cls[4, 0] = cls[3, 0]  # across groups: not seen
     u = unit(cls)
     distances = [
-        min(np.linalg.norm(u[i, g] - u[j, g]) for j in range(i // 4 * 4, i // 4 * 4 + 4) if j != i)
-        for i in range(8)
-        for g in range(2)
+        [
+            min(np.linalg.norm(u[i, g] - u[j, g]) for j in range(start, start + 4) if j != i)
+            for i in range(start, start + 4)
+            for g in range(2)
+        ]
+        for start in (0, 4)
     ]
     found = health.neighbors(jnp.asarray(cls), group_size=4)
-    np.testing.assert_allclose(found["duplicates"], 2 / 16, rtol=1e-6)
-    np.testing.assert_allclose(found["neighbor_distance"], np.median(distances), rtol=1e-4)
-    want = np.quantile(distances, 0.05)
-    np.testing.assert_allclose(found["neighbor_distance_p05"], want, atol=1e-3)
+    np.testing.assert_allclose(found["duplicates"], [2 / 8, 0], rtol=1e-6)
+    for name, share in (("neighbor_distance", 0.5), ("neighbor_distance_p05", 0.05)):
+        np.testing.assert_allclose(found[name], np.quantile(distances, share, axis=1), atol=1e-3)
+    whole = health.teacher_health({}, jnp.asarray(cls), {}, group_size=4)
+    for name, values in found.items():
+        np.testing.assert_allclose(whole[name], np.mean(values), rtol=1e-5)
 
 
 def test_relative_change_is_a_ratio_of_lengths():

@@ -11,8 +11,8 @@ import pytest
 from dinojax import keys, mesh, program
 from dinojax.augment.masks import mask_counts
 from dinojax.augment.views import Views
-from dinojax.losses.koleo import koleo_loss
-from dinojax.objective import Inputs, Objective, _by_crop
+from dinojax.losses.koleo import by_crop, koleo_loss
+from dinojax.objective import Inputs, Objective
 from tests import small
 
 B, V, SIDE = 8, 4, 32  # images, images of a group, pixels of a global crop
@@ -191,7 +191,7 @@ def test_neighbours_are_sought_among_the_same_crop_of_a_group():
     cls_BGD = np.random.default_rng(0).normal(size=(8, 2, 5)).astype(np.float32)
 
     def koleo(order):
-        return float(koleo_loss(_by_crop(jnp.asarray(cls_BGD[order]), 4)))
+        return float(koleo_loss(by_crop(jnp.asarray(cls_BGD[order]), 4)))
 
     plain = koleo(range(8))
     within = koleo([2, 0, 3, 1, 5, 4, 7, 6])

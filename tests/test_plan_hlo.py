@@ -63,6 +63,15 @@ def test_a_collective_that_nothing_calls_is_an_error():
         collectives(LOOP.replace("body=%body", "body=%other"))
 
 
+def test_a_loop_counts_by_its_condition_or_is_an_error():
+    stated = 'backend_config={"known_trip_count":{"n":"40"}}'
+    condition = "%c (p: s32[]) -> pred[] {\n  %n = s32[]{:T(128)} constant(7)\n}\n\nENTRY"
+    found = collectives(LOOP.replace(stated, "").replace("ENTRY", condition))
+    assert [one.count for one in found if not one.overlapped and one.kind == "all-gather"] == [7]
+    with pytest.raises(ValueError, match="A loop of unknown length sends something: %w ="):
+        collectives(LOOP.replace(stated, ""))
+
+
 def test_bytes_of_a_real_program():
     """Eight devices gather a weight of each of three scanned layers, and reduce its gradient."""
     layout = mesh.make("fsdp")

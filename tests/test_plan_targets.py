@@ -41,6 +41,11 @@ def test_what_is_no_target_is_refused(name, message):
         parse(name)
 
 
+def test_the_last_of_two_overrides_of_a_key_stays():
+    found = plan_targets.replaced(["a=1", "b = 2"], ["b=3", "c=4"])
+    assert found == ["a=1", "b=3", "c=4"]
+
+
 def test_a_missing_compiler_is_named(monkeypatch):
     monkeypatch.setitem(plan_targets.NEEDS, "tpu", ("no_such_module", "pip install it"))
     with pytest.raises(ModuleNotFoundError, match="v5e:4x4 needs the compiler in no_such_module"):

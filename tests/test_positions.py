@@ -43,7 +43,10 @@ STORED = {
 
 
 def fit(rows, columns, offset, square=False):
-    return positions.fit(jnp.asarray(TABLE), (rows, columns), square=square, offset=offset)
+    grid, antialias = (rows, columns), offset == 0.0
+    return positions.fit(
+        jnp.asarray(TABLE), grid, square=square, offset=offset, antialias=antialias
+    )
 
 
 @pytest.mark.parametrize("case", STORED)
@@ -77,7 +80,7 @@ def test_only_a_square_image_with_as_many_patches_takes_the_table_as_it_is():
 
 def test_a_table_that_is_not_square_is_an_error():
     with pytest.raises(ValueError, match="15 learned positions are not a square grid"):
-        positions.fit(jnp.asarray(TABLE[:15]), (2, 2), square=True, offset=0.1)
+        positions.fit(jnp.asarray(TABLE[:15]), (2, 2), square=True, offset=0.1, antialias=False)
 
 
 def embedded(params, images, mask=None):

@@ -56,7 +56,7 @@ class Killer(Spoiled):
 
 
 def quarantine(folder, **options):
-    return Quarantine(folder, **{"max_share": 1.0, "num_images": 40} | options)
+    return Quarantine(folder, **{"max_share": 1.0, "parts": {"": range(40)}} | options)
 
 
 def images(folder, num_batches=10, source=None, **options):
@@ -165,7 +165,7 @@ def test_a_spoiled_list_is_refused_by_name(tmp_path):
 
 
 def test_every_host_has_a_list_of_its_own(tmp_path):
-    quarantine(tmp_path, host=3).add([BadImage(1, "x", 2)], 8)
+    quarantine(tmp_path, host=3).add([BadImage(1, "x", 2)], range(8))
     assert json.loads((tmp_path / "bad_images.3.jsonl").read_text())["substitute"] == 2
 
 
@@ -174,11 +174,11 @@ def bad_images(*ids):
 
 
 def test_ten_bad_images_are_always_allowed_and_the_eleventh_is_not(tmp_path):
-    found = quarantine(tmp_path, max_share=0.001, num_images=10**6)
+    found = quarantine(tmp_path, max_share=0.001, parts={"": range(10**6)})
     for _ in range(100):
-        found.add(bad_images(*range(10)), 64)  # met again and again, they count once
+        found.add(bad_images(*range(10)), range(64))  # met again and again, they count once
     with pytest.raises(TooManyBadImages) as caught:
-        found.add(bad_images(10), 64)
+        found.add(bad_images(10), range(64))
     told = str(caught.value)
     assert "11 of 6464 images could not be read" in told and "data.max_bad_share=0.001" in told
     assert "reason 0\n  reason 1\n  reason 2\n" in told and "reason 3" not in told
@@ -186,20 +186,20 @@ def test_ten_bad_images_are_always_allowed_and_the_eleventh_is_not(tmp_path):
 
 
 def test_the_share_is_of_different_images_read(tmp_path):
-    found = quarantine(tmp_path, max_share=0.01, num_images=2000)
-    found.add([], 1900)
-    found.add(bad_images(*range(19)), 0)  # 1 % of 1,900
-    found.add([], 50_000)  # further epochs add no images: 1 % of 2,000 from here on
-    found.add(bad_images(19), 0)
+    found = quarantine(tmp_path, max_share=0.01, parts={"": range(2000)})
+    found.add([], range(1900))
+    found.add(bad_images(*range(19)), range(0))  # 1 % of 1,900
+    found.add([], 25 * list(range(2000)))  # further epochs add no images: 1 % of 2,000 from here on
+    found.add(bad_images(19), range(0))
     with pytest.raises(TooManyBadImages, match="21 of 2000"):
-        found.add(bad_images(20), 0)
+        found.add(bad_images(20), range(0))
 
 
 def test_a_share_of_zero_allows_none(tmp_path):
     found = quarantine(tmp_path, max_share=0.0)
-    found.add([], 8)
+    found.add([], range(8))
     with pytest.raises(TooManyBadImages, match="1 of 16"):
-        found.add(bad_images(0), 8)
+        found.add(bad_images(0), range(8))
 
 
 def test_too_many_bad_images_end_the_loader(tmp_path):

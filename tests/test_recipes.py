@@ -1,11 +1,15 @@
 """Every recipe in configs/ resolves, passes the rules, and shrinks to two steps."""
 
 import importlib
+import math
 from pathlib import Path
 
+import flax.linen as nn
+import jax
 import pytest
 
-from dinojax import config
+from dinojax import config, mesh, program
+from dinojax import state as states
 
 FOLDER = Path(__file__).parent.parent / "configs"
 RECIPES = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in ("__init__", "base"))
@@ -33,6 +37,100 @@ def test_a_recipe_opens_with_command_cost_and_score(name):
     header = importlib.import_module(f"configs.{name}").__doc__
     assert all(word in header for word in ("Run: ", "Cost: ", "Score:"))
     assert f"configs/{name}.py" in header
+
+
+# What the program around the networks reads: data, files and evaluation, and schedules' lengths.
+READ_BY_THE_RUN = ("data.", "checkpoint.", "log.", "knn.", "stage", "seed")
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def built(request):
+    """Name, config and program of a recipe at full size, from shapes alone."""
+    loaded = config.load(request.param)
+    layout = mesh.make(loaded.mesh.strategy, loaded.mesh.devices)
+    with mesh.use(layout):
+        return request.param, loaded, program.build(loaded, layout)
+
+
+def test_no_recipe_changes_a_key_that_nothing_reads(built):
+    name, loaded, _ = built
+    assert [key for key in loaded.unread() if not key.startswith(READ_BY_THE_RUN)] == []
+
+
+def num_params(tree):
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def dinov2_backbone(width, depth, swiglu, positions):
+    """Parameters of a DINOv2 backbone with patches of 14 pixels and a fused SwiGLU."""
+    patches, tokens = width * 3 * 14**2 + width, 2 * width + positions * width
+    attention, ffn = 4 * width**2 + 4 * width, 3 * width * swiglu + 2 * swiglu + width
+    return patches + tokens + depth * (6 * width + attention + ffn) + 2 * width
+
+
+def dinov2_head(width, hidden, bottleneck, prototypes):
+    """Parameters of three linear layers and of prototypes with a learned length."""
+    layers = [(width, hidden), (hidden, hidden), (hidden, bottleneck)]
+    return sum(a * b + b for a, b in layers) + bottleneck * prototypes + prototypes
+
+
+def dinov2_counts(width, depth, swiglu):
+    heads = (dinov2_head(width, 2048, bottleneck, 131_072) for bottleneck in (384, 256))
+    return dinov2_backbone(width, depth, swiglu, 1 + (224 // 14) ** 2), *heads
+
+
+# Parameters of backbone, DINO head and iBOT head, counted on the reference implementation; those of
+# DINOv2 from the sizes in its configuration, by a form that gives the released ViT-g/14's count.
+COUNTS = {
+    "vitl16_in1k": (303_150_080, 23_597_312, 23_597_312),
+    "vit7b16": (6_716_043_264, 239_092_224, 72_884_608),
+    "vit7b16_sat": (6_716_043_264, 239_092_224, 72_884_608),
+    "dinov2_vitg14": dinov2_counts(1536, 40, 4096),
+    "dinov2_vitl14": dinov2_counts(1024, 24, 2736),
+}
+
+
+@pytest.fixture(scope="module")
+def shapes(built):
+    def init():
+        params = states.init_params(built[2].step.objective, jax.random.key(0))
+        return nn.meta.unbox(params)
+
+    with mesh.use(built[2].layout):
+        return jax.eval_shape(init)
+
+
+def test_a_recipe_has_as_many_parameters_as_the_published_network(built, shapes):
+    if built[0] not in COUNTS:
+        pytest.skip("no published count")
+    parts = ("backbone", "dino_head", "ibot_head")
+    assert tuple(num_params(shapes[part]) for part in parts) == COUNTS[built[0]]
+
+
+def test_the_form_behind_the_counts_of_dinov2_gives_that_of_the_released_model():
+    assert dinov2_backbone(1536, 40, 4096, positions=1 + (518 // 14) ** 2) == 1_136_480_768
+
+
+def test_the_dinov2_recipes_have_the_published_values():
+    large, giant = config.load("dinov2_vitl14"), config.load("dinov2_vitg14")
+    assert (large.num_steps, large.batch_size, large.crops.local_size) == (625_000, 3072, 98)
+    assert large.schedules.lr.peak * 4 * math.sqrt(3072 / 1024) == pytest.approx(3.464e-4, rel=1e-3)
+    assert (large.losses.centering, large.dino_head.prototype_norm) == ("sinkhorn", "weight_norm")
+    different = {key for key, *_ in config.diff(large, giant)}
+    assert different == {"group_size", "model.name", "model.remat"}
+
+
+def test_the_satellite_recipe_differs_in_normalisation_and_lengths_alone():
+    web, satellite = config.load("vit7b16"), config.load("vit7b16_sat")
+    changed = {key: value for key, _, value in config.diff(web, satellite)}
+    assert changed.pop("image.mean") == (0.430, 0.411, 0.296)
+    assert changed.pop("image.std") == (0.213, 0.156, 0.143)
+    assert changed == {
+        "num_steps": 100_000,
+        "schedules.lr.warmup": 10_000,
+        "schedules.teacher_temperature.warmup": 10_000,
+        "optim.freeze_last_layer": 500,
+    }
 
 
 def test_the_imagenet_recipe_has_the_published_values():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dinojax.cli import main
+from dinojax.energy import summed
 from dinojax.metrics import MetricsLog
 from dinojax.tensorboard import EventLog
 from dinojax.viz import charts, report
@@ -25,7 +26,8 @@ def run(tmp_path):
     rows = [{"id": 3, "reason": "<b>a.jpg</b> is truncated", "substitute": 4}]
     (directory / "bad_images.jsonl").write_text(json.dumps(rows[0]) + "\n")
     (directory / "resumes.jsonl").write_text('{"event": "start", "step": 40}\n{"event": "st')
-    (directory / "energy.json").write_text('{"kwh": 1.5, "kg_co2": 0.58}')
+    session = {"device_hours": 2.0, "energy_kwh": 1.5, "method": "a meter", "notes": ["a note"]}
+    (directory / "energy.json").write_text(json.dumps(summed([session])))
     (directory / "env.json").write_text('{"versions": {"jax": "1.2.3"}}')
     return directory
 
@@ -70,7 +72,16 @@ def test_the_page_shows_what_the_run_holds(run):
     text = read(run).text
     for said in (
         *("Nothing looks wrong", "chance 6.24", "floor 1.39", "44.0 %", "Step 500", "Step 0"),
-        *("is truncated", "kwh", "jax 1.2.3", "dino_head.prototypes", "start", "1,200 of"),
+        *(
+            "is truncated",
+            "1.5 kWh, a meter",
+            "0.000635 t",
+            "a note",
+            "jax 1.2.3",
+            "dino_head.prototypes",
+            "start",
+            "1,200 of",
+        ),
     ):
         assert said in text, said
 
@@ -113,6 +124,20 @@ def test_a_chart_puts_values_where_they_belong():
 def test_a_chart_without_points_is_nothing_and_one_of_one_point_is_a_dot():
     assert charts.line_chart({"a": []}) == "" == charts.line_chart({"a": [(1, -1.0)]}, log=True)
     assert "<circle" in charts.line_chart({"a": [(5, 2.0)]})
+
+
+def test_numbers_are_short():
+    numbers = {0.0: "0", 2e-5: "2e-5", -3.16e-4: "-3.2e-4", 0.0312: "0.0312", 1250: "1250"}
+    for value, text in (numbers | {12_500: "12.5k", 3.2e6: "3.2M"}).items():
+        assert charts.short(value) == text
+
+
+def test_energy_that_nobody_can_tell_is_said_to_be_unknown(run):
+    notes = ["no rated power is known of cpu"]
+    session = {"device_hours": 2.0, "energy_kwh": None, "method": "unknown", "notes": notes}
+    (run / "energy.json").write_text(json.dumps(summed([session, session])))
+    text = read(run).text
+    assert "2 sessions" in text and text.count("not known") == 2 and text.count(notes[0]) == 1
 
 
 def test_thinning_keeps_spikes_and_the_end():

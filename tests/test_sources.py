@@ -14,8 +14,8 @@ from dinojax.data.sources import SOURCES, kind_of, open_knn_sources, open_source
 from tests import stored_data
 
 
-def section(source="tiles", path=""):
-    return SimpleNamespace(source=source, path=str(path))
+def section(source="tiles", path="", mixture=()):
+    return SimpleNamespace(source=source, path=str(path), mixture=mixture)
 
 
 def knn(bank="", query=""):

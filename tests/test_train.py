@@ -11,11 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import dinojax
 from dinojax import cli, train
 from dinojax import config as configs
 from dinojax.data import tiles
+from dinojax.eval.features import EvalTransform
+from dinojax.eval.knn import knn_accuracy
 from dinojax.metrics import read_metrics
+from dinojax.weights import libraries
 from tests import small
+from tests.library_models import needs
 
 # The tiny recipe's `smoke`, longer, on one device.
 RUN = ("num_steps=4", "checkpoint.every=2", "log.every=1", "knn.every=4", "mesh.devices=1")
@@ -230,3 +235,33 @@ def test_a_short_quickstart_learns(tmp_path):
     assert found["ema"] > found["random"] + 5 and found["ema"] > found["raw"] + 5
     knn = [row["knn/both"] for row in rows if "knn/both" in row]
     assert knn[-1] > knn[0] + 5
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # of other people's libraries
+@pytest.mark.parametrize("format", ["meta", "hf", "timm"])
+def test_a_run_exports_and_has_the_same_knn_in_every_library(run, tmp_path, capsys, format):
+    """Held-out tiles are classified the same from our features and from the library's."""
+    needs(format)
+    out = tmp_path / "out"
+    words = ["export", "--run", str(run[0]), "--format", format, "--out", str(out)]
+    assert cli.main(words) == cli.FINISHED
+    told = capsys.readouterr().out
+    assert "same features in torch" in told and "normalised by its own mean" in told
+    backbone = dinojax.load(out)
+    own = backbone.preprocessing
+    transform = EvalTransform(own.resize_size, own.crop_size, own.normalize, (), ())
+    bank, query = (tiles.tiles(channels=1, split=split) for split in ("train", "test"))
+    images = [np.stack([transform(one.pixels) for one in source]) for source in (bank, query)]
+    library = libraries.open_in_library(out, format, backbone.spec)
+    accuracies = []
+    for cls in (lambda images: backbone(images).cls, lambda images: library(images)[0][:, 0]):
+        features = [np.asarray(cls(part)) for part in images]
+        accuracy = knn_accuracy(
+            *(features[0], bank.labels, features[1], query.labels),
+            neighbors=10,
+            temperature=0.07,
+            num_classes=len(bank.class_names),
+        )
+        accuracies.append(accuracy)
+    assert accuracies[0] == accuracies[1] > 1 / len(bank.class_names)

@@ -2,17 +2,48 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from flax import linen as nn
 
 from configs import base
 from dinojax.models import zoo
-from dinojax.models.vit import Vit
 
-# Parameters of the released backbones with 4 registers, patch 16 (DINOv3 paper and model cards);
-# the stored ones, whose key bias is a parameter too.
-PARAMETERS = {"vits": 21.6e6, "vitb": 86e6, "vitl": 0.30e9, "vithplus": 0.84e9, "vit7b": 6.7e9}
+# Parameters of the DINOv3 backbones with 4 registers, patch 16, as counted in the reference; those
+# stored, so that a masked bias of k is counted too.
+PARAMETERS = {
+    "vits": 21_601_152,
+    "vitsplus": 28_697_472,
+    "vitb": 85_669_632,
+    "vitl": 303_154_176,
+    "vitlplus": 403_915_776,
+    "vitso400m": 415_411_200,
+    "vith2": 630_754_560,
+    "vithplus": 840_633_600,
+    "vitg2": 1_134_577_152,
+    "vit7b": 6_716_035_072,
+}
+# Of the DINOv2 ones without registers, patch 14, a table for 518 pixels.
+DINOV2 = {
+    "dinov2_vits": 22_056_576,
+    "dinov2_vitb": 86_580_480,
+    "dinov2_vitl": 304_368_640,
+    "dinov2_vitg": 1_136_480_768,
+}
+CONVNEXTS = {
+    "convnext_tiny": 27_820_128,
+    "convnext_small": 49_454_688,
+    "convnext_base": 87_566_464,
+    "convnext_large": 196_230_336,
+}
+
+
+def count(net) -> int:
+    """Parameters of a network, of which none is allocated."""
+    pixels = jnp.zeros((1, net.patch_size, net.patch_size, 3))
+    params = jax.eval_shape(
+        lambda: nn.meta.unbox(zoo.module(net).init(jax.random.key(0), [pixels])["params"])
+    )
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def spec(**changes):
@@ -22,12 +53,33 @@ def spec(**changes):
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_sizes_are_the_published_ones(name):
-    vit = spec(name=name, num_registers=4)
-    pixels = jnp.zeros((1, 16, 16, 3))
-    params = jax.eval_shape(lambda: nn.meta.unbox(Vit(vit).init(jax.random.key(0), [pixels])))
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    np.testing.assert_allclose(count, PARAMETERS[name], rtol=0.02)
+def test_sizes_of_dinov3_are_the_reference_s(name):
+    assert count(spec(name=name, num_registers=4)) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", DINOV2)
+def test_sizes_of_dinov2_are_the_reference_s(name):
+    sizes = {"patch_size": 14, "position_size": 518, "layer_scale": 1.0}
+    assert count(spec(name=name, **sizes)) == DINOV2[name]
+    width = zoo.VITS[name]["width"]
+    assert count(spec(name=name, num_registers=4, **sizes)) == DINOV2[name] + 4 * width
+
+
+@pytest.mark.parametrize("name", CONVNEXTS)
+def test_sizes_of_convnext_are_the_reference_s(name):
+    model = base.get_config().model
+    model.name = name
+    assert (
+        count(zoo.convnext_spec(model, channels=3, dtype=jnp.dtype("float32"))) == CONVNEXTS[name]
+    )
+
+
+def test_every_name_is_counted():
+    assert {*PARAMETERS, *DINOV2, *CONVNEXTS} == {*zoo.VITS, *zoo.CONVNEXTS}
+
+
+def test_the_7b_with_a_norm_for_local_crops_is_counted_too():
+    assert count(spec(name="vit7b", num_registers=4, untie_local_cls_norm=True)) == 6_716_043_264
 
 
 @pytest.mark.parametrize("name", zoo.VITS)

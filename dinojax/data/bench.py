@@ -9,6 +9,7 @@ import numpy as np
 from dinojax.data.decode import DecodeError, fit_into_box, load_pixels
 from dinojax.data.example import Source
 from dinojax.data.loader import Loader
+from dinojax.data.mixture import parts_of
 from dinojax.data.order import image_index
 from dinojax.data.quarantine import Quarantine
 
@@ -65,7 +66,7 @@ def loader_rate(
 ) -> float:
     """Images/s of the loader as the `data` section sets it up, after its first batch."""
     with tempfile.TemporaryDirectory() as folder:
-        quarantine = Quarantine(folder, max_share=1.0, num_images=len(source))
+        quarantine = Quarantine(folder, max_share=1.0, parts=parts_of(source))
         with Loader(
             source,
             batch_size=batch_size,

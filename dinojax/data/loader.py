@@ -19,7 +19,7 @@ from absl import flags
 
 from dinojax.data.decode import fit_into_box
 from dinojax.data.example import Source
-from dinojax.data.order import image_index
+from dinojax.data.mixture import batch_ids
 from dinojax.data.quarantine import BadImage, Quarantine, read_or_replace
 
 Batch = dict[str, np.ndarray]
@@ -55,9 +55,12 @@ class ReadBatch:
     def __call__(self, number: int) -> dict[str, Any]:
         images_BSSC = np.zeros(self.shape, np.uint8)
         sizes_B2 = np.zeros((len(images_BSSC), 2), np.int32)
-        first = self.start + number * self.batch_size + self.host_index * len(images_BSSC)
-        positions_B = np.arange(first, first + len(images_BSSC), dtype=np.int64)
-        ids_B = image_index(self.seed, positions_B, len(self.source))
+        position, first = self.start + number * self.batch_size, self.host_index * len(images_BSSC)
+        # All hosts draw the whole batch: an image's source depends on those before it.
+        whole_B = batch_ids(
+            self.source, seed=self.seed, position=position, batch_size=self.batch_size
+        )
+        ids_B = whole_B[first : first + len(images_BSSC)]
         bad: list[BadImage] = []
         for row, index in enumerate(ids_B.tolist()):
             if self.replace:
@@ -148,7 +151,7 @@ class Loader(Iterator[Batch]):
             # Out of shared memory: its arrays must not live on in jax until the program ends.
             batch = {name: np.array(values) for name, values in batch.items()}
         if self._quarantine is not None:
-            self._quarantine.add(bad, len(batch["ids"]))
+            self._quarantine.add(bad, batch["ids"])
         self.position += self._batch_size
         return batch
 

@@ -11,8 +11,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from dinojax.data.decode import DecodeError
 from dinojax.data.example import Example, Source
+from dinojax.data.mixture import peers
 from dinojax.data.order import substitute
 
 NUM_ATTEMPTS = 100  # substitutes tried for one image; as many bad ones are no accident
@@ -40,15 +43,17 @@ def read_or_replace(
 ) -> tuple[Example, BadImage | None]:
     """The image at `index`, or its first readable substitute and the reason.
 
-    Raises TooManyBadImages when no substitute can be read either.
+    In a mixture the substitute is of the same source. Raises TooManyBadImages when no substitute
+    can be read either.
     """
     try:
         return source.read(index, box_size), None
     except (DecodeError, OSError) as error:
         reason = str(error)
-    tries = min(NUM_ATTEMPTS, len(source) - 1)
+    ids = peers(source, index)
+    tries = min(NUM_ATTEMPTS, len(ids) - 1)
     for attempt in range(tries):
-        other = substitute(index, attempt, len(source))
+        other = ids[substitute(index - ids.start, attempt, len(ids))]
         try:
             return source.read(other, box_size), BadImage(index, reason, other)
         except (DecodeError, OSError):
@@ -63,35 +68,50 @@ class Quarantine:
 
     Each image is listed once, however often it is met and the run restarted. The run ends when
     the images found bad since the program started exceed `max_share` of the different images it
-    can have read, and are more than ten; with max_share=0 the first one ends it.
+    can have read, and are more than ten; with max_share=0 the first one ends it. Every part of a
+    mixture is judged by itself, or a small one could be all bad without a word.
     """
 
-    def __init__(self, directory: str | Path, *, max_share: float, num_images: int, host: int = 0):
-        """`num_images` of the source. Hosts after the first write `bad_images.HOST.jsonl`."""
+    def __init__(
+        self, directory: str | Path, *, max_share: float, parts: dict[str, range], host: int = 0
+    ):
+        """parts: ids of the images by the name of their source, or one part without a name.
+
+        Hosts after the first write `bad_images.HOST.jsonl`.
+        """
         name = FILE if host == 0 else FILE.replace(".jsonl", f".{host}.jsonl")
         self.path = Path(directory) / name
-        self._max_share, self._num_images = max_share, num_images
-        self._num_read = 0
+        self._max_share, self._parts = max_share, parts
+        self._num_read = dict.fromkeys(parts, 0)
         self._met: dict[int, str] = {}  # id -> reason, since the program started
         self._listed = {row["id"] for row in read_list(self.path)}
 
-    def add(self, bad: Sequence[BadImage], num_read: int) -> None:
-        """Note a batch of `num_read` images; raises TooManyBadImages, after listing them."""
-        self._num_read += num_read
+    def add(self, bad: Sequence[BadImage], ids: Sequence[int] | np.ndarray) -> None:
+        """Note a batch of the images `ids`; raises TooManyBadImages, after listing them."""
+        ids_B = np.asarray(ids)
+        for name, own in self._parts.items():
+            self._num_read[name] += int(np.sum((ids_B >= own.start) & (ids_B < own.stop)))
         # A batch larger than the data set meets an image more than once.
         fresh = {image.id: image for image in bad if image.id not in self._met}
         if not fresh:
             return
         self._met.update((image.id, image.reason) for image in fresh.values())
         self._list([image for image in fresh.values() if image.id not in self._listed])
-        seen = min(self._num_read, self._num_images)
-        if len(self._met) > self._allowed(seen):
-            told = "\n".join(f"  {reason}" for reason in list(self._met.values())[:NUM_TOLD])
+        for name in self._parts:
+            self._check(name)
+
+    def _check(self, name: str) -> None:
+        own = self._parts[name]
+        met = [reason for id, reason in self._met.items() if id in own]
+        seen = min(self._num_read[name], len(own))
+        if len(met) > self._allowed(seen):
+            told = "\n".join(f"  {reason}" for reason in met[:NUM_TOLD])
             raise TooManyBadImages(
-                f"{len(self._met)} of {seen} images could not be read, more than "
-                f"data.max_bad_share={self._max_share} allows. All are listed in {self.path}; "
-                f"the first:\n{told}\nRepair or remove them (`dinojax data check` finds all), or "
-                "raise data.max_bad_share; the run then continues from its last checkpoint."
+                f"{len(met)} of {seen} images{f' of {name}' if name else ''} could not be read, "
+                f"more than data.max_bad_share={self._max_share} allows. All are listed in "
+                f"{self.path}; the first:\n{told}\nRepair or remove them (`dinojax data check` "
+                "finds all), or raise data.max_bad_share; the run then continues from its last "
+                "checkpoint."
             )
 
     def _allowed(self, seen: int) -> float:
@@ -100,11 +120,16 @@ class Quarantine:
     def _list(self, images: Sequence[BadImage]) -> None:
         self._listed.update(image.id for image in images)
         with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(dataclasses.asdict(image)) + "\n" for image in images)
+            file.writelines(json.dumps(self._row(image)) + "\n" for image in images)
+
+    def _row(self, image: BadImage) -> dict:
+        """What the list holds; in a mixture also the name of the source."""
+        names = [name for name, own in self._parts.items() if image.id in own and name]
+        return {**dataclasses.asdict(image), **({"source": names[0]} if names else {})}
 
 
 def read_list(path: str | Path) -> list[dict]:
-    """Rows of a list, {"id", "reason", "substitute"}; a missing file has none.
+    """Rows of a list, {"id", "reason", "substitute"} and maybe "source"; a missing file has none.
 
     A last line without its end (the run was killed while writing) is cut off the file; any other
     line that is not JSON raises ValueError.

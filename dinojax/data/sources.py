@@ -7,6 +7,7 @@ from dinojax.data import arrayrecord, manifest, tar, tfds
 from dinojax.data.encoded import is_shard
 from dinojax.data.example import Source
 from dinojax.data.folder import folder
+from dinojax.data.mixture import Mixture, Part
 from dinojax.data.tiles import tiles
 
 # data.source: builder(path=, channels=, split=, key=)
@@ -27,15 +28,38 @@ def open_source(data, *, channels: int, split: str = "train") -> Source:
     """The source that a `data` section names.
 
     With an embedded source and a non-empty data.path the data at that path are read, so that
-    `--set data.path=PATH` is all it takes to train a demo recipe on one's own images.
+    `--set data.path=PATH` is all it takes to train a demo recipe on one's own images. With
+    data.mixture it is all of its sources, drawn by their weights (dinojax/data/mixture.py).
     """
+    if data.mixture:
+        return _open_mixture(data, channels=channels, split=split)
     if data.source not in SOURCES:
         raise ValueError(f"data.source={data.source!r} is unknown; choose of {', '.join(SOURCES)}.")
     return SOURCES[source_name(data)](path=data.path, channels=channels, split=split)
 
 
+def _open_mixture(data, *, channels: int, split: str) -> Mixture:
+    """The sources of data.mixture; their paths start from data.path, or are absolute."""
+    if data.source not in ("folder", *EMBEDDED):  # the default, and what steps aside
+        raise ValueError(
+            f"data.source={data.source!r} has no meaning beside data.mixture, whose rows name "
+            "their own; set data.source=folder."
+        )
+    parts = []
+    for name, kind, path, weight, alone in data.mixture:
+        where = path if kind in EMBEDDED else os.path.join(data.path, path)
+        key = f"path of {name} in data.mixture"
+        source = SOURCES[kind](path=where, channels=channels, split=split, key=key)
+        parts.append(Part(name, source, weight, alone))
+    found = Mixture(tuple(parts))
+    found.check()
+    return found
+
+
 def source_name(data) -> str:
-    """The row of SOURCES that a `data` section ends up with."""
+    """The row of SOURCES that a `data` section ends up with, or `mixture`."""
+    if data.mixture:
+        return "mixture"
     return kind_of(data.path) if data.source in EMBEDDED and data.path else data.source
 
 
@@ -72,6 +96,11 @@ def open_knn_sources(data, knn, *, channels: int) -> tuple[Source, Source] | Non
         return (
             open_source(data, channels=channels, split="bank"),
             open_source(data, channels=channels, split="val"),
+        )
+    if data.mixture and not knn.bank:
+        raise ValueError(
+            "a mixture has no labels to vote with: set knn.bank to a labelled data set, or "
+            "knn.query to nothing."
         )
     bank_key, bank_path = ("knn.bank", knn.bank) if knn.bank else ("data.path", data.path)
     kind = "folder" if not bank_path else kind_of(bank_path) if knn.bank else source_name(data)

@@ -56,6 +56,7 @@ class VitSpec:
     position: str = "rope"  # rope | learned (DINOv2)
     position_size: int = 224  # pixels, side of the images whose patches the learned table has
     position_offset: float = 0.1
+    position_antialias: bool = False  # DINOv2's models with registers: true, with offset 0
     rope: rope_lib.RopeSpec = rope_lib.RopeSpec()
     dtype: jnp.dtype = jnp.dtype(jnp.float32)
 

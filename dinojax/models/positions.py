@@ -8,14 +8,16 @@ import jax.numpy as jnp
 from dinojax import interpolate
 
 
-def fit(table_ND: jax.Array, grid: tuple[int, int], *, square: bool, offset: float) -> jax.Array:
+def fit(
+    table_ND: jax.Array, grid: tuple[int, int], *, square: bool, offset: float, antialias: bool
+) -> jax.Array:
     """Positions [P, D] of a grid of (rows, columns) patches, from those of a square of N.
 
-    Bicubic, float32 at least. offset 0: resampled to the size of the grid with antialias, as the
-    DINOv2 models with registers do. Another offset, 0.1 in the other models: samples lie
+    Bicubic, float32 at least. offset 0 resamples to the size of the grid; the DINOv2 models with
+    registers do so with antialias. With another offset, 0.1 in the other models, samples lie
     side / (rows + offset) of the table's patches apart, so that they end a little before its
-    border, without antialias. square: whether the image is; the table of a square image with N
-    patches is used as it is.
+    border. square: whether the image is; the table of a square image with N patches is used as
+    it is.
 
     Raises ValueError if N is not a square number.
     """
@@ -30,7 +32,7 @@ def fit(table_ND: jax.Array, grid: tuple[int, int], *, square: bool, offset: flo
         table_ND.reshape(1, side, side, -1),
         grid,
         method="bicubic",
-        antialias=offset == 0.0,
+        antialias=antialias,
         steps=(side / (rows + offset), side / (columns + offset)),
     )
     return found.reshape(rows * columns, -1)

@@ -187,6 +187,7 @@ class Vit(nn.Module):
                 spec.grid(*size),
                 square=size[0] == size[1],
                 offset=spec.position_offset,
+                antialias=spec.position_antialias,
             )
             x_BPD = x_BPD + added_PD.astype(spec.dtype)[None]
             prefix = prefix + self.positions[:1].astype(spec.dtype)

@@ -46,6 +46,14 @@ CONVNEXTS: dict[str, dict[str, Any]] = {
 }
 
 
+Spec = VitSpec | ConvNextSpec
+
+
+def module(spec: Spec) -> Any:
+    """The flax module of a spec: Vit or ConvNext, which are called alike."""
+    return ConvNext(spec) if isinstance(spec, ConvNextSpec) else Vit(spec)
+
+
 def backbone(model, rope, *, channels: int, attention: str, dtype) -> Vit | ConvNext:
     """The backbone that `model.name` names, from config sections `model` and `rope`.
 
@@ -106,7 +114,11 @@ def vit_spec(model, rope, *, channels: int, attention: str, dtype) -> VitSpec:
                 f"model.position_size={model.position_size} is not a multiple of "
                 f"model.patch_size={model.patch_size}."
             )
-        row |= {"position_size": model.position_size, "position_offset": model.position_offset}
+        row |= {
+            "position_size": model.position_size,
+            "position_offset": model.position_offset,
+            "position_antialias": model.position_offset == 0,
+        }
     else:
         row["rope"] = fill(RopeSpec, rope)
     return VitSpec(

@@ -114,12 +114,13 @@ def thinned(line: Line) -> Line:
 
 
 def short(value: float) -> str:
-    """A number in few characters: 1.25k, 0.0312, 2e-05."""
+    """A number in few characters: 12.5k, 0.0312, 2e-5."""
     size = abs(value)
     if size >= 1e6:
         return f"{value / 1e6:.3g}M"
     if size >= 1e4:
         return f"{value / 1e3:.3g}k"
     if size and size < 1e-3:
-        return f"{value:.1e}"
+        digits, exponent = f"{value:.1e}".split("e")
+        return f"{digits.removesuffix('.0')}e{int(exponent)}"
     return f"{value:.4g}" if size >= 1000 else f"{value:.3g}"

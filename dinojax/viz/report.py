@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dinojax.doctor import Finding, diagnose
+from dinojax.doctor import Finding, diagnose, verdict
 from dinojax.runs import RunFiles, loss_ranges, read_run
 from dinojax.viz.charts import line_chart, short
 from dinojax.viz.style import STYLE
@@ -100,14 +100,14 @@ def page(run: RunFiles) -> str:
         [
             f"<h1>{name}</h1>",
             _summary(run),
-            _section("Verdict", _verdict(diagnose(run))),
+            _section("Verdict", _verdict(run, diagnose(run))),
             _section("Curves", f'<div class="charts">{"".join(_charts(run))}</div>'),
             _section("What the networks see", _picture(run, "crops.png", "Global, then local.")),
             _section("Patches over time", f'<div class="looks">{"".join(_looks(run))}</div>'),
             _section("Steps that were not finite", _autopsies(run)),
             _section("Bad images", _table(run.bad_images)),
             _section("Starts and stops", _table(run.resumes)),
-            _section("Energy", _pairs(run.energy)),
+            _section("Energy", _energy(run.energy)),
             _section("Environment", _pairs(run.environment)),
             _section("Config", _config(run)),
         ]
@@ -149,7 +149,7 @@ def _summary(run: RunFiles) -> str:
     )
 
 
-def _verdict(findings: Sequence[Finding]) -> str:
+def _verdict(run: RunFiles, findings: Sequence[Finding]) -> str:
     """The doctor's findings; good news is said as well."""
     items = [
         f'<li class="{f.severity}"><b>{html.escape(f.name)}</b> {html.escape(f.evidence)}<br>'
@@ -157,7 +157,7 @@ def _verdict(findings: Sequence[Finding]) -> str:
         for f in findings
     ]
     if not any(finding.severity != "note" for finding in findings):
-        items.insert(0, '<li class="fine"><b>Nothing looks wrong.</b></li>')
+        items.insert(0, f'<li class="fine"><b>{verdict(run)}</b></li>')
     return f'<ul class="verdict">{"".join(items)}</ul>'
 
 
@@ -215,6 +215,23 @@ def _picture(run: RunFiles, name: str, caption: str) -> str:
 def _autopsies(run: RunFiles) -> str:
     rows = [{"step": a["step"], "culprit": a["culprit"]} for a in run.autopsies]
     return _table(rows)
+
+
+def _energy(energy: dict[str, Any]) -> str:
+    """energy.json in words; what is not known is said with the reason."""
+    if not energy:
+        return ""
+    kwh, tonnes, sessions = energy["energy_kwh"], energy["tonnes_co2e"], energy["sessions"]
+    factors = f"facility factor {energy['pue']}, {energy['tonnes_per_mwh']} t per MWh"
+    notes = dict.fromkeys(note for session in sessions for note in session["notes"])
+    return _pairs(
+        {
+            "device hours": f"{energy['device_hours']:.3g}, {len(sessions)} sessions",
+            "energy": "not known" if kwh is None else f"{kwh:.4g} kWh, {energy['method']}",
+            "CO2 equivalent": "not known" if tonnes is None else f"{tonnes:.3g} t ({factors})",
+            **({"notes": "; ".join(notes)} if notes else {}),
+        }
+    )
 
 
 def _config(run: RunFiles) -> str:

@@ -30,7 +30,7 @@ h2 { font-size: 17px; margin: 34px 0 10px; }
   gap: 12px; }
 figure { margin: 0; padding: 10px 12px; }
 figcaption b { color: var(--ink); font-weight: 600; }
-.picture { margin-bottom: 12px; overflow-x: auto; }
+.picture { margin-bottom: 12px; overflow-x: auto; width: fit-content; max-width: 100%; }
 .picture img { display: block; max-width: 100%; height: auto; border-radius: 4px;
   image-rendering: pixelated; margin-bottom: 6px; }
 .looks { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr));
@@ -45,12 +45,18 @@ polyline { fill: none; stroke-width: 2; stroke-linejoin: round; }
 .legend b { color: var(--ink); font-weight: 600; }
 .legend i { display: inline-block; width: 12px; height: 3px; margin-right: 5px;
   vertical-align: middle; background: currentColor; }
-polyline.c0, circle.c0 { stroke: var(--c0); } .legend .c0 i { background: var(--c0); }
-polyline.c1, circle.c1 { stroke: var(--c1); } .legend .c1 i { background: var(--c1); }
-polyline.c2, circle.c2 { stroke: var(--c2); } .legend .c2 i { background: var(--c2); }
-polyline.c3, circle.c3 { stroke: var(--c3); } .legend .c3 i { background: var(--c3); }
-polyline.c4, circle.c4 { stroke: var(--c4); } .legend .c4 i { background: var(--c4); }
-polyline.c5, circle.c5 { stroke: var(--c5); } .legend .c5 i { background: var(--c5); }
+polyline.c0 { stroke: var(--c0); } circle.c0 { fill: var(--c0); }
+.legend .c0 i { background: var(--c0); }
+polyline.c1 { stroke: var(--c1); } circle.c1 { fill: var(--c1); }
+.legend .c1 i { background: var(--c1); }
+polyline.c2 { stroke: var(--c2); } circle.c2 { fill: var(--c2); }
+.legend .c2 i { background: var(--c2); }
+polyline.c3 { stroke: var(--c3); } circle.c3 { fill: var(--c3); }
+.legend .c3 i { background: var(--c3); }
+polyline.c4 { stroke: var(--c4); } circle.c4 { fill: var(--c4); }
+.legend .c4 i { background: var(--c4); }
+polyline.c5 { stroke: var(--c5); } circle.c5 { fill: var(--c5); }
+.legend .c5 i { background: var(--c5); }
 .wide { overflow-x: auto; margin-bottom: 10px; }
 table { border-collapse: collapse; width: 100%; font-size: 13px; }
 th, td { text-align: left; padding: 5px 10px; border-bottom: 1px solid var(--line);

@@ -8,7 +8,9 @@ import jax
 import numpy as np
 
 from dinojax.models import rope as rope_lib
-from dinojax.models.vit import Block, Vit, VitSpec
+from dinojax.models.convnext import ConvNextSpec
+from dinojax.models.vit import Block, Vit
+from dinojax.models.zoo import Spec, module
 from dinojax.weights import libraries
 from dinojax.weights.fingerprint import synthetic_image
 from dinojax.weights.load import Backbone
@@ -27,17 +29,18 @@ def certify(
     """Compares a backbone with an exported folder opened by the format's library; JSON values.
 
     sizes: (height, width) of the inputs; None = training size, half as large again, and a
-    rectangle. Raises ValueError when a quantity differs by more than `tolerance`. Where the
-    library is not installed, the certificate says so and compares nothing.
+    rectangle; a StableHLO program takes the training size alone. Raises ValueError when a quantity
+    differs by more than `tolerance`. Where the library is not installed, the certificate says so
+    and compares nothing.
     """
     if format not in libraries.PACKAGES:
         return {"library": None, "reason": "our own format, read back and compared bit by bit"}
-    if backbone.spec.position != "rope":
-        return {"library": None, "reason": "learned positions have no PyTorch module here yet"}
     if (reason := libraries.missing(format)) is not None:
         return {"library": None, "reason": reason}
     apply = libraries.open_in_library(folder, format, backbone.spec)
     rows = []
+    if format == "stablehlo":
+        sizes = [(backbone.preprocessing.crop_size,) * 2]
     for number, size in enumerate(sizes or input_sizes(backbone)):
         image = synthetic_image(*size, backbone.spec.channels, seed=number)[None]
         for row in _compare(backbone, image, apply):
@@ -70,7 +73,7 @@ def input_sizes(backbone: Backbone) -> list[tuple[int, int]]:
 
 
 def _compare(backbone: Backbone, images_BHWC: np.ndarray, apply: libraries.Apply):
-    """One row for cls, registers, patches and the output of every block."""
+    """One row for cls, registers, patches and the output of every block or stage."""
     with jax.default_matmul_precision("highest"):
         found = backbone(images_BHWC)
         ours = layer_outputs(backbone.spec, backbone.params, images_BHWC)
@@ -80,8 +83,11 @@ def _compare(backbone: Backbone, images_BHWC: np.ndarray, apply: libraries.Apply
     if backbone.spec.num_registers:
         yield _row("registers", found.registers, tokens[:, 1:count])
     yield _row("patches", found.patches, tokens[:, count:])
-    for number, (own, theirs) in enumerate(zip(np.asarray(ours), layers, strict=True)):
-        yield _row(f"block {number}", own, theirs)
+    if layers is None:
+        return
+    kind = "stage" if isinstance(backbone.spec, ConvNextSpec) else "block"
+    for number, (own, theirs) in enumerate(zip(ours, layers, strict=True)):
+        yield _row(f"{kind} {number}", own, theirs)
 
 
 def _row(quantity: str, ours, theirs) -> dict[str, Any]:
@@ -100,12 +106,23 @@ def _row(quantity: str, ours, theirs) -> dict[str, Any]:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def layer_outputs(spec: VitSpec, params: dict, images_BHWC) -> jax.Array:
-    """Outputs of all blocks [depth, B, N, D], from one scan that keeps them."""
+def layer_outputs(spec: Spec, params: dict, images_BHWC):
+    """Output of every block of a ViT, [depth, B, N, D], from one scan that keeps them.
+
+    Of a ConvNeXt a list with one [B, P, D] per stage.
+    """
+    if isinstance(spec, ConvNextSpec):
+        variables, stages = {"params": params}, range(spec.depth)
+        found: Any = module(spec).apply(
+            variables, images_BHWC, tuple(stages), norm=False, method="intermediate"
+        )
+        return [features.prenorm for features in found]
     rows, columns = spec.grid(*images_BHWC.shape[1:3])
-    coords = rope_lib.coordinates(rows, columns, spec.rope)
-    table = rope_lib.table(coords, rope_lib.periods(spec.head_width, spec.rope), spec.rope)
-    embed = lambda module, images: module._embed(images, None)  # noqa: E731
+    table = None
+    if spec.position == "rope":
+        coords = rope_lib.coordinates(rows, columns, spec.rope)
+        table = rope_lib.table(coords, rope_lib.periods(spec.head_width, spec.rope), spec.rope)
+    embed = lambda net, images: net._embed(images, None)  # noqa: E731
     tokens = Vit(spec).apply({"params": params}, images_BHWC, method=embed)
 
     def body(x, block):

@@ -1,6 +1,5 @@
 """Writes a network in another format: streamed weights, configs, provenance and parity."""
 
-import dataclasses
 import json
 import os
 import shutil
@@ -10,34 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from dinojax.models import rope as rope_lib
-from dinojax.models.vit import VitSpec
-from dinojax.weights import certificate, fingerprint, hf, preprocess, specs, timm
+from dinojax.weights import certificate, fingerprint, formats, specs, stablehlo
+from dinojax.weights.formats import LIBRARIES
 from dinojax.weights.load import Backbone, Source, load, materialize, preprocessing, resolve
 from dinojax.weights.meta import lazily_from_ours
-from dinojax.weights.preprocess import Preprocessing
 from dinojax.weights.report import LoadReport
-from dinojax.weights.tensors import DTYPES, Tensor, Tensors, held, write_safetensors
+from dinojax.weights.tensors import DTYPES, Tensor, open_tensors, write_safetensors
+from dinojax.weights.writers import WRITERS, Network
 
 # Value of --dtype -> name in safetensors; None keeps what the tensors have.
 STORED = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-# Names of the reference's norms and arguments, for the config that goes with its weights.
-REFERENCE_NORMS = {
-    "layernorm": "layernorm",
-    "layernorm_1e5": "layernormbf16",
-    "rmsnorm": "rmsnorm",
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """A backbone in the reference's names, no tensor read, and where it comes from."""
-
-    spec: VitSpec
-    tensors: Tensors
-    heads: Tensors  # dino_head.* and ibot_head.*; empty where there are none
-    preprocessing: Preprocessing
-    origin: dict[str, Any]  # JSON values
 
 
 def export(
@@ -70,7 +51,7 @@ def export(
             "format": format,
             "dtype": dtype,
             "preprocessing": network.preprocessing.to_json(),
-            "left_out": _left_out(network.spec, format),
+            "left_out": formats.left_out(format, specs.family(network.spec), network.spec),
             "digests": digests,
         }
         parity: dict[str, Any] = {"library": None, "reason": "left out on request"}
@@ -98,16 +79,13 @@ def _refuse(network: Network, out: Path, *, format: str, dtype: str | None, with
         raise ValueError(f"--dtype {dtype} is unknown; choose of {', '.join(STORED)}.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is not an empty folder; give another --out.")
+    if format == "stablehlo" and (reason := stablehlo.missing()) is not None:
+        raise ModuleNotFoundError(f"--format stablehlo: {reason}")
     if with_heads and not network.heads:
         raise ValueError("--with-heads: this network comes without heads; export it from a --run.")
-    refusals = {"hf": hf.refusals, "timm": timm.refusals}
-    if format in refusals and (reasons := refusals[format](network.spec)):
+    library = LIBRARIES.get((format, specs.family(network.spec)))
+    if library is not None and (reasons := library.refusals(network.spec)):
         raise ValueError(f"--format {format} cannot hold this network: " + "; ".join(reasons) + ".")
-
-
-def _left_out(spec: VitSpec, format: str) -> dict[str, str]:
-    table = {"hf": hf.left_out, "timm": timm.left_out}
-    return table[format](spec) if format in table else {}
 
 
 def _write(network: Network, folder: Path, *, format: str, stored, with_heads: bool):
@@ -122,83 +100,10 @@ def _write(network: Network, folder: Path, *, format: str, stored, with_heads: b
         write_safetensors(folder / "heads.safetensors", network.heads, metadata, stored)
     if format == "meta":
         _pickled(path)
+    if format == "stablehlo":
+        written, size = open_tensors(path), network.preprocessing.crop_size
+        stablehlo.write(folder, written, network.spec, size)
     return digests
-
-
-def _hf(network: Network):
-    spec, own = network.spec, network.preprocessing
-    files = {
-        "config.json": hf.config(spec, own.crop_size),
-        "preprocessor_config.json": preprocess.to_hf(own),
-    }
-    return hf.from_reference(network.tensors, spec), files, "model.safetensors"
-
-
-def _timm(network: Network):
-    spec, own = network.spec, network.preprocessing
-    config = timm.config(spec, preprocess.to_timm(own, spec.channels))
-    return timm.from_reference(network.tensors, spec), {"config.json": config}, "model.safetensors"
-
-
-def _meta(network: Network):
-    tensors = {**network.tensors, **reference_buffers(network.spec)}
-    files = {"config.json": {**_own_config(network, "meta"), "dinov3": arguments(network.spec)}}
-    return tensors, files, "model.safetensors"
-
-
-def _dinojax(network: Network):
-    return network.tensors, {"config.json": _own_config(network, "dinojax")}, "backbone.safetensors"
-
-
-# Format -> tensors to write, files of JSON, name of the file of weights.
-WRITERS = {"meta": _meta, "hf": _hf, "timm": _timm, "dinojax": _dinojax}
-
-
-def _own_config(network: Network, format: str) -> dict[str, Any]:
-    return {
-        "format": format,
-        "backbone": specs.to_json(network.spec),
-        "preprocessing": network.preprocessing.to_json(),
-    }
-
-
-def reference_buffers(spec: VitSpec) -> Tensors:
-    """What the reference keeps beside parameters: RoPE periods, and masks of biases."""
-    buffers = {}
-    if spec.position == "rope":
-        periods = np.asarray(rope_lib.periods(spec.head_width, spec.rope))
-        buffers["rope_embed.periods"] = held(periods)
-    if spec.qkv_bias and spec.mask_k_bias:
-        mask = held(np.repeat(np.array([1, 0, 1], np.float32), spec.width))
-        buffers |= {f"blocks.{i}.attn.qkv.bias_mask": mask for i in range(spec.depth)}
-    return buffers
-
-
-def arguments(spec: VitSpec) -> dict[str, Any]:
-    """The arguments with which the reference builds this backbone."""
-    return {
-        "patch_size": spec.patch_size,
-        "in_chans": spec.channels,
-        "embed_dim": spec.width,
-        "depth": spec.depth,
-        "num_heads": spec.num_heads,
-        "ffn_layer": spec.ffn,
-        "ffn_ratio": spec.ffn_ratio,
-        "qkv_bias": spec.qkv_bias,
-        "proj_bias": spec.proj_bias,
-        "ffn_bias": spec.ffn_bias,
-        "mask_k_bias": spec.mask_k_bias,
-        "n_storage_tokens": spec.num_registers,
-        "norm_layer": REFERENCE_NORMS[spec.norm],
-        "layerscale_init": spec.layer_scale,
-        "untie_cls_and_patch_norms": spec.untie_cls_norm,
-        "untie_global_and_local_cls_norm": spec.untie_local_cls_norm,
-        "pos_embed_rope_base": spec.rope.base,
-        "pos_embed_rope_min_period": spec.rope.min_period,
-        "pos_embed_rope_max_period": spec.rope.max_period,
-        "pos_embed_rope_normalize_coords": spec.rope.coords,
-        "pos_embed_rope_dtype": {"float32": "fp32", "bfloat16": "bf16"}[spec.rope.dtype],
-    }
 
 
 def _pickled(path: Path) -> None:
@@ -243,33 +148,18 @@ def _backbone(network: Network, stored: np.dtype | None) -> Backbone:
 def _read_back(network: Network, folder: Path) -> None:
     """Our own loader gives the spec that was written."""
     found = load(folder).spec
-    for field in dataclasses.fields(VitSpec):
-        own, other = (getattr(spec, field.name) for spec in (network.spec, found))
-        if field.name in DESCRIBES and own != other:
-            raise ValueError(f"{folder} reads back with {field.name}={other!r}, not {own!r}.")
+    for name in DESCRIBES[specs.family(network.spec)]:
+        own, other = (getattr(spec, name) for spec in (network.spec, found))
+        if own != other:
+            raise ValueError(f"{folder} reads back with {name}={other!r}, not {own!r}.")
 
 
-DESCRIBES = ("width", "depth", "num_heads", "qkv_bias", "patch_size", "channels", "norm")
-
-
-def snippet(out: str | Path, format: str, spec: VitSpec) -> str:
-    """Lines to paste: the export in the library it is for, and in ours."""
-    ours = f'import dinojax\nbackbone = dinojax.load("{out}")\nfeatures = backbone(images_BHWC)\n'
-    texts = {"hf": hf.SNIPPET, "timm": timm.SNIPPET, "meta": META_SNIPPET}
-    if format not in texts:
-        return ours
-    return texts[format].format(out=out, prefix=1 + spec.num_registers) + "\n# or\n" + ours
-
-
-META_SNIPPET = """\
-import json
-import torch
-from dinov3.models.vision_transformer import DinoVisionTransformer
-model = DinoVisionTransformer(**json.load(open("{out}/config.json"))["dinov3"])
-model.load_state_dict(torch.load("{out}/model.pth", weights_only=True))
-found = model.eval().forward_features(images)
-cls, patches = found["x_norm_clstoken"], found["x_norm_patchtokens"]
-"""
+VIT = ("width", "depth", "num_heads", "qkv_bias", "patch_size", "channels", "norm")
+DESCRIBES = {
+    "dinov3": VIT,
+    "dinov2": (*VIT, "position_size", "position_offset", "position_antialias"),
+    "convnext": ("depths", "widths", "channels"),
+}
 
 
 def from_source(

@@ -7,8 +7,10 @@ import numpy as np
 
 from dinojax.models.layers import ffn_width
 from dinojax.models.vit import VitSpec
+from dinojax.weights.preprocess import Preprocessing
 from dinojax.weights.tensors import Tensor, Tensors, concatenate, cut, held
 
+MODEL_TYPE = "dinov3_vit"
 NORMS = {1e-6: "layernorm", 1e-5: "layernorm_1e5"}
 EPS = {name: eps for eps, name in NORMS.items()}
 
@@ -62,11 +64,11 @@ def to_reference(tensors: Tensors) -> tuple[Tensors, list[str]]:
         else:
             unknown.append(name)
     for (block, leaf), parts in split.items():
-        found |= _fused(block, leaf, parts)
+        found |= fused_qkv(block, leaf, parts)
     return found, unknown
 
 
-def _fused(block: int, leaf: str, parts: dict[str, Tensor]) -> Tensors:
+def fused_qkv(block: int, leaf: str, parts: dict[str, Tensor]) -> Tensors:
     """q, k and v as one tensor; a bias that k lacks is held at 0."""
     fused = {}
     if leaf == "bias" and "k_proj" not in parts and "q_proj" in parts:
@@ -140,8 +142,6 @@ def refusals(spec: VitSpec) -> list[str]:
 
 def rope_refusals(spec: VitSpec, library: str) -> list[str]:
     """What both libraries fix: periods from a base, in float32, and separate coordinates."""
-    if spec.position != "rope":
-        return [f"{library}'s DINOv3 has RoPE, this backbone learned positions; use --format meta"]
     rope, found = spec.rope, []
     if "bfloat16" in (rope.periods_dtype, rope.dtype):
         found.append(
@@ -159,10 +159,6 @@ def rope_refusals(spec: VitSpec, library: str) -> list[str]:
 
 def given(config: dict[str, Any]) -> dict[str, Any]:
     """Fields of a spec that config.json tells. Raises ValueError for what we do not have."""
-    if config.get("model_type") != "dinov3_vit":
-        raise ValueError(
-            f"config.json is of model_type {config.get('model_type')!r}; dinov3_vit is read."
-        )
     act = config.get("hidden_act", "gelu")
     if act != ("silu" if config.get("use_gated_mlp") else "gelu"):
         raise ValueError(
@@ -180,12 +176,12 @@ def given(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def config(spec: VitSpec, image_size: int) -> dict[str, Any]:
-    """config.json of DINOv3ViTModel. image_size: pixels."""
+def config(spec: VitSpec, own: Preprocessing) -> dict[str, Any]:
+    """config.json of DINOv3ViTModel."""
     gated = spec.ffn != "mlp"
     return {
         "architectures": ["DINOv3ViTModel"],
-        "model_type": "dinov3_vit",
+        "model_type": MODEL_TYPE,
         "hidden_size": spec.width,
         "num_hidden_layers": spec.depth,
         "num_attention_heads": spec.num_heads,
@@ -202,7 +198,7 @@ def config(spec: VitSpec, image_size: int) -> dict[str, Any]:
         "num_channels": spec.channels,
         "num_register_tokens": spec.num_registers,
         "patch_size": spec.patch_size,
-        "image_size": image_size,
+        "image_size": own.crop_size,
         "rope_theta": spec.rope.base,
         "pos_embed_rescale": spec.rope.rescale,
         "pos_embed_shift": spec.rope.shift,

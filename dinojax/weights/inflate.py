@@ -6,7 +6,8 @@ import numpy as np
 
 from dinojax.weights.tensors import Tensor
 
-NAME = "patch_embed.proj.weight"
+# Name of the first kernel in the reference: of ViTs, of ConvNeXts
+NAMES = ("patch_embed.proj.weight", "downsample_layers.0.0.weight")
 WAYS = ("repeat", "mean", "zero")
 
 

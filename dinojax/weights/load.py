@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinojax.models.vit import Features, Vit, VitSpec
-from dinojax.weights import fingerprint, hf, meta, preprocess, specs, timm
-from dinojax.weights.formats import FORMATS, check, detect
+from dinojax.models.convnext import ConvNextSpec
+from dinojax.models.vit import Features
+from dinojax.models.zoo import Spec, module
+from dinojax.weights import fingerprint, formats, meta, preprocess, specs
+from dinojax.weights.formats import check, detect
 from dinojax.weights.preprocess import Preprocessing
 from dinojax.weights.report import LoadReport, check_values, match
 from dinojax.weights.tensors import PICKLES, Tensors, open_tensors
@@ -30,7 +32,7 @@ class Backbone:
     not fill a patch at the right and bottom is not seen.
     """
 
-    spec: VitSpec
+    spec: Spec
     params: dict[str, Any]
     preprocessing: Preprocessing
     report: LoadReport
@@ -42,7 +44,7 @@ class Backbone:
     def intermediate(
         self, images_BHWC, layers: int | Sequence[int], *, norm: bool = True
     ) -> list[Features]:
-        """Features after some blocks; `layers` as for `Vit.intermediate`."""
+        """Features after some blocks (stages of a ConvNeXt); `layers` as for `Vit.intermediate`."""
         self._check(images_BHWC)
         layers = layers if isinstance(layers, int) else tuple(layers)
         return _intermediate(self.spec, self.params, images_BHWC, layers, norm)
@@ -56,14 +58,14 @@ class Backbone:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _forward(spec: VitSpec, params, images_BHWC) -> Features:
-    return Vit(spec).apply({"params": params}, [images_BHWC])[0]
+def _forward(spec: Spec, params, images_BHWC) -> Features:
+    return module(spec).apply({"params": params}, [images_BHWC])[0]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
-def _intermediate(spec: VitSpec, params, images_BHWC, layers, norm) -> list[Features]:
-    vit: Any = Vit(spec)
-    return vit.apply({"params": params}, images_BHWC, layers, norm=norm, method="intermediate")
+def _intermediate(spec: Spec, params, images_BHWC, layers, norm) -> list[Features]:
+    variables = {"params": params}
+    return module(spec).apply(variables, images_BHWC, layers, norm=norm, method="intermediate")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,15 +160,15 @@ def load(
 
 def resolve(
     source: Source, *, overrides: Mapping[str, Any], allow: Sequence[str] = ()
-) -> tuple[Tensors, VitSpec, LoadReport]:
+) -> tuple[Tensors, Spec, LoadReport]:
     """Tensors in the reference's names, the spec they make, and the report; nothing is read.
 
     Only small constants are looked at: RoPE periods and bias masks.
     """
-    format, name = FORMATS[source.format], str(source.path)
-    found, unknown = format.to_reference(source.tensors)
+    name = str(source.path)
+    found, unknown = formats.to_reference(source.format, source.tensors)
     notes: list[str] = []
-    known = specs.override(_given(source), dict(overrides))
+    known = specs.override(specs.kind_of(found), _given(source), dict(overrides))
     spec, assumed = specs.infer(found, known, name)
     notes += [*assumed, *preprocessing(source, spec)[1]]
     found = _without_buffers(found, spec, notes)
@@ -177,7 +179,7 @@ def resolve(
         source=name,
         format=source.format,
         allow=allow,
-        optional=list(format.left_out(spec)),
+        optional=list(formats.left_out(source.format, specs.family(spec), spec)),
         notes=notes,
     )
     return found, spec, report
@@ -187,10 +189,9 @@ def _given(source: Source) -> dict[str, Any]:
     """Fields of the spec that files beside the weights tell."""
     if source.config is None:
         return {}
-    if source.format == "hf" and "model_type" in source.config:
-        return hf.given(source.config)
-    if source.format == "timm" and "architecture" in source.config:
-        return timm.given(source.config)
+    if {"hf": "model_type", "timm": "architecture"}.get(source.format) in source.config:
+        names = list(source.tensors)
+        return formats.given(source.format, names, source.config, str(source.path))
     if "backbone" in source.config:
         fields = specs.to_json(specs.from_json(source.config["backbone"]))
         del fields["family"]
@@ -198,9 +199,11 @@ def _given(source: Source) -> dict[str, Any]:
     return {}
 
 
-def _without_buffers(found: Tensors, spec: VitSpec, notes: list[str]) -> Tensors:
+def _without_buffers(found: Tensors, spec: Spec, notes: list[str]) -> Tensors:
     """Without RoPE periods and bias masks; a bias whose mask hides more than k is folded."""
     kept = {name: t for name, t in found.items() if not meta.BUFFERS.fullmatch(name)}
+    if isinstance(spec, ConvNextSpec):
+        return kept
     usual = np.repeat([1.0, 0.0, 1.0], spec.width)
     folded = 0
     for name, tensor in found.items():
@@ -218,7 +221,7 @@ def _hide(mask: np.ndarray, bias: np.ndarray) -> np.ndarray:
     return np.where(mask == 0, np.zeros_like(bias), bias)
 
 
-def preprocessing(source: Source, spec: VitSpec) -> tuple[Preprocessing, list[str]]:
+def preprocessing(source: Source, spec: Spec) -> tuple[Preprocessing, list[str]]:
     """What the files beside the weights say about pixels, or what is assumed, with a note."""
     config = source.config or {}
     for own in (source.provenance or {}, config):  # other libraries' words may say less
@@ -232,7 +235,7 @@ def preprocessing(source: Source, spec: VitSpec) -> tuple[Preprocessing, list[st
     return found, [note]
 
 
-def materialize(found: Tensors, spec: VitSpec, source: str) -> dict[str, Any]:
+def materialize(found: Tensors, spec: Spec, source: str) -> dict[str, Any]:
     """Our tree of float32 parameters. What the file lacks (by permission) is as initialised."""
     arrays = {name: tensor.read().astype(np.float32) for name, tensor in found.items()}
     wanted = specs.expected(spec)
@@ -240,7 +243,8 @@ def materialize(found: Tensors, spec: VitSpec, source: str) -> dict[str, Any]:
     check_values(arrays, source)
     if missing := [name for name in wanted if name not in arrays]:
         arrays |= specs.initial(spec, missing)
-    tree = meta.to_ours(arrays, num_heads=spec.num_heads)
+    num_heads = None if isinstance(spec, ConvNextSpec) else spec.num_heads
+    tree = meta.to_ours(arrays, num_heads=num_heads)
     return jax.tree.map(jnp.asarray, tree)
 
 

@@ -80,10 +80,12 @@ def without_chunk(name: str) -> str:
     return re.sub(r"^blocks\.\d+\.(\d+\.)", r"blocks.\1", name)
 
 
-def to_ours(tensors: dict[str, np.ndarray], *, num_heads: int | None = None) -> dict[str, Any]:
+def to_ours(
+    tensors: dict[str, Any], *, num_heads: int | None = None, xp: Any = np
+) -> dict[str, Any]:
     """Tree of one part in our layouts, from reference tensors by name. Buffers are left out.
 
-    num_heads: attention heads A, needed for ViTs.
+    num_heads: attention heads A, needed for ViTs. xp: numpy, or jax.numpy to trace it.
     Raises ValueError for unknown names, for blocks that miss a parameter other blocks have, and
     for the second copy of a ConvNeXt's norm if it differs from the first.
     """
@@ -93,7 +95,7 @@ def to_ours(tensors: dict[str, np.ndarray], *, num_heads: int | None = None) -> 
             _check_same(tensors, name)
         elif not BUFFERS.fullmatch(name):
             path, block = our_path(name)
-            stacks.setdefault(path, {})[block] = _layout(path, np.asarray(tensor), num_heads)
+            stacks.setdefault(path, {})[block] = _layout(path, xp.asarray(tensor), num_heads)
     depths: dict[str, int] = {}  # blocks of each part that has any
     for path, stack in stacks.items():
         for block in stack:
@@ -108,7 +110,7 @@ def to_ours(tensors: dict[str, np.ndarray], *, num_heads: int | None = None) -> 
             missing = min(set(range(depth)) - set(stack))
             raise ValueError(f"{'.'.join(path)} is missing in block {missing} of {depth}.")
         else:
-            leaf = np.stack([stack[block] for block in range(depth)])
+            leaf = xp.stack([stack[block] for block in range(depth)])
         node = tree
         for key in path[:-1]:
             node = node.setdefault(key, {})

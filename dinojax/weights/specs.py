@@ -13,10 +13,11 @@ import numpy as np
 from flax import linen as nn
 
 from dinojax.models import rope as rope_lib
+from dinojax.models.convnext import ConvNextSpec
 from dinojax.models.rope import RopeSpec
-from dinojax.models.vit import Vit, VitSpec
-from dinojax.models.zoo import VITS
-from dinojax.weights import meta
+from dinojax.models.vit import VitSpec
+from dinojax.models.zoo import VITS, Spec, module
+from dinojax.weights import convnext, meta
 from dinojax.weights.tensors import Tensor, Tensors
 
 # Fields of a spec that say how to run a backbone, not what it is.
@@ -24,32 +25,50 @@ RUNTIME = ("dtype", "attention", "remat", "drop_path")
 AUGMENTS = ("shift", "jitter", "rescale")
 
 
-def to_json(spec: VitSpec) -> dict[str, Any]:
+def family(spec: Spec) -> str:
+    """dinov3, dinov2 or convnext: what decides how other libraries keep a backbone."""
+    if isinstance(spec, ConvNextSpec):
+        return "convnext"
+    return "dinov3" if spec.position == "rope" else "dinov2"
+
+
+def to_json(spec: Spec) -> dict[str, Any]:
     """What a backbone is, as JSON values."""
     fields = {k: v for k, v in dataclasses.asdict(spec).items() if k not in RUNTIME}
+    if isinstance(spec, ConvNextSpec):
+        return {"family": "convnext", **fields}
     fields["rope"] = {k: v for k, v in fields["rope"].items() if k not in AUGMENTS}
     return {"family": "vit", **fields}
 
 
-def from_json(fields: dict[str, Any]) -> VitSpec:
+def from_json(fields: dict[str, Any]) -> Spec:
     """The inverse of `to_json`. Raises ValueError for fields that are not known."""
     fields = {**fields}
-    if (family := fields.pop("family", "vit")) != "vit":
-        raise ValueError(f"family {family!r} is unknown to this version of dinojax.")
-    known = {field.name for field in dataclasses.fields(VitSpec)}
+    kind = KINDS.get(name := fields.pop("family", "vit"))
+    if kind is None:
+        raise ValueError(f"family {name!r} is unknown to this version of dinojax.")
+    known = {field.name for field in dataclasses.fields(kind)}
     if extra := sorted(set(fields) - known):
         raise ValueError(f"a backbone has no {', '.join(extra)}; its fields are {sorted(known)}.")
+    if kind is ConvNextSpec:
+        sizes = {key: tuple(fields[key]) for key in convnext.SIZES}
+        return ConvNextSpec(**{**fields, **sizes})
     return VitSpec(**{**fields, "rope": RopeSpec(**fields["rope"])})
 
 
-def override(given: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+KINDS = {"vit": VitSpec, "convnext": ConvNextSpec}
+
+
+def override(kind: type, given: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
     """Fields of a spec with others in their place; `rope.base` means the base of its `rope`.
 
-    Raises ValueError for a name that is no field.
+    kind: VitSpec or ConvNextSpec. Raises ValueError for a name that is no field.
     """
-    given = {**given, "rope": {**given.get("rope", {})}}
-    known = {field.name for field in dataclasses.fields(VitSpec)} - {"rope", "dtype"}
-    known |= {f"rope.{field.name}" for field in dataclasses.fields(RopeSpec)}
+    known = {field.name for field in dataclasses.fields(kind)} - {"rope", "dtype"}
+    given = {**given}
+    if kind is VitSpec:
+        given["rope"] = {**given.get("rope", {})}
+        known |= {f"rope.{field.name}" for field in dataclasses.fields(RopeSpec)}
     for name, value in overrides.items():
         if name not in known:
             raise ValueError(f"{name!r} is no field of a backbone; choose of {sorted(known)}.")
@@ -60,15 +79,33 @@ def override(given: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]
     return given
 
 
-def infer(tensors: Tensors, given: dict[str, Any], source: str) -> tuple[VitSpec, list[str]]:
+def replaced(spec: Spec, overrides: dict[str, Any]) -> Spec:
+    """A spec with some of its fields replaced."""
+    kind = type(spec)
+    fields = {field.name: getattr(spec, field.name) for field in dataclasses.fields(kind)}
+    if isinstance(spec, ConvNextSpec):
+        fields = override(kind, fields, overrides)
+        return ConvNextSpec(**fields)
+    fields = override(kind, {**fields, "rope": dataclasses.asdict(spec.rope)}, overrides)
+    return VitSpec(**{**fields, "rope": RopeSpec(**fields["rope"])})
+
+
+def kind_of(tensors: Tensors) -> type:
+    """Which spec tensors in the reference's names have."""
+    return ConvNextSpec if convnext.STEM in tensors else VitSpec
+
+
+def infer(tensors: Tensors, given: dict[str, Any], source: str) -> tuple[Spec, list[str]]:
     """The spec of a backbone with these tensors (reference names), and what was assumed.
 
     given: fields that are known from elsewhere, `rope` among them as a dictionary. source: names
     the file in messages. Raises ValueError when the tensors fit no backbone, or leave it open
     which one they are.
     """
+    if kind_of(tensors) is ConvNextSpec:
+        return convnext.infer(tensors, given, source)
     if "patch_embed.proj.weight" not in tensors:
-        raise ValueError(f"{source} has no patch embedding, so it holds no ViT backbone.")
+        raise ValueError(f"{source} has no patch embedding, so it holds no backbone.")
     if "pos_embed" in tensors and given.get("position") == "rope":
         raise ValueError(
             f"{source} has learned positions (pos_embed), so it is a DINOv2 backbone; a DINOv3 "
@@ -123,8 +160,13 @@ def _positions(tensors: Tensors, patch_size: int) -> dict[str, Any]:
     if "pos_embed" not in tensors:
         return {"position": "rope"}
     side = math.isqrt(tensors["pos_embed"].shape[1] - 1)
-    offset = 0.0 if "storage_tokens" in tensors else 0.1
-    return {"position": "learned", "position_size": side * patch_size, "position_offset": offset}
+    registers = "storage_tokens" in tensors
+    return {
+        "position": "learned",
+        "position_size": side * patch_size,
+        "position_offset": 0.0 if registers else 0.1,
+        "position_antialias": registers,
+    }
 
 
 def _ffn(tensors: Tensors, width: int, source: str) -> dict[str, Any]:
@@ -190,7 +232,7 @@ def _rope_of(periods: np.ndarray, spec: VitSpec, source: str) -> RopeSpec:
 
 
 @functools.lru_cache(maxsize=8)
-def expected(spec: VitSpec) -> Tensors:
+def expected(spec: Spec) -> Tensors:
     """Shapes of all parameters of a backbone, in the reference's names and layouts."""
 
     def unread():
@@ -202,7 +244,7 @@ def expected(spec: VitSpec) -> Tensors:
     )
 
 
-def initial(spec: VitSpec, names: Sequence[str]) -> dict[str, np.ndarray]:
+def initial(spec: Spec, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Some parameters as they are before training, by their names in the reference."""
     tops = {meta.our_path(name)[0][0] for name in names}
     # Only what is asked for is returned, so that the compiler leaves out the rest.
@@ -211,6 +253,6 @@ def initial(spec: VitSpec, names: Sequence[str]) -> dict[str, np.ndarray]:
     return {name: tensors[name].read() for name in names}
 
 
-def _init(spec: VitSpec) -> dict[str, Any]:
+def _init(spec: Spec) -> dict[str, Any]:
     pixels = jnp.zeros((1, spec.patch_size, spec.patch_size, spec.channels))
-    return nn.meta.unbox(Vit(spec).init(jax.random.key(0), [pixels])["params"])
+    return nn.meta.unbox(module(spec).init(jax.random.key(0), [pixels])["params"])

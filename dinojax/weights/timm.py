@@ -8,6 +8,7 @@ import numpy as np
 from dinojax.models.layers import ffn_width
 from dinojax.models.vit import VitSpec
 from dinojax.weights.hf import rope_refusals
+from dinojax.weights.preprocess import Preprocessing, to_timm
 from dinojax.weights.tensors import Tensor, Tensors, concatenate, cut
 
 # (width, depth, gated) -> the name of timm's function, without `_qkvb`
@@ -134,7 +135,7 @@ def given(config: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def config(spec: VitSpec, pretrained_cfg: dict[str, Any]) -> dict[str, Any]:
+def config(spec: VitSpec, own: Preprocessing) -> dict[str, Any]:
     """config.json of `timm.create_model("local-dir:FOLDER")`.
 
     The function is the one of timm's that has this size. Where none has, or where its norm or
@@ -143,14 +144,14 @@ def config(spec: VitSpec, pretrained_cfg: dict[str, Any]) -> dict[str, Any]:
     """
     gated = spec.ffn != "mlp"
     live = spec.qkv_bias and not spec.mask_k_bias
-    own = ARCHITECTURES.get((spec.width, spec.depth, gated))
+    function = ARCHITECTURES.get((spec.width, spec.depth, gated))
     name = BY_NORM[spec.norm]
-    if own is not None and spec.norm == "layernorm_1e5":
-        has_qkvb = own != "vit_7b_patch16_dinov3"
-        name = own + ("_qkvb" if spec.qkv_bias and has_qkvb else "")
+    if function is not None and spec.norm == "layernorm_1e5":
+        has_qkvb = function != "vit_7b_patch16_dinov3"
+        name = function + ("_qkvb" if spec.qkv_bias and has_qkvb else "")
     hidden = ffn_width(spec.ffn, spec.width, spec.ffn_ratio)
     args = {
-        "img_size": pretrained_cfg["input_size"][1],
+        "img_size": own.crop_size,
         "patch_size": spec.patch_size,
         "in_chans": spec.channels,
         "embed_dim": spec.width,
@@ -184,7 +185,7 @@ def config(spec: VitSpec, pretrained_cfg: dict[str, Any]) -> dict[str, Any]:
             "pool_size": None,
             "first_conv": "patch_embed.proj",
             "classifier": "head",
-            **pretrained_cfg,
+            **to_timm(own, spec.channels),
         },
     }
 

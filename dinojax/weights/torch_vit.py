@@ -1,7 +1,8 @@
-"""The forward pass of DINOv3's ViT in PyTorch, with the reference's parameter names.
+"""The forward pass of DINOv3's and DINOv2's ViT in PyTorch, with the reference's parameter names.
 
-It exists to read an export back in PyTorch and compare; it is written from the description in
-arXiv:2508.10104 and shares nothing with our JAX code. Import it only where torch is installed.
+It exists to read an export back in PyTorch and compare; it is written from the descriptions in
+arXiv:2508.10104 and arXiv:2304.07193 and shares nothing with our JAX code. Import it only where
+torch is installed.
 """
 
 import math
@@ -54,7 +55,8 @@ class Attention(nn.Module):
         batch, tokens, width = x.shape
         qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        q, k = rotate(q, sin, cos), rotate(k, sin, cos)
+        if sin is not None:
+            q, k = rotate(q, sin, cos), rotate(k, sin, cos)
         scores = q @ k.transpose(-1, -2) / math.sqrt(width // self.heads)
         y = scores.softmax(-1) @ v
         return self.proj(y.transpose(1, 2).reshape(batch, tokens, width))
@@ -71,22 +73,29 @@ class Mlp(nn.Module):
     w1: nn.Linear
     w2: nn.Linear
     w3: nn.Linear
+    w12: nn.Linear
     fc1: nn.Linear
     fc2: nn.Linear
 
     def __init__(self, spec: VitSpec):
         super().__init__()
         hidden = ffn_width(spec.ffn, spec.width, spec.ffn_ratio)
-        self.gated = spec.ffn != "mlp"
-        names = ("w1", "w2", "w3") if self.gated else ("fc1", "fc2")
-        for name in names:
-            sizes = (hidden, spec.width) if name in ("w3", "fc2") else (spec.width, hidden)
+        self.kind = {"mlp": "mlp", "swiglu_fused": "fused"}.get(spec.ffn, "gated")
+        for name in {"mlp": ("fc1", "fc2"), "fused": ("w12", "w3")}.get(
+            self.kind, ("w1", "w2", "w3")
+        ):
+            last, both = name in ("w3", "fc2"), 2 if name == "w12" else 1
+            sizes = (hidden, spec.width) if last else (spec.width, both * hidden)
             setattr(self, name, nn.Linear(*sizes, bias=spec.ffn_bias))
 
     def forward(self, x):
-        if self.gated:
-            return self.w3(functional.silu(self.w1(x)) * self.w2(x))
-        return self.fc2(functional.gelu(self.fc1(x)))
+        if self.kind == "mlp":
+            return self.fc2(functional.gelu(self.fc1(x)))
+        if self.kind == "fused":
+            gate, value = self.w12(x).chunk(2, dim=-1)
+        else:
+            gate, value = self.w1(x), self.w2(x)
+        return self.w3(functional.silu(gate) * value)
 
 
 class Scale(nn.Module):
@@ -151,9 +160,17 @@ class TorchVit(nn.Module):
         self.spec = spec
         self.cls_token = nn.Parameter(torch.zeros(1, 1, spec.width))
         self.mask_token = nn.Parameter(torch.zeros(1, spec.width))
+        self.learned = spec.position == "learned"
+        self.registers = "register_tokens" if self.learned else "storage_tokens"
         if spec.num_registers:
-            self.storage_tokens = nn.Parameter(torch.zeros(1, spec.num_registers, spec.width))
-        self.patch_embed, self.rope_embed = PatchEmbed(spec), Rope(spec)
+            tokens = nn.Parameter(torch.zeros(1, spec.num_registers, spec.width))
+            self.register_parameter(self.registers, tokens)
+        self.patch_embed = PatchEmbed(spec)
+        if self.learned:
+            side = spec.position_size // spec.patch_size
+            self.pos_embed = nn.Parameter(torch.zeros(1, 1 + side * side, spec.width))
+        else:
+            self.rope_embed = Rope(spec)
         self.blocks = nn.ModuleList([Block(spec) for _ in range(spec.depth)])
         self.norm = make_norm(spec)
         if spec.untie_cls_norm:
@@ -163,9 +180,13 @@ class TorchVit(nn.Module):
 
     def forward(self, images):
         x = self.patch_embed(images)
-        sin, cos = self.rope_embed(*x.shape[-2:])
-        x = x.flatten(2).transpose(1, 2)
-        prefix = [self.cls_token] + ([self.storage_tokens] if self.spec.num_registers else [])
+        grid, square = x.shape[-2:], images.shape[-2] == images.shape[-1]
+        x, cls, sin, cos = x.flatten(2).transpose(1, 2), self.cls_token, None, None
+        if self.learned:
+            x, cls = x + self.positions(grid, square), cls + self.pos_embed[:, :1]
+        else:
+            sin, cos = self.rope_embed(*grid)
+        prefix = [cls] + ([getattr(self, self.registers)] if self.spec.num_registers else [])
         x = torch.cat([*(token.expand(len(x), -1, -1) for token in prefix), x], dim=1)
         for block in self.blocks:
             x = block(x, sin, cos)
@@ -173,3 +194,20 @@ class TorchVit(nn.Module):
             return self.norm(x)
         count = 1 + self.spec.num_registers
         return torch.cat([self.cls_norm(x[:, :count]), self.norm(x[:, count:])], dim=1)
+
+    def positions(self, grid, square: bool):
+        """Learned positions [1, P, D] of a grid; the table's own where it fits a square image."""
+        spec, patches = self.spec, self.pos_embed[:, 1:]
+        side = math.isqrt(patches.shape[1])
+        if square and grid[0] * grid[1] == patches.shape[1]:
+            return patches
+        offset = spec.position_offset
+        factors = [(count + offset) / side for count in grid]
+        found = functional.interpolate(
+            patches.reshape(1, side, side, -1).permute(0, 3, 1, 2),
+            size=None if offset else tuple(grid),
+            scale_factor=factors if offset else None,
+            mode="bicubic",
+            antialias=spec.position_antialias,
+        )
+        return found.flatten(2).transpose(1, 2)

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from dinojax import objective as objectives
 from dinojax import optim
 from dinojax.augment.masks import mask_indices
 from dinojax.augment.views import Views
 from dinojax.losses.gram import gram_loss
 from dinojax.models.heads import Head, HeadSpec
-from dinojax.models.vit import Vit
-from dinojax.objective import GramSpec, Inputs, LossSpec, Objective
+from dinojax.models.vit import Vit, VitSpec
+from dinojax.objective import GramSpec, Inputs, LossSpec, Networks, Objective
 from dinojax.state import State
 from dinojax.step import Step
 from dinojax.weights import meta
@@ -33,6 +34,14 @@ TERMS = {
     "gram_loss": "gram",
 }
 BFLOAT16_SHARE = 0.5
+# The frozen teacher of train_distill_*: what its configuration file sets, which is not recorded.
+FROZEN = {
+    "n_storage_tokens": 4,
+    "mask_k_bias": True,
+    "ffn_layer": "swiglu64",
+    "norm_layer": "layernormbf16",
+    "untie_global_and_local_cls_norm": True,
+}
 
 
 class Trajectory:
@@ -50,22 +59,9 @@ class Trajectory:
         self.dtype = np.dtype({"f32": "float32", "f64": "float64"}[record.meta["dtype"]])
         cfg = record.meta["cfg"]
         self.cfg, student, gram = cfg, cfg["student"], cfg["gram"]
-        tokens = self.inputs["init/student/backbone.cls_token"]
-        periods = self.inputs["init/student/backbone.rope_embed.periods"]
-        blocks = {n.split(".")[2] for n in self.inputs.under("init/student/") if ".blocks." in n}
-        rope_dtype = {"f64": "float64"}.get(record.meta["rope_dtype"])
-        self.spec = vit_spec(
-            {
-                **student,
-                "embed_dim": tokens.shape[-1],
-                "depth": len(blocks),
-                "layerscale_init": student["layerscale"],
-                "ffn_ratio": self._ffn_ratio(tokens.shape[-1]),
-            },
-            num_heads=tokens.shape[-1] // (4 * len(periods)),
-            dtype=self.dtype,
-            rope_dtype=rope_dtype or DTYPES[record.meta["rope_dtype"]],
-        )
+        self.spec = self._spec("init/student", student)
+        frozen = cfg["distillation"]["enabled"]
+        self.frozen = self._spec("init/frozen_teacher", {**student, **FROZEN}) if frozen else None
         self.num_images = int(self.inputs["data/0/global_batch_size"])
         self.gram = None
         if gram["use_loss"]:
@@ -81,28 +77,54 @@ class Trajectory:
             )
         self.step = Step(self.objective(), self.optimizer(), view_spec=None)  # type: ignore[arg-type]
 
-    def _ffn_ratio(self, width: int) -> float:
+    def _spec(self, where: str, cfg: dict) -> VitSpec:
+        """Of the backbone recorded under a prefix; its weights tell the sizes."""
+        tokens = self.inputs[f"{where}/backbone.cls_token"]
+        periods = self.inputs[f"{where}/backbone.rope_embed.periods"]
+        blocks = {n.split(".")[2] for n in self.inputs.under(f"{where}/") if ".blocks." in n}
+        rope_dtype = {"f64": "float64"}.get(self.record.meta["rope_dtype"])
+        return vit_spec(
+            {
+                **cfg,
+                "embed_dim": tokens.shape[-1],
+                "depth": len(blocks),
+                "layerscale_init": cfg["layerscale"],
+                "ffn_ratio": self._ffn_ratio(where, tokens.shape[-1]),
+            },
+            num_heads=tokens.shape[-1] // (4 * len(periods)),
+            dtype=self.dtype,
+            rope_dtype=rope_dtype or DTYPES[self.record.meta["rope_dtype"]],
+        )
+
+    def _ffn_ratio(self, where: str, width: int) -> float:
         """The reference ignores its ffn_ratio key, so the recorded weights tell."""
-        first = "init/student/backbone.blocks.0.mlp."
+        first = f"{where}/backbone.blocks.0.mlp."
         name = "fc1" if f"{first}fc1.weight" in self.inputs else "w1"
         hidden = self.inputs[f"{first}{name}.weight"].shape[0]
         return hidden / width * (1.0 if name == "fc1" else 1.5)
 
-    def objective(self) -> Objective:
-        dino, ibot = self.cfg["dino"], self.cfg["ibot"]
-
-        def head(cfg):
+    def networks(self, where: str, spec: VitSpec) -> Networks:
+        def head(part: str) -> Head:
+            shapes = [
+                self.inputs[f"{where}/{part}.{name}.weight"].shape
+                for name in ("mlp.0", "mlp.4", "last_layer")
+            ]
+            (hidden, inputs), (bottleneck, _), (prototypes, _) = shapes
             return Head(
                 HeadSpec(
-                    inputs=self.spec.width,
-                    num_layers=cfg["head_nlayers"],
-                    hidden=cfg["head_hidden_dim"],
-                    bottleneck=cfg["head_bottleneck_dim"],
-                    prototypes=cfg["head_n_prototypes"],
+                    inputs=inputs,
+                    num_layers=3,
+                    hidden=hidden,
+                    bottleneck=bottleneck,
+                    prototypes=prototypes,
                     dtype=jnp.dtype(self.dtype),
                 )
             )
 
+        return Networks(Vit(spec), head("dino_head"), head("ibot_head"))
+
+    def objective(self) -> Objective:
+        dino, ibot = self.cfg["dino"], self.cfg["ibot"]
         group = dino["koleo_distributed_loss_group_size"]
         losses = LossSpec(
             dino=dino["loss_weight"],
@@ -116,7 +138,16 @@ class Trajectory:
             center_momentum=0.9,
             koleo_group=group or self.num_images,
         )
-        return Objective(Vit(self.spec), head(dino), head(ibot), losses, self.gram, self.num_images)
+        own = self.networks("init/student", self.spec)
+        return Objective(
+            own.backbone,
+            own.dino_head,
+            own.ibot_head,
+            losses,
+            self.gram,
+            self.num_images,
+            frozen=self.networks("init/frozen_teacher", self.frozen) if self.frozen else None,
+        )
 
     def optimizer(self):
         cfg = self.cfg["optim"]
@@ -136,14 +167,19 @@ class Trajectory:
         )
         return optim.build(section, multipliers=factors)
 
-    def params(self, where: str, parts=PARTS) -> dict:
+    def params(self, where: str, parts=PARTS, spec: VitSpec | None = None) -> dict:
         """{"backbone", ...}: our trees of the parameters recorded under a prefix."""
+        heads = (spec or self.spec).num_heads
         return {
-            part: params_of(
-                self.inputs, f"{where}/{part}.", num_heads=self.spec.num_heads, dtype=self.dtype
-            )
+            part: params_of(self.inputs, f"{where}/{part}.", num_heads=heads, dtype=self.dtype)
             for part in parts
         }
+
+    def teacher(self) -> dict | None:
+        """Parameters of the frozen teacher; None where the ema is the teacher."""
+        if self.frozen is None:
+            return None
+        return self.params("init/frozen_teacher", spec=self.frozen)
 
     def state(self) -> State:
         student = self.params("init/student")
@@ -228,13 +264,13 @@ def replay_train(record: Record) -> Iterator[Check | Skip]:
     """Losses, gradients, parameters, ema and Adam moments of every recorded step."""
     with jax.enable_x64(record.meta["dtype"] == "f64"):
         run = Trajectory(record)
-        state, update = run.state(), jax.jit(run.step.update)
-        yield from _first_step(run, state)
+        state, update, teacher = run.state(), jax.jit(run.step.update), run.teacher()
+        yield from _first_step(run, state, teacher or state.ema)
         terms: list[dict] = []
         refresh = run.cfg["gram"]["update_frequency"] if state.gram is not None else None
         for number in range(len(record["sched/lr"])):
             yield from _gram_statistics(run, state, number)
-            state, found = update(state, run.step_inputs(number), run.now(number))
+            state, found = update(state, run.step_inputs(number), run.now(number), teacher)
             terms.append(found)
             if refresh and (number + 1) % refresh == 0:
                 state = state.replace(gram=state.ema["backbone"])
@@ -272,12 +308,12 @@ def _tensors(run: Trajectory, prefix: str, tree: dict) -> Iterator[Check]:
         yield run.check(prefix + name, tensor)
 
 
-def _first_step(run: Trajectory, state: State) -> Iterator[Check | Skip]:
+def _first_step(run: Trajectory, state: State, teacher: dict) -> Iterator[Check | Skip]:
     """Gradients before clipping and what flows between the networks, at the first step."""
     step, inputs, now = run.step, run.step_inputs(0), run.now(0)
     parts = jax.tree.map(lambda x: x[None], inputs)
-    outputs = jax.jit(step.objective.teacher_outputs)(state.ema, state.gram, inputs)
-    targets, _ = step.objective.assign(state.ema, outputs, {}, now)
+    outputs = jax.jit(step.objective.teacher_outputs)(teacher, state.gram, inputs)
+    targets, _ = step.objective.assign(teacher, outputs, {}, now)
     if run.record.under("grad1/"):
         rows = jax.tree.map(lambda x: x[None], dataclasses.replace(targets, columns=None))
         split = dataclasses.replace(rows, columns=targets.columns)
@@ -296,7 +332,7 @@ def _first_step(run: Trajectory, state: State) -> Iterator[Check | Skip]:
             run, small.dense(targets.ibot, targets.columns["ibot"])[0]
         ),
     }
-    found |= jax.jit(lambda s, e: _features(run, s, e, inputs))(state.student, state.ema)
+    found |= jax.jit(lambda *both: _features(run, *both, inputs))(state.student, teacher)
     if outputs.gram_BGPD is not None:
         rows = _crop_first(outputs.gram_BGPD)
         found["gram_global/teacher_patches"] = rows.reshape(-1, *rows.shape[2:])
@@ -310,12 +346,13 @@ def _first_step(run: Trajectory, state: State) -> Iterator[Check | Skip]:
         yield run.check(f"inter/{name}", ours)
 
 
-def _features(run: Trajectory, student: dict, ema: dict, inputs: Inputs) -> dict:
+def _features(run: Trajectory, student: dict, teacher: dict, inputs: Inputs) -> dict:
     objective, views = run.step.objective, inputs.views
     whole, local = objective._student_features(student["backbone"], inputs)
-    teacher = objective._features(ema["backbone"], views.global_BGHWC)
+    networks = objective.frozen or objective
+    targets = objectives._features(networks.backbone, teacher["backbone"], views.global_BGHWC)
     cls = {
-        "teacher_global": teacher.cls.reshape(*views.global_BGHWC.shape[:2], -1),
+        "teacher_global": targets.cls.reshape(*views.global_BGHWC.shape[:2], -1),
         "student_global": whole.cls.reshape(*views.global_BGHWC.shape[:2], -1),
         "student_local": local.cls.reshape(*views.local_BLHWC.shape[:2], -1),
     }

@@ -1,0 +1,105 @@
+"""`dinojax config show | explain | diff | migrate`: configs, without training."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from dinojax.config import Config, ConfigError, diff, explain, load, read
+from dinojax.migrate.files import read_yaml, recipe_text
+from dinojax.migrate.translate import migrate
+
+SUMMARY = "show, explain, compare or migrate configs"
+CONFIG = """\
+Look at configs without training. A config is a recipe (file or packaged name), a run directory or
+its config.json.
+
+examples:
+  dinojax config show --config tiny --set batch_size=32
+  dinojax config explain crops.local_area
+  dinojax config diff tiny vitl16_in1k
+  dinojax config diff runs/tiny configs/tiny.py
+  dinojax config migrate dinov3_vit7b16_pretrain.yaml --gpus 256 --out mine.py
+"""
+MIGRATE = """\
+Make a recipe of a training configuration (YAML) of the DINOv3 or DINOv2 reference. Every key is
+translated, or listed as ignored with the reason, or the command refuses: a key that would make
+another run, or one that is in no table. With --partial those are listed as well and left out.
+
+examples:
+  dinojax config migrate vitl_im1k_lin834.yaml --gpus 32 > mine.py
+  dinojax config migrate mine.yaml --gpus 8 --reference dinov2 --out mine.py --partial
+"""
+
+
+def add(commands: Any, command: Any, config_options: Any) -> None:
+    """The parsers, made by the helpers of the command line."""
+    show = command(commands, "show", "every key, its value, and who set it", CONFIG, _show)
+    config_options(show, required=True)
+    one_key = command(commands, "explain", "meaning, default and source of a key", CONFIG, _explain)
+    one_key.add_argument("key", metavar="KEY", help="dotted, such as crops.local_size")
+    config_options(one_key, required=False)
+    two = command(commands, "diff", "keys in which two configs differ", CONFIG, _diff)
+    for name in ("a", "b"):
+        two.add_argument(name, metavar=name.upper(), help="recipe, run directory or config.json")
+    made = command(commands, "migrate", "a recipe of a reference's YAML", MIGRATE, _migrate)
+    made.add_argument("file", metavar="FILE.yaml", type=Path, help="of the DINOv3 or DINOv2 code")
+    made.add_argument(
+        "--gpus", type=int, required=True, metavar="N", help="it was run on; gives the batch size"
+    )
+    made.add_argument("--reference", choices=("dinov3", "dinov2"), help="default: what keys tell")
+    made.add_argument("--out", metavar="RECIPE.py", type=Path, help="default: to the terminal")
+    made.add_argument(
+        "--partial", action="store_true", help="leave out what is not supported or unknown"
+    )
+
+
+def _show(args: argparse.Namespace) -> None:
+    config = load(args.config, args.set)
+    lines = [
+        f"{key} = {value!r}  ({config.sources[key]})" for key, value in config.values().items()
+    ]
+    print("\n".join(line.removesuffix("  (base)") for line in lines))
+
+
+def _explain(args: argparse.Namespace) -> None:
+    told = explain(args.key)
+    print(f"{told.key}: {told.meaning}\ndefault: {told.default!r}\nsource:  {told.source}")
+    if args.config is not None:
+        config = load(args.config, args.set)
+        print(f"here:    {config.values()[args.key]!r} ({config.sources[args.key]})")
+
+
+def _diff(args: argparse.Namespace) -> None:
+    for key, left, right in diff(_either(args.a), _either(args.b)):
+        print(f"{key}: {left!r} -> {right!r}")
+
+
+def _either(name: str) -> Config:
+    path = Path(name)
+    return read(path) if path.is_dir() or path.suffix == ".json" else load(name)
+
+
+def _migrate(args: argparse.Namespace) -> None:
+    if args.gpus < 1:
+        raise ConfigError(f"--gpus {args.gpus}: give the number of GPUs of the run, from 1 on")
+    given = read_yaml(args.file)
+    found = migrate(given, gpus=args.gpus, flavour=args.reference)
+    if (found.refused or found.unknown) and not args.partial:
+        raise ConfigError(
+            "\n".join([f"{args.file} asks for what is not here:", *found.report()])
+            + "\nChange the file, or pass --partial to leave out what is not supported or unknown."
+        )
+    name = str(args.out or "RECIPE.py")
+    text = recipe_text(found, source=args.file.name, name=name, gpus=args.gpus)
+    if args.out is None:
+        print(text, end="")
+        return
+    draft = args.out.with_name(args.out.stem + ".draft.py")
+    draft.write_text(text)
+    try:
+        load(draft)  # before anything of that name is replaced
+        os.replace(draft, args.out)
+    finally:
+        draft.unlink(missing_ok=True)
+    print("\n".join([*found.report(), f"{args.out}: {len(found.values)} values set"]))

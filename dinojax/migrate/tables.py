@@ -1,0 +1,267 @@
+"""Keys of the reference implementations (DINOv3, DINOv2): what becomes of each in `migrate`.
+
+Facts of the released defaults and of which keys the training code reads; names are theirs.
+"""
+
+from typing import Any
+
+# Key of theirs -> key of ours, where the value is the same.
+SAME = {
+    "dino.loss_weight": "losses.dino",
+    "dino.global_ignore_diagonal": "losses.skip_same_crop",
+    "dino.koleo_loss_weight": "losses.koleo",
+    "dino.koleo_topk": "losses.koleo_neighbors",
+    "ibot.loss_weight": "losses.ibot",
+    "ibot.mask_sample_probability": "masks.rate",
+    "ibot.mask_ratio_min_max": "masks.ratio",
+    "ibot.mask_random_circular_shift": "masks.roll",
+    **{
+        f"{part}.head_{theirs}": f"{part}_head.{ours}"
+        for part in ("dino", "ibot")
+        for theirs, ours in {
+            "n_prototypes": "prototypes",
+            "bottleneck_dim": "bottleneck",
+            "nlayers": "num_layers",
+            "hidden_dim": "hidden",
+        }.items()
+    },
+    "gram.use_loss": "gram.enabled",
+    "gram.normalized": "gram.normalize",
+    "gram.img_level": "gram.per_image",
+    "gram.tokens_used": "gram.tokens",
+    "gram.global_teacher_resize_method": "gram.resize",
+    "gram.global_teacher_resize_antialias": "gram.antialias",
+    "train.seed": "seed",
+    "train.num_workers": "data.num_workers",
+    "train.batch_size_per_gpu": "group_size",
+    "student.patch_size": "model.patch_size",
+    "student.drop_path_rate": "model.drop_path",
+    "student.qkv_bias": "model.qkv_bias",
+    "student.proj_bias": "model.proj_bias",
+    "student.ffn_bias": "model.ffn_bias",
+    "student.n_storage_tokens": "model.num_registers",
+    "student.num_register_tokens": "model.num_registers",
+    "student.mask_k_bias": "model.mask_k_bias",
+    "student.untie_cls_and_patch_norms": "model.untie_cls_norm",
+    "student.untie_global_and_local_cls_norm": "model.untie_local_cls_norm",
+    "student.interpolate_offset": "model.position_offset",
+    **{f"student.pos_embed_rope_{k}": f"rope.{k}" for k in ("base", "min_period", "max_period")},
+    "student.pos_embed_rope_normalize_coords": "rope.coords",
+    **{f"student.pos_embed_rope_{k}_coords": f"rope.{k}" for k in ("shift", "jitter", "rescale")},
+    "optim.layerwise_decay": "optim.layer_decay",
+    "optim.patch_embed_lr_mult": "optim.patch_embed_lr",
+    "optim.adamw_beta1": "optim.beta1",
+    "optim.adamw_beta2": "optim.beta2",
+    "crops.global_crops_scale": "crops.global_area",
+    "crops.local_crops_scale": "crops.local_area",
+    "crops.local_crops_number": "crops.num_local",
+    "crops.global_crops_size": "crops.global_size",
+    "crops.local_crops_size": "crops.local_size",
+    "crops.rgb_mean": "image.mean",
+    "crops.rgb_std": "image.std",
+    "evaluation.eval_period_iterations": "knn.every",
+    "checkpointing.period": "checkpoint.every",
+    "checkpointing.max_to_keep": "checkpoint.keep_last",
+}
+
+# Key of theirs -> key of ours, and the value of ours for each of theirs.
+RENAMED: dict[str, tuple[str, dict[Any, Any]]] = {
+    "student.norm_layer": (
+        "model.norm",
+        {"layernorm": "layernorm", "layernormbf16": "layernorm_1e5", "rmsnorm": "rmsnorm"},
+    ),
+    "optim.scaling_rule": (
+        "optim.lr_scaling",
+        {"sqrt_wrt_1024": "sqrt_1024", "linear_wrt_256": "linear_256"},
+    ),
+    "train.centering": (
+        "losses.centering",
+        {"sinkhorn_knopp": "sinkhorn", "centering": "softmax"},
+    ),
+    "crops.horizontal_flips": ("augment.flip_rate", {True: 0.5, False: 0.0}),
+    "compute_precision.param_dtype": (
+        "precision.compute",
+        {"bf16": "bfloat16", "fp32": "float32"},
+    ),
+}
+ARCHITECTURES = {
+    "dinov3": {
+        "vit_small": "vits",
+        "vit_base": "vitb",
+        "vit_large": "vitl",
+        "vit_so400m": "vitso400m",
+        "vit_huge2": "vith2",
+        "vit_giant2": "vitg2",
+        "vit_7b": "vit7b",
+    },
+    "dinov2": {
+        "vit_small": "dinov2_vits",
+        "vit_base": "dinov2_vitb",
+        "vit_large": "dinov2_vitl",
+        "vit_giant2": "dinov2_vitg",
+    },
+}
+FFN = {
+    "dinov3": {name: name for name in ("mlp", "swiglu", "swiglu32", "swiglu64", "swiglu128")},
+    "dinov2": {"mlp": "mlp", "swiglu": "swiglu_fused", "swiglufused": "swiglu_fused"},
+}
+
+# Keys that several of ours are made of, in `_schedules` and `_combined`.
+COMBINED = (
+    "student.arch",
+    "student.ffn_layer",
+    "student.layerscale",
+    "train.OFFICIAL_EPOCH_LENGTH",
+    "train.checkpointing",
+    "train.checkpointing_full",
+    "checkpointing.keep_every",
+    "optim.epochs",
+    "optim.clip_grad",
+    "dino.koleo_loss_distributed",
+    "dino.koleo_distributed_loss_group_size",
+    "dino.reweight_dino_local_loss",
+    "dino.local_loss_weight_schedule.*",
+    "gram.loss_weight",
+    "gram.loss_weight_schedule*",
+    "gram.ema_teacher",
+    "gram.remove_neg",
+    "gram.remove_only_teacher_neg",
+    "crops.gram_teacher_crops_size",
+    "crops.gram_teacher_no_distortions",
+    "student.interpolate_antialias",
+)
+# Read by schedules of version 1 alone; a `schedules` section replaces them.
+VERSION_1 = tuple(
+    f"optim.{name}"
+    for name in ("weight_decay", "weight_decay_end", "lr", "base_lr", "warmup_epochs", "min_lr")
+) + ("optim.freeze_last_layer_epochs", "optim.schedule_trunc_extra")
+VERSION_1 += tuple(
+    f"teacher.{name}"
+    for name in ("momentum_teacher", "final_momentum_teacher", "warmup_teacher_temp")
+) + ("teacher.teacher_temp", "teacher.warmup_teacher_temp_epochs")
+SCHEDULES = {
+    "lr": "lr",
+    "weight_decay": "weight_decay",
+    "momentum": "momentum",
+    "teacher_temp": "teacher_temperature",
+}
+
+# Pattern -> why it is ignored. The first that fits counts.
+DEAD = "nothing in the reference reads it"
+MEMORY = "changes speed or memory there, never results"
+PATHS = "a place of theirs; set data.path and --run"
+IGNORED = {
+    "student.pos_embed_rope_dtype": "the reference does not read it and computes in bfloat16; "
+    "rope.dtype=bfloat16 does the same here",
+    "student.drop_path_uniform": "the only kind of DINOv3",
+    "gram.update_frequency": "counts with gram.rep_update alone",
+    "gram.it_first_update": "counts with gram.rep_update alone",
+    "gram.max_updates": "counts with gram.rep_update alone",
+    "student.ffn_ratio": DEAD + ": the architecture sets it",
+    "optim.dino_head_wd_multiplier": "it has no effect in the reference",
+    "student.fp8_*": "blocks compute in precision.compute here",
+    "dino.koleo_distributed_loss_group_data": "it has no effect in the reference",
+    **dict.fromkeys(("hrft.*", "coding_rate_loss.*", "MODEL.*", "ibot.force_masking_*"), DEAD),
+    **{
+        f"train.{name}": DEAD
+        for name in ("saveckp_freq", "monitor_gradient_norm", "chunk_schedule", "data_config")
+        + ("use_teacher_head", "learn_from_teacher_tokens", "cell_augmentation*")
+    },
+    **{
+        f"student.{name}": DEAD
+        for name in ("pos_embed_type", "in_chans", "patch_drop", "init_std_*", "drop_path_shape")
+        + ("sin_cos_embeddings", "fourier_*", "multiple_pos_embeddings", "cls_pos_embedding")
+        + ("reg_pos_embedding", "mask_attention", "mask_register_attention", "sparse24_*")
+        + ("rescale_weights_by_layer_id", "pos_embed_grid_size", "pos_embed_rope_gamma")
+        + ("pos_embed_rope_init_multi_frequencies", "pretrained_weights")
+    },
+    "student.block_chunks": MEMORY,
+    **dict.fromkeys(("dino.head_norm_last_layer", "dino.force_weight_norm"), DEAD),
+    **dict.fromkeys(("ibot.head_norm_last_layer", "teacher.in_chans"), DEAD),
+    **dict.fromkeys(("optim.optimizer", "optim.dump_fsdp_weights_path"), DEAD),
+    **dict.fromkeys(("evaluation.low_freq_every", "evaluation.config_files*"), DEAD),
+    **dict.fromkeys(("train.dataset_path", "train.output_dir"), PATHS),
+    **{
+        key: MEMORY
+        for key in ("train.compile", "train.cudagraphs", "train.fsdp_reshard_after_forward")
+        + ("train.sharded_eval_checkpoint", "optim.multi_tensor_optim", "train.cache_dataset")
+        + ("compute_precision.reduce_dtype", "compute_precision.*sharding_strategy")
+    },
+    "compute_precision.*": "float32 weights and losses, blocks in precision.compute",
+    "gram.compute_stats": "only logs more",
+}
+ONLY_DINOV2 = ("student.interpolate_*",)  # in files of DINOv3 nothing reads them
+DISTILLATION = "a distillation, which is another program"
+# Pattern -> the values that change nothing here, and what to say of others.
+REFUSED: dict[str, tuple[tuple, str]] = {
+    "distillation.enabled": ((False,), DISTILLATION),
+    "distillation.*": (("", None), DISTILLATION),
+    "multidistillation.enabled": ((False,), DISTILLATION),
+    "multidistillation.*": ((), DISTILLATION),
+    "MODEL.META_ARCHITECTURE": (("SSLMetaArch",), DISTILLATION),
+    "MODEL.WEIGHTS": (("", None), "starts from weights"),
+    "student.resume_from_teacher_chkpt": (("", None), "starts from weights"),
+    "ibot.separate_head": ((True,), "a head shared by DINO and iBOT is not offered"),
+    "dino.koleo_distributed_replicas": ((0,), "the reference refuses it, too"),
+    "gram.ckpt": ((None,), "names the weights of the Gram network"),
+    "gram.rep_update": ((False,), "refreshes the Gram network during the run"),
+    "gram.it_load_ema_teacher": ((-1,), "loads the Gram network during the run"),
+    "crops.global_local_crop_pairs_ratios": ((1, 1.0), "several resolutions in one run"),
+    "crops.localcrops_subset_of_globalcrops": ((False,), "local crops are cut from the image"),
+    "crops.share_color_jitter": ((False,), "every crop has colours of its own"),
+    "crops.teacher_to_student_resolution_scale": ((1, 1.0), DISTILLATION),
+}
+# And in files of DINOv2, where DINOv3 reads them no more.
+REFUSED_2: dict[str, tuple[tuple, str]] = {
+    "student.drop_path_uniform": ((True,), "drop path that grows with depth is not offered"),
+    "student.pretrained_weights": (("", None), "starts from weights"),
+}
+
+# What a key means that a file leaves out: released defaults, of the keys that are read below.
+DEFAULTS: dict[str, Any] = {
+    "train.batch_size_per_gpu": 64,
+    "train.OFFICIAL_EPOCH_LENGTH": 1250,
+    "train.centering": "sinkhorn_knopp",
+    "train.checkpointing": False,
+    "train.checkpointing_full": False,
+    "student.arch": "vit_large",
+    "student.ffn_layer": "mlp",
+    "student.layerscale": 1e-5,
+    "student.mask_k_bias": False,
+    "ibot.separate_head": True,
+    "teacher.momentum_teacher": 0.992,
+    "teacher.final_momentum_teacher": 1.0,
+    "teacher.warmup_teacher_temp": 0.04,
+    "teacher.teacher_temp": 0.07,
+    "teacher.warmup_teacher_temp_epochs": 30,
+    "optim.epochs": 100,
+    "optim.weight_decay": 0.04,
+    "optim.weight_decay_end": 0.4,
+    "optim.lr": 1e-3,
+    "optim.warmup_epochs": 10,
+    "optim.min_lr": 1e-6,
+    "optim.clip_grad": 3.0,
+    "optim.freeze_last_layer_epochs": 1,
+    "optim.schedule_trunc_extra": 0.0,
+    "dino.koleo_loss_distributed": False,
+    "dino.koleo_distributed_loss_group_size": None,
+    "dino.reweight_dino_local_loss": False,
+    "gram.use_loss": False,
+    "gram.img_level": False,
+    "gram.loss_weight": 1.0,
+    "gram.ema_teacher": False,
+    "gram.rep_update": True,
+    "gram.remove_neg": False,
+    "gram.remove_only_teacher_neg": False,
+    "crops.global_crops_size": 224,
+    "crops.gram_teacher_crops_size": None,
+    "crops.gram_teacher_no_distortions": False,
+    "checkpointing.keep_every": 99999999999999999,
+}
+DEFAULTS_2 = {
+    "optim.base_lr": 0.004,
+    "train.centering": "centering",
+    "ibot.separate_head": False,
+    "student.interpolate_offset": 0.1,
+    "student.interpolate_antialias": False,
+}
