@@ -1,7 +1,8 @@
 """What a compiled program sends between devices, read from its text.
 
-Loops count as often as they run. A collective that the compiler spreads over several fusions has
-one channel and counts once. Bytes are those that leave one device, for the usual ring algorithms.
+Loops count as often as they run. A collective that the compiler spreads over several fusions is one
+chain and counts once; channels say nothing, as one may serve many. Bytes are those that leave one
+device, for the usual ring algorithms.
 """
 
 import collections
@@ -53,9 +54,8 @@ def collectives(text: str) -> list[Collective]:
             times, callers = reached.get(name, (0, ""))
             if not times:
                 raise ValueError(f"A collective in {name} is never called: {line.strip()[:200]}")
-            channel = re.search(r"channel_id=(\d+)", line)
-            key = int(channel[1]) if channel else (name, number)
-            one = _one(match, line, callers)
+            one = _one(match, line, f"{callers} {name}")
+            key = _chain(line) or (name, number)
             if key in found:
                 before, most = found[key]
                 one = dataclasses.replace(one, overlapped=one.overlapped or before.overlapped)
@@ -115,6 +115,13 @@ def _reach(program, entry) -> dict[str, tuple[int, str]]:
 
     visit(entry, 1, "")
     return reached
+
+
+def _chain(line: str) -> tuple | None:
+    """What the parts of one collective have in common, on TPUs."""
+    chain = re.search(r'chain_id="?(\d+)', line)
+    channel = re.search(r"channel_id=(\d+)", line)
+    return (chain[1], channel[1] if channel else None) if chain else None
 
 
 def _trips(line: str, program: dict[str, list[str]]) -> int:

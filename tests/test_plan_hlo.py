@@ -19,19 +19,26 @@ HloModule step
   ROOT %s = f32[] add(%a, %b)
 }
 
-%fused (q: bf16[64]) -> bf16[8] {
-  %ar.1 = bf16[64]{0:T(8,128)S(1)} all-reduce(%q), channel_id=3, \
+%all-reduce-scatter.1.clone (q: bf16[64]) -> bf16[8] {
+  %ar.1 = bf16[64]{0:T(8,128)S(1)} all-reduce(%q), channel_id=2, \
 replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
 }
 
 %started (r: f32[2]) -> f32[16] {
-  %ag.2 = f32[16]{0} all-gather(%r), channel_id=4, replica_groups=[2,8]<=[8,2]T(1,0), dimensions={0}
+  %ag.2 = f32[16]{0} all-gather(%r), channel_id=4, replica_groups=[2,8]<=[8,2]T(1,0), \
+frontend_attributes={chain_id="4"}
+}
+
+%async_collective_fusion.1 (r: f32[2]) -> f32[16] {
+  %ag.3 = f32[16]{0} all-gather(%r), channel_id=4, replica_groups=[2,8]<=[8,2]T(1,0), \
+frontend_attributes={chain_id="4"}
 }
 
 ENTRY %main (a: f32[4,8]) -> f32[4,8] {
   %w = (s32[], f32[4,8]) while(%t), condition=%c, body=%body, \
 backend_config={"known_trip_count":{"n":"40"}}
-  %all-reduce-scatter.1 = bf16[8] fusion(%g), kind=kCustom, calls=%fused
+  %fusion.1 = bf16[8] fusion(%g), kind=kCustom, calls=%all-reduce-scatter.1.clone
+  %fusion.2 = f32[16] fusion(%g), kind=kCustom, calls=%async_collective_fusion.1
   %async-collective-start = f32[16] fusion(%h), kind=kCustom, calls=%started
   %async-collective-done = f32[16] fusion(%h), kind=kCustom, calls=%started
   %s = (f32[4]{0}, f32[32]{0}) all-gather-start(%b), channel_id=5, \

@@ -17,9 +17,12 @@ from dinojax.models.attention import attention
 from dinojax.models.layers import Ffn, Linear, Named, Norm, ffn_width, named
 
 
-def _all_but_gathered(primitive, *_, **__) -> bool:
+def _all_but_gathered(primitive, *_, **params) -> bool:
     """Whatever is not a weight just gathered: all of them at once would be the whole network."""
-    return primitive.name != "sharding_constraint"
+    names = {primitive.name}
+    if "call_jaxpr" in params:  # mesh.gather has its own derivative
+        names |= {equation.primitive.name for equation in params["call_jaxpr"].jaxpr.eqns}
+    return "sharding_constraint" not in names
 
 
 # name -> what the backward pass keeps of a block: everything, matrix products, or only its input
