@@ -19,6 +19,12 @@ LIMITS: dict[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 1),  # all that a random key takes of it
     "num_steps": (1, COUNT),
     **{key: (1, IMAGES) for key in ("batch_size", "group_size", "accumulate")},
+    "start.steps_before": (0, COUNT),
+    **{f"gram.{name}": (1, COUNT) for name in ("refresh_every", "max_refreshes")},
+    **{f"gram.{name}": (0, COUNT) for name in ("anchor_step", "refresh_from")},
+    "crops.more_rates": (SMALL, 1),
+    **{f"crops.more_{name}": (1, PIXELS) for name in ("global", "local", "gram", "box")},
+    "knn.mosaics": (0, IMAGES),
     "data.box_size": (1, PIXELS),
     **{f"data.{name}": (1, 1024) for name in ("num_threads", "prefetch")},
     "data.num_workers": (0, 1024),

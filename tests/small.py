@@ -32,6 +32,14 @@ OVERRIDES = (
     *("augment.blur_rates=0.0,0.0,0.0", "model.width=16", "model.num_heads=2"),
     *("model.num_registers=2", "model.drop_path=0.3", "rope.rescale=2.0", "optim.eps=1e-3"),
 )
+# The same for each stage of the recipe with several, without a k-NN: compiling is what counts.
+STAGED = (
+    *("batch_size=4", "group_size=2", "data.box_size=48", "crops.num_local=1"),
+    *("model.width=8", "model.num_heads=1", "model.depth=1", "log.pictures=False"),
+    *("dino_head.hidden=8", "dino_head.bottleneck=4", "dino_head.prototypes=16"),
+    *("ibot_head.hidden=8", "ibot_head.bottleneck=4", "ibot_head.prototypes=16"),
+    *("augment.blur_rates=0.0,0.0,0.0", "knn.every=None", "mesh.devices=1", "log.every=1"),
+)
 STEP = 3  # what the states made here have done
 
 
@@ -48,8 +56,8 @@ class Recorder(Step):
 
     seen: dict = dataclasses.field(default_factory=dict, compare=False)
 
-    def targets(self, state, parts, now):
-        targets, centers = super().targets(state, parts, now)
+    def targets(self, state, parts, now, teacher=None):
+        targets, centers = super().targets(state, parts, now, teacher)
         self.seen["targets"] = mesh.merge_batch(targets)
         return targets, centers
 
@@ -179,6 +187,6 @@ def share_programs(patch) -> None:
 
         return get
 
-    patch.setattr(train, "_compile", once("step", lambda run: run.program.lower().compile(FAST)))
+    patch.setattr(train, "_compile", once("step", lambda built: built.lower().compile(FAST)))
     patch.setattr(Program, "new_state", once("state", Program.new_state))
     patch.setattr(Program, "embed", once("embed", Program.embed))
