@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dinojax import stages
 from dinojax.limits import COUNT, FLOAT, HEADS, LIMITS, SCHEDULES
 
 Values = Mapping[str, Any]  # dotted key -> value
@@ -11,6 +12,9 @@ Values = Mapping[str, Any]  # dotted key -> value
 # Every key with a closed list of values.
 CHOICES: dict[str, tuple] = {
     "data.source": ("folder", "manifest", "tar", "arrayrecord", "tfds", "tiles"),
+    "start.what": ("ema", "state"),
+    "start.heads": ("keep", "new"),
+    "start.schedules": ("restart", "continue"),
     "image.channels": (1, 3),
     "image.normalize": ("fixed", "per_crop"),
     "model.ffn": ("mlp", "swiglu", "swiglu32", "swiglu64", "swiglu128", "swiglu_fused"),
@@ -31,13 +35,14 @@ CHOICES: dict[str, tuple] = {
     "schedules.version": (1, 2),
     "precision.compute": ("bfloat16", "float32"),
     "precision.matmul": ("default", "highest"),
-    "mesh.strategy": ("dp", "fsdp"),
+    "mesh.strategy": ("dp", "fsdp", "hsdp", "fsdp_tp"),
     "knn.features": ("cls", "patches", "both"),
 }
 
 # Every key that may be None, and its type otherwise.
 OPTIONAL: dict[str, type] = {
     "crops.gram_size": int,
+    **{f"gram.{name}": int for name in ("refresh_every", "max_refreshes")},
     **{f"model.{name}": int for name in ("width", "depth", "num_heads")},
     "model.ffn": str,
     "model.position": str,
@@ -49,7 +54,7 @@ OPTIONAL: dict[str, type] = {
     "losses.koleo_group": int,
     "optim.clip": float,
     **{f"{name}.cosine": int for name in SCHEDULES},
-    "mesh.devices": int,
+    **{f"mesh.{name}": int for name in ("devices", "replicas", "tensor")},
     "checkpoint.keep_every": int,
     "checkpoint.minutes": float,
     "knn.every": int,
@@ -61,12 +66,19 @@ ANY_LENGTH = ("image.mean", "image.std", "adapter.targets")
 # Tuples of any number of rows: the types of a row's columns.
 TABLES: dict[str, tuple[type, ...]] = {"data.mixture": (str, str, str, float, float)}
 
+# Tuples that are empty by default may have any length, too: the type of their elements.
+ELEMENTS: dict[str, type] = {
+    "crops.more_rates": float,
+    **{f"crops.more_{name}": int for name in ("global", "local", "gram", "box")},
+}
+
 
 def violations(values: Values) -> list[str]:
     """Every rule that the config breaks, one sentence each, ending with a move."""
     # A value out of its range or list would make the rules between keys talk nonsense.
     single = [*_choices(values), *_limits(values), *_stage(values)]
-    rules = (_batch, _sizes, _rope, _steps, _gram, _pairs, _mixture, _adapter)
+    own = (_batch, _sizes, _rope, _steps, _pairs, _mixture, _adapter)
+    rules = (*own, stages.start_rules, stages.gram_rules, stages.size_rules)
     return single or [message for rule in rules for message in rule(values)]
 
 
@@ -167,8 +179,8 @@ def _rope(values: Values) -> Iterator[str]:
 
 
 def _steps(values: Values) -> Iterator[str]:
-    steps = values["num_steps"]
     for name in SCHEDULES:
+        steps = _length(values, name)
         warmup, cosine = values[f"{name}.warmup"], values[f"{name}.cosine"]
         if warmup > steps:
             yield f"{name}.warmup={warmup} exceeds num_steps={steps}; use {steps} or fewer."
@@ -177,24 +189,15 @@ def _steps(values: Values) -> Iterator[str]:
                 f"{name}.warmup={warmup} and cosine={cosine} exceed num_steps={steps}; "
                 f"use cosine={steps - warmup} or fewer, or None for all that remain."
             )
-    freeze = values["optim.freeze_last_layer"]
+    freeze, steps = values["optim.freeze_last_layer"], _length(values, "schedules.lr")
     if freeze > steps:
         yield f"optim.freeze_last_layer={freeze} exceeds num_steps={steps}; use {steps} or fewer."
 
 
-def _gram(values: Values) -> Iterator[str]:
-    size, tokens = values["crops.gram_size"], values["gram.tokens"]
-    if not values["gram.enabled"]:
-        if size is not None:
-            yield f"crops.gram_size={size} but gram.enabled is False; set one of them back."
-        return
-    if tokens != "all" and values["gram.per_image"]:
-        yield f"gram.tokens={tokens!r} needs gram.per_image=False; set it, or gram.tokens='all'."
-    if values["gram.teacher"] == "ema" and size is not None:
-        yield (
-            f"gram.teacher='ema' uses this step's global crops, but crops.gram_size={size}; "
-            "set it to None, or gram.teacher='frozen'."
-        )
+def _length(values: Values, schedule: str) -> int:
+    """Steps that a schedule covers: also those of earlier stages, if it counts on from them."""
+    on = values["start.schedules"] == "continue" and schedule.split(".")[1] in stages.COUNTED
+    return values["num_steps"] + on * values["start.steps_before"]
 
 
 def _pairs(values: Values) -> Iterator[str]:

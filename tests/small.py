@@ -32,6 +32,14 @@ OVERRIDES = (
     *("augment.blur_rates=0.0,0.0,0.0", "model.width=16", "model.num_heads=2"),
     *("model.num_registers=2", "model.drop_path=0.3", "rope.rescale=2.0", "optim.eps=1e-3"),
 )
+# The same for each stage of the recipe with several, without a k-NN: compiling is what counts.
+STAGED = (
+    *("batch_size=4", "group_size=2", "data.box_size=48", "crops.num_local=1"),
+    *("model.width=8", "model.num_heads=1", "model.depth=1", "log.pictures=False"),
+    *("dino_head.hidden=8", "dino_head.bottleneck=4", "dino_head.prototypes=16"),
+    *("ibot_head.hidden=8", "ibot_head.bottleneck=4", "ibot_head.prototypes=16"),
+    *("augment.blur_rates=0.0,0.0,0.0", "knn.every=None", "mesh.devices=1", "log.every=1"),
+)
 STEP = 3  # what the states made here have done
 
 
@@ -48,9 +56,10 @@ class Recorder(Step):
 
     seen: dict = dataclasses.field(default_factory=dict, compare=False)
 
-    def targets(self, state, parts, now):
-        targets, centers = super().targets(state, parts, now)
-        self.seen["targets"] = mesh.merge_batch(targets)
+    def targets(self, state, parts, now, teacher=None):
+        targets, centers = super().targets(state, parts, now, teacher)
+        rows = mesh.merge_batch(dataclasses.replace(targets, columns=None))
+        self.seen["targets"] = dataclasses.replace(rows, columns=targets.columns)
         return targets, centers
 
     def gradients(self, student, parts, targets, now):
@@ -74,7 +83,12 @@ class Compiled:
         """(next state, {"scalars", "targets", "grads"}); the state is donated."""
         with mesh.use(self.program.layout):
             state = numbers(self.program) if state is None else state
-            return self.step(state, images(self.program), self.program.now(STEP) | (now or {}))
+            now = self.program.now(STEP) | (now or {})
+            state, seen = self.step(state, images(self.program), now)
+        targets = jax.device_get(seen["targets"])
+        rows = {"dino": targets.dino, "ibot": targets.ibot}
+        whole = {name: dense(rows[name], columns) for name, columns in targets.columns.items()}
+        return state, seen | {"targets": whole}
 
 
 COLLECTIVE = re.compile(
@@ -98,7 +112,7 @@ def sides(shape) -> tuple[int, ...]:
 
 def compiled(config: Config) -> Compiled:
     """Everything a config makes, its step recording and compiled quickly."""
-    built = program.build(config, mesh.make(config.mesh.strategy, config.mesh.devices))
+    built = program.build(config, mesh.from_section(config.mesh))
     step = Recorder(**{f.name: getattr(built.step, f.name) for f in dataclasses.fields(Step)})
     with mesh.use(built.layout):
         inputs = built.abstract_inputs()
@@ -158,6 +172,12 @@ def same(got, want) -> bool:
     return all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in pairs)
 
 
+def dense(rows, columns):
+    """Targets [B, T, K] from their factors."""
+    scores = rows.rows_BTZ @ columns.kernel_ZK / columns.temperature
+    return np.exp(scores + columns.log_u_K[None, None] + rows.log_v_BT[..., None])
+
+
 def flat_smoke() -> list[str]:
     """What the tiny recipe's `smoke` changes, as `key=value` strings for the command line."""
     full, smoke = configs.load("tiny"), configs.load("tiny", smoke=True)
@@ -179,6 +199,6 @@ def share_programs(patch) -> None:
 
         return get
 
-    patch.setattr(train, "_compile", once("step", lambda run: run.program.lower().compile(FAST)))
+    patch.setattr(train, "_compile", once("step", lambda built: built.lower().compile(FAST)))
     patch.setattr(Program, "new_state", once("state", Program.new_state))
     patch.setattr(Program, "embed", once("embed", Program.embed))

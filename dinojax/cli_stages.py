@@ -1,0 +1,28 @@
+"""A command about stages: `dinojax gram pick`."""
+
+import argparse
+from pathlib import Path
+
+PICK = """\
+Score all checkpoints of a run by a dense metric and recommend the anchor of a Gram stage, or none.
+The metric: which of four images side by side a patch belongs to (dinojax/STAGES.md).
+
+examples:
+  dinojax gram pick runs/vitl16
+  dinojax gram pick runs/vitl16 --set knn.bank=/data/train --set knn.query=/data/val
+"""
+
+
+def add(gram, command, *, program, set_option) -> None:
+    """`pick` under the commands of `dinojax gram`; the rest are helpers of cli.py."""
+    pick = command(gram, "pick", "recommend an anchor", PICK, _pick(program))
+    pick.add_argument("run", metavar="RUN", type=Path, help="a run directory")
+    pick.add_argument("--mosaics", type=int, default=128, metavar="N", help="default: 128")
+    set_option(pick)
+
+
+def _pick(program):
+    def run(args: argparse.Namespace) -> None:
+        program("gram pick")(args.run, args.set, num=args.mosaics)
+
+    return run
