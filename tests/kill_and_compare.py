@@ -70,7 +70,7 @@ def draw(rng, count: int, num_steps: int) -> list[Point]:
     for number in range(count):
         phase = PHASES[number % len(PHASES)]
         step = rng.choice(steps[phase] if phase in steps else range(1, num_steps + 1))
-        sent = SIGNALS[number // len(PHASES) % 2]
+        sent = SIGNALS[number % 2]  # with an odd number of phases, each meets both
         points.append(Point(phase, int(step), float(rng.random()), sent))
     return points
 
