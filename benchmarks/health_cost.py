@@ -48,7 +48,7 @@ def main(argv=None) -> None:
     parser.add_argument("--repeats", type=int, default=60)
     args = parser.parse_args(argv)
     config = configs.load(args.config, args.set)
-    layout = mesh.make(config.mesh.strategy, config.mesh.devices)
+    layout = mesh.from_section(config.mesh)
     built = program.build(config, layout)
     rng = np.random.default_rng(0)
     sizes = np.tile(np.int32(built.batch_shape[1:3]), (config.batch_size, 1))

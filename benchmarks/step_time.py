@@ -66,7 +66,7 @@ class Timed:
 
 
 def prepare(config: Config) -> Timed:
-    layout = mesh.make(config.mesh.strategy, config.mesh.devices)
+    layout = mesh.from_section(config.mesh)
     built = program.build(config, layout)
     rng = np.random.default_rng(0)
     num_images, height, width, _ = built.batch_shape

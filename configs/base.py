@@ -219,8 +219,10 @@ def get_config() -> ConfigDict:
     c.precision.matmul = "default"  # default | highest: passes of a float32 matmul on TPU; [ours]
 
     c.mesh = ConfigDict()
-    c.mesh.strategy = "fsdp"  # dp | fsdp; a row of dinojax/mesh.py; [ours]
+    c.mesh.strategy = "fsdp"  # dp | fsdp | hsdp | fsdp_tp; a row of dinojax/axes.py; [ours]
     c.mesh.devices = None  # number of devices, None = all that jax sees; [ours]
+    c.mesh.replicas = None  # copies of the weights; hsdp: None = about sqrt(devices); [ours]
+    c.mesh.tensor = None  # devices that share prototypes, fsdp_tp; None = up to 8; [ours]
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every = 3750  # steps; [R]

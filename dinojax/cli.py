@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from dinojax import cli_config, cli_data, cli_stages, cli_weights
+from dinojax import cli_config, cli_data, cli_plan, cli_stages, cli_weights
 from dinojax.config import ConfigError, load_stages, pick
 from dinojax.interrupt import SAVED, Interrupted, StorageError, end_now, leaving
 
@@ -23,7 +23,7 @@ ACCEPT = {
 PROGRAMS = {
     "train": ("dinojax.train", "train"),  # (config, run_dir)
     "eval knn": ("dinojax.measure", "evaluate_knn"),  # (run_dir, overrides, step)
-    "plan": ("dinojax.words", "words_command"),  # (recipe, overrides, num_images)
+    "plan --words": ("dinojax.words", "words_command"),  # (recipe, overrides, num_images)
     "gram pick": ("dinojax.measure", "pick_anchor"),  # (run_dir, overrides)
     "doctor": ("dinojax.doctor", "main"),  # (run_dir)
     "report": ("dinojax.viz.report", "main"),  # (run_dir)
@@ -191,6 +191,9 @@ def _parser() -> argparse.ArgumentParser:
     _set_option(knn)
 
     cli_weights.add(commands, _command, _program)
+    cli_plan.add(commands, _command, _program, _set_option)
+    shard = _group(commands, "shard", "where arrays live on devices", cli_plan.SHARD)
+    cli_plan.add_shard(shard, _command, _config_options)
 
     saved = _group(commands, "ckpt", "look at checkpoints", INSPECT)
     inspect = _command(saved, "inspect", "what checkpoints hold", INSPECT, _inspect)
@@ -209,7 +212,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_config.add(config, _command, _config_options)
 
     gram = _group(commands, "gram", "help with Gram anchoring", cli_stages.PICK)
-    cli_stages.add(commands, gram, _command, program=_program, set_option=_set_option)
+    cli_stages.add(gram, _command, program=_program, set_option=_set_option)
 
     data = _group(commands, "data", cli_data.SUMMARY, cli_data.DATA)
     cli_data.add(data, _command, _config_options)

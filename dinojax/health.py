@@ -49,13 +49,14 @@ def image_health(cls_BGD: jax.Array, patches_BGPD: jax.Array, prenorm_BGND: jax.
 def teacher_health(per_crop: dict, cls_BGD: jax.Array, targets: dict, *, group_size: int) -> dict:
     """Scalars of the teacher, over the whole batch.
 
-    per_crop: of `image_health`. targets: {"dino", "ibot"} of [..., K]. group_size: images among
-    which neighbours are sought; groups count alike.
+    per_crop: of `image_health`. targets: {"dino", "ibot"} of (entropy, largest target, its
+    prototype, number of prototypes), the first three [...]. group_size: images among which
+    neighbours are sought; groups count alike.
     """
     found: dict[str, jax.Array] = {}
-    for name, targets_NK in targets.items():
-        if targets_NK.size:  # nothing is masked with masks.rate=0
-            found |= {f"{key}/{name}": x for key, x in _target_health(targets_NK).items()}
+    for name, seen in targets.items():
+        if seen[0].size:  # nothing is masked with masks.rate=0
+            found |= {f"{key}/{name}": x for key, x in _target_health(*seen).items()}
     for name, values_BG in per_crop.items():
         over = jnp.max if name.endswith("max") else jnp.mean
         found[name] = over(values_BG)
@@ -66,26 +67,20 @@ def teacher_health(per_crop: dict, cls_BGD: jax.Array, targets: dict, *, group_s
     return jax.lax.stop_gradient(found)
 
 
-def _target_health(targets: jax.Array) -> dict:
+def _target_health(entropy, largest, first, num_prototypes: int) -> dict:
     """Of rows of probabilities: entropy and largest entry; prototypes that are a row's first."""
-    targets_NK = _wide(targets).reshape(-1, targets.shape[-1])
-    N, K = targets_NK.shape
-    entropy_N = -jnp.sum(jax.scipy.special.xlogy(targets_NK, targets_NK), axis=-1)
     # Compared, not scattered: a scatter would collect the rows of all devices.
-    firsts_K = jnp.any(jnp.argmax(targets_NK, axis=-1)[:, None] == jnp.arange(K)[None], axis=0)
+    firsts_K = jnp.any(first.reshape(-1, 1) == jnp.arange(num_prototypes)[None], axis=0)
     return {
-        "teacher_entropy": jnp.mean(entropy_N) / math.log(K),
-        "teacher_max": jnp.mean(jnp.max(targets_NK, axis=-1)),
-        "prototypes_used": jnp.sum(firsts_K) / min(N, K),
+        "teacher_entropy": entropy_share(entropy, num_prototypes),
+        "teacher_max": jnp.mean(largest),
+        "prototypes_used": jnp.sum(firsts_K) / min(first.size, num_prototypes),
     }
 
 
-def student_entropy(logits: jax.Array, temperature: float) -> jax.Array:
-    """Mean entropy of softmax(logits / temperature) over all rows, as a share of log K."""
-    scores = _wide(jax.lax.stop_gradient(logits)) / temperature
-    log_sum = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
-    mean = jnp.sum(jnp.exp(scores - log_sum) * scores, axis=-1)
-    return jnp.mean(log_sum[..., 0] - mean) / math.log(logits.shape[-1])
+def entropy_share(entropy: jax.Array, num_prototypes: int) -> jax.Array:
+    """Mean entropy [...] of rows of probabilities, as a share of the largest possible."""
+    return jax.lax.stop_gradient(jnp.mean(entropy)) / math.log(num_prototypes)
 
 
 def spread(cls_BD: jax.Array) -> tuple[jax.Array, jax.Array]:

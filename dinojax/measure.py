@@ -31,7 +31,7 @@ def evaluate_knn(
     if sources is None:
         raise ConfigError("k-NN needs labels: --set knn.bank=FOLDER --set knn.query=FOLDER.")
     knn = build_knn(sources, image=config.image, knn=config.knn, directory=directory)
-    layout = mesh.make(config.mesh.strategy, config.mesh.devices)
+    layout = mesh.from_section(config.mesh)
     built = program.build(config, layout)
     checkpoints = open_checkpoints(config, directory, read_only=True)
     with mesh.use(layout), contextlib.closing(checkpoints):
@@ -62,7 +62,7 @@ def pick_anchor(run_dir: str | Path, overrides: Sequence[str], *, num: int) -> l
     """
     directory = Path(run_dir)
     config = configs.read(directory, overrides)
-    layout = mesh.make(config.mesh.strategy, config.mesh.devices)
+    layout = mesh.from_section(config.mesh)
     built = program.build(config, layout)
     mosaics = open_mosaics(config, built, open_train_source(config), num)
     assert mosaics is not None

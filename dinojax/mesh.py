@@ -1,11 +1,12 @@
-"""Devices: their axes, and the one table from names of array axes to them.
+"""Devices: layouts of them, and where arrays that name their axes live on them.
 
-Arrays name their axes; only this file knows where an axis goes. `use(layout)` makes a layout
-active while a program is traced; without one, or on one device, everything here is a no-op.
+Arrays name their axes; axes.py has the table that says where an axis goes. `use(layout)` makes a
+layout active while a program is traced; without one, or on one device, all here is a no-op.
 """
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
@@ -15,28 +16,16 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-DEVICE_AXES = ("replica", "fsdp", "tensor")
-DATA = ("replica", "fsdp")  # images are spread over both
-
-# Names of array axes. None in place of a name: never sharded (biases, norms, scales).
-AXES = (
-    # Data and activations. image: images, their crops or groups of them, always the first axis;
-    # channel: the width of an activation.
-    *("image", "token", "pixel", "channel"),
-    # Backbone: depth is the axis of stacked blocks, width D, heads A, head_width E, mlp F.
-    *("depth", "patch_pixel", "width", "qkv", "heads", "head_width", "mlp"),
-    # Projection heads. A kernel hidden x hidden can shard one axis only, so its output side has
-    # its own name.
-    *("hidden", "hidden_out", "bottleneck", "prototype"),
+from dinojax.axes import (
+    DEVICE_AXES,
+    check_strategy,
+    device_axes,
+    divisors,
+    grid,
+    name_faults,
+    neighbours,
+    size_faults,
 )
-ROWS, PARTS = PartitionSpec(DATA), PartitionSpec(None, DATA)  # rows lead; micro-batches lead
-# One row set per strategy: the device axes of each array axis. Axes not listed are not sharded.
-TABLE: dict[str, dict[str, tuple[str, ...]]] = {
-    "dp": {"image": DATA},
-    "fsdp": {"image": DATA, "width": ("fsdp",), "hidden": ("fsdp",), "prototype": ("fsdp",)},
-}
-# Which device axis a strategy puts all devices on.
-SPREAD = {"dp": "replica", "fsdp": "fsdp"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +36,24 @@ class Layout:
     strategy: str
 
     @property
+    def data_axes(self) -> tuple[str, ...]:
+        """The device axes that images are spread over."""
+        return device_axes(self.strategy, "image")
+
+    @property
+    def rows(self) -> PartitionSpec:
+        """Of arrays that lead with images or groups."""
+        return PartitionSpec(self.data_axes)
+
+    @property
+    def parts(self) -> PartitionSpec:
+        """Of arrays that lead with micro-batches, then images or groups."""
+        return PartitionSpec(None, self.data_axes)
+
+    @property
     def num_shards(self) -> int:
         """Parts the images of a batch are split into."""
-        return math.prod(self.mesh.shape[axis] for axis in DATA)
+        return math.prod(self.mesh.shape[axis] for axis in self.data_axes)
 
     def sharding(self, *names: str | None) -> NamedSharding:
         return NamedSharding(self.mesh, spec(self.strategy, *names))
@@ -58,12 +62,21 @@ class Layout:
 _active: ContextVar[Layout | None] = ContextVar("layout", default=None)
 
 
-def make(strategy: str, devices: int | Sequence[jax.Device] | None = None) -> Layout:
+def make(
+    strategy: str,
+    devices: int | Sequence[jax.Device] | None = None,
+    *,
+    replicas: int | None = None,
+    tensor: int | None = None,
+) -> Layout:
     """A layout over all devices (None), the first n (int) or the given ones.
 
-    Raises ValueError for an unknown strategy or more devices than there are.
+    The devices may be those of a machine that is not there (plan_targets.py). replicas, tensor:
+    devices along these axes, None = `axes.grid` says.
+    Raises one ValueError for all of: an unknown strategy, more devices than there are, replicas or
+    tensor that the strategy does not read or that do not divide the devices.
     """
-    _check_strategy(strategy)
+    check_strategy(strategy)
     # By host, so that a host's rows of the global batch are contiguous whatever the topology.
     present = sorted(jax.devices(), key=lambda device: device.process_index)
     if devices is None:
@@ -75,9 +88,16 @@ def make(strategy: str, devices: int | Sequence[jax.Device] | None = None) -> La
                 f"({present[0].platform}); use 1 to {len(present)}, or None for all."
             )
         devices = present[:devices]
-    shape = [len(devices) if axis == SPREAD[strategy] else 1 for axis in DEVICE_AXES]
-    grid = np.array(devices, dtype=object).reshape(shape)
-    return Layout(Mesh(grid, DEVICE_AXES, axis_types=(AxisType.Auto,) * len(shape)), strategy)
+    sizes = grid(strategy, len(devices), replicas=replicas, tensor=tensor)
+    shape = [sizes[axis] for axis in DEVICE_AXES]
+    array = np.array(devices, dtype=object).reshape(shape)
+    return Layout(Mesh(array, DEVICE_AXES, axis_types=(AxisType.Auto,) * len(shape)), strategy)
+
+
+def from_section(section, devices: Sequence[jax.Device] | None = None) -> Layout:
+    """The layout of the `mesh` section of a config, over its devices or the given ones."""
+    chosen = section.devices if devices is None else devices
+    return make(section.strategy, chosen, replicas=section.replicas, tensor=section.tensor)
 
 
 @contextlib.contextmanager
@@ -112,10 +132,10 @@ def spec(strategy: str, *names: str | None) -> PartitionSpec:
 
     Raises ValueError for unknown names and for two axes that want the same device axis.
     """
-    faults = _name_faults(strategy, names)
+    faults = name_faults(strategy, names)
     if faults:
         raise ValueError(f"Axes {names}: {'; '.join(faults)}.")
-    return PartitionSpec(*(_device_axes(strategy, name) or None for name in names))
+    return PartitionSpec(*(device_axes(strategy, name) or None for name in names))
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
@@ -123,10 +143,33 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     layout = active()
     if layout is None:
         return x
-    faults = _size_faults(layout, x.shape, names)
+    faults = size_faults(layout.strategy, layout.mesh.shape, x.shape, names)
     if faults:
         raise ValueError(f"Cannot shard an array {x.shape} with axes {names}: {'; '.join(faults)}.")
     return jax.lax.with_sharding_constraint(x, layout.sharding(*names))
+
+
+def gather(x: jax.Array, *names: str | None) -> jax.Array:
+    """A stored weight, whole on every device; its gradient is held where the weight is stored.
+
+    Without the latter the partitioner adds up whole gradients on every device: twice the bytes
+    of the sum of the parts that each device needs.
+    """
+    layout = active()
+    if layout is None or not any(layout.sharding(*names).spec):
+        return x
+    return _gather(x, layout.sharding(), layout.sharding(*names))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(x, used, stored):
+    return jax.lax.with_sharding_constraint(x, used)
+
+
+_gather.defvjp(
+    lambda x, used, stored: (_gather(x, used, stored), None),
+    lambda used, stored, _, grad: (jax.lax.with_sharding_constraint(grad, stored),),
+)
 
 
 def per_group(fn: Callable, *arrays: Any, replicated: tuple = ()) -> Any:
@@ -145,10 +188,11 @@ def per_group(fn: Callable, *arrays: Any, replicated: tuple = ()) -> Any:
         with off():  # inside, there are no axes left to constrain over
             return fn(*args)
 
-    in_specs = (ROWS,) * len(arrays) + (PartitionSpec(),) * len(replicated)
+    rows = layout.rows
+    in_specs = (rows,) * len(arrays) + (PartitionSpec(),) * len(replicated)
     # check_vma has to be off for kernels that do not say what they vary over.
     mapped = jax.shard_map(
-        on_one_device, mesh=layout.mesh, in_specs=in_specs, out_specs=ROWS, check_vma=False
+        on_one_device, mesh=layout.mesh, in_specs=in_specs, out_specs=rows, check_vma=False
     )
     return mapped(*arrays, *replicated)
 
@@ -166,7 +210,7 @@ def split_batch(tree: Any, num_parts: int) -> Any:
     def split(x):
         return x.reshape(num_parts, x.shape[0] // num_parts, *x.shape[1:])
 
-    return _map_rows(split, tree, out_of=ROWS, into=PARTS)
+    return _map_rows(split, tree, out_of="rows", into="parts")
 
 
 def merge_batch(tree: Any) -> Any:
@@ -175,7 +219,7 @@ def merge_batch(tree: Any) -> Any:
     def merge(x):
         return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
-    return _map_rows(merge, tree, out_of=PARTS, into=ROWS)
+    return _map_rows(merge, tree, out_of="parts", into="rows")
 
 
 def global_batch(layout: Layout, host_batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -192,8 +236,8 @@ def images_per_shard(layout: Layout, batch_size: int) -> int:
     if batch_size % layout.num_shards:
         raise ValueError(
             f"batch_size={batch_size} does not divide over {layout.num_shards} devices; use "
-            f"{_neighbours(batch_size, layout.num_shards)}, or mesh.devices in "
-            f"{_divisors(batch_size)}."
+            f"{neighbours(batch_size, layout.num_shards)}, or mesh.devices in "
+            f"{divisors(batch_size)}."
         )
     return batch_size // layout.num_shards
 
@@ -204,14 +248,14 @@ def check_groups(layout: Layout, *, batch_size: int, group_size: int, accumulate
     if images % accumulate:
         raise ValueError(
             f"accumulate={accumulate} does not divide the {images} images on one device "
-            f"(batch_size={batch_size} over {layout.num_shards}); use one of {_divisors(images)}."
+            f"(batch_size={batch_size} over {layout.num_shards}); use one of {divisors(images)}."
         )
     images //= accumulate
     if images % group_size:
         raise ValueError(
             f"group_size={group_size} does not divide the {images} images that one device has in "
             f"one micro-batch (batch_size={batch_size} over {layout.num_shards} devices and "
-            f"accumulate={accumulate}); use one of {_divisors(images)}, or a batch_size that is a "
+            f"accumulate={accumulate}); use one of {divisors(images)}, or a batch_size that is a "
             f"multiple of {group_size * layout.num_shards * accumulate}."
         )
 
@@ -223,14 +267,14 @@ def check(layout: Layout, params: Mapping[str, tuple[Sequence[int], Sequence[str
     """
     lines, sizes = [], []
     for param, (shape, names) in params.items():
-        faults = _size_faults(layout, shape, names)
+        faults = size_faults(layout.strategy, layout.mesh.shape, shape, names)
         if len(names) < len(shape):
             faults.append(f"{len(names)} axis names for the shape {tuple(shape)}")
         lines += [f"  {param} {fault}" for fault in faults]
         pairs = zip(shape, names, strict=False)
-        sizes += [size for size, name in pairs if _device_axes(layout.strategy, name)]
+        sizes += [size for size, name in pairs if device_axes(layout.strategy, name)]
     if lines:
-        fits = _divisors(math.gcd(*sizes)) if sizes else "any number"
+        fits = divisors(math.gcd(*sizes)) if sizes else "any number"
         raise ValueError(
             f"Cannot shard with mesh.strategy={layout.strategy}:\n" + "\n".join(lines) + "\n"
             f"Every sharded size here divides over {fits} devices: set mesh.devices to one of "
@@ -238,46 +282,10 @@ def check(layout: Layout, params: Mapping[str, tuple[Sequence[int], Sequence[str
         )
 
 
-def _device_axes(strategy: str, name: str | None) -> tuple[str, ...]:
-    return TABLE[strategy].get(name, ()) if name else ()
-
-
-def _name_faults(strategy: str, names: Sequence[str | None]) -> list[str]:
-    _check_strategy(strategy)
-    faults = []
-    owner: dict[str, str | None] = {}
-    for name in names:
-        if name is not None and name not in AXES:
-            faults.append(f"unknown axis {name!r}, not one of {', '.join(AXES)}")
-        for axis in _device_axes(strategy, name):
-            if axis in owner:
-                faults.append(
-                    f"axes {owner[axis]!r} and {name!r} both go to {axis} with strategy "
-                    f"{strategy}; name one of them None"
-                )
-            owner[axis] = name
-    return faults
-
-
-def _size_faults(layout: Layout, shape: Sequence[int], names: Sequence[str | None]) -> list[str]:
-    faults = _name_faults(layout.strategy, names)
-    if len(names) > len(shape):
-        faults.append(f"{len(names)} axis names for the shape {tuple(shape)}")
-    for i, (size, name) in enumerate(zip(shape, names, strict=False)):
-        axes = _device_axes(layout.strategy, name)
-        parts = math.prod(layout.mesh.shape[axis] for axis in axes)
-        if size % parts:
-            over = " x ".join(f"{axis}={layout.mesh.shape[axis]}" for axis in axes)
-            faults.append(
-                f"axis {i} {name!r} = {size} over {over} does not divide; use "
-                f"{_neighbours(size, parts)}, or {axes[-1]} in {_divisors(size)}"
-            )
-    return faults
-
-
-def _map_rows(fn: Callable, tree: Any, *, out_of: PartitionSpec, into: PartitionSpec) -> Any:
+def _map_rows(fn: Callable, tree: Any, *, out_of: str, into: str) -> Any:
     if (layout := active()) is not None:
-        fn = jax.shard_map(fn, mesh=layout.mesh, in_specs=out_of, out_specs=into)
+        specs = getattr(layout, out_of), getattr(layout, into)
+        fn = jax.shard_map(fn, mesh=layout.mesh, in_specs=specs[0], out_specs=specs[1])
     return jax.tree.map(fn, tree)
 
 
@@ -288,20 +296,3 @@ def _check_leading(tree: Any, parts: int) -> None:
                 f"The leading axis {x.shape[0]} of {jax.tree_util.keystr(path)} {x.shape} does "
                 f"not divide into {parts} parts."
             )
-
-
-def _check_strategy(strategy: str) -> None:
-    if strategy not in TABLE:
-        raise ValueError(f"mesh.strategy={strategy!r} is not one of {', '.join(TABLE)}.")
-
-
-def _neighbours(size: int, parts: int) -> str:
-    """The multiples of parts next to a size."""
-    below = size // parts * parts
-    return " or ".join(str(n) for n in (below, below + parts) if n)
-
-
-def _divisors(number: int) -> str:
-    """ "{1, 2, 4}", at most the sixteen smallest."""
-    found = [n for n in range(1, number + 1) if number % n == 0] if number else []
-    return "{" + ", ".join(map(str, found[:16])) + (", ...}" if len(found) > 16 else "}")

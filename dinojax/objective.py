@@ -17,11 +17,12 @@ from flax import struct
 
 from dinojax import health
 from dinojax.augment.views import Views
-from dinojax.losses.dino import dino_loss
-from dinojax.losses.gram import gram_loss, resize_patches
-from dinojax.losses.ibot import ibot_loss
-from dinojax.losses.koleo import koleo_loss
-from dinojax.losses.sinkhorn import sinkhorn, softmax_targets, update_center
+from dinojax.losses import blocks
+from dinojax.losses.blocks import Columns, Rows
+from dinojax.losses.dino import pair_mean
+from dinojax.losses.gram import by_group, gram_loss, resize_patches
+from dinojax.losses.ibot import weighted_mean
+from dinojax.losses.koleo import by_crop, koleo_loss
 from dinojax.models.heads import Head
 from dinojax.models.vit import Draws, Features, Vit, make_draws
 
@@ -68,8 +69,8 @@ class Inputs:
 class TeacherOutputs:
     """What the teacher makes of the global crops, before targets are assigned."""
 
-    dino_BGK: jax.Array  # logits of cls
-    ibot_UMK: jax.Array  # logits of the patches the student does not see
+    dino_BGZ: jax.Array  # bottleneck of cls
+    ibot_UMZ: jax.Array  # bottleneck of the patches the student does not see
     gram_BGPD: jax.Array | None  # patches of the gram network, at the student's resolution
     cls_BGD: jax.Array
     health: dict  # of each crop, [B, G]
@@ -77,11 +78,12 @@ class TeacherOutputs:
 
 @struct.dataclass
 class Targets:
-    """Rows that sum to 1 and the patches to be similar to; no gradient."""
+    """Rows that sum to 1, as factors, and the patches to be similar to; no gradient."""
 
-    dino_BGK: jax.Array
-    ibot_UMK: jax.Array
+    dino: Rows  # [B, G]
+    ibot: Rows  # [U, M]
     gram_BGPD: jax.Array | None
+    columns: dict[str, Columns] | None  # of dino and ibot; all else leads with images or groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,41 +134,44 @@ class Objective:
                 patches = resize_patches(patches, side, method=method, antialias=antialias)
             gram_BGPD = patches.reshape(*num_crops, *patches.shape[1:])
         return TeacherOutputs(
-            dino_BGK=_logits(networks.dino_head, teacher["dino_head"], cls_BGD),
-            ibot_UMK=_logits(networks.ibot_head, teacher["ibot_head"], masked_UMD),
+            dino_BGZ=_bottleneck(networks.dino_head, teacher["dino_head"], cls_BGD),
+            ibot_UMZ=_bottleneck(networks.ibot_head, teacher["ibot_head"], masked_UMD),
             gram_BGPD=gram_BGPD,
             cls_BGD=cls_BGD,
             health=per_crop,
         )
 
-    def assign(self, outputs: TeacherOutputs, centers: dict, now: dict) -> tuple[Targets, dict]:
-        """Targets over the whole batch, and the next centers (empty unless centering=softmax)."""
+    def assign(self, teacher, outputs: TeacherOutputs, centers: dict, now: dict):
+        """(Targets over the whole batch, next centers); teacher: what made the outputs.
+
+        Centers are empty unless centering=softmax.
+        """
         spec, temperature = self.losses, now["teacher_temperature"]
-        logits = {"dino": outputs.dino_BGK, "ibot": outputs.ibot_UMK}
-        rows = {name: value.reshape(-1, value.shape[-1]) for name, value in logits.items()}
-        if spec.centering == "sinkhorn":
-            found = {
-                name: sinkhorn(value, temperature, num_iterations=spec.sinkhorn_iterations)
-                for name, value in rows.items()
-            }
-        else:
-            found = {
-                name: softmax_targets(value, centers[name], temperature)
-                for name, value in rows.items()
-            }
-            centers = {
-                name: update_center(centers[name], value, spec.center_momentum)
-                for name, value in rows.items()
-            }
-        shaped = {name: found[name].reshape(value.shape) for name, value in logits.items()}
-        targets = Targets(shaped["dino"], shaped["ibot"], outputs.gram_BGPD)
-        return jax.lax.stop_gradient((targets, centers))
+        rows, columns, next_centers = {}, {}, dict(centers)
+        for name, head in _heads(self.frozen or self).items():
+            tokens = outputs.dino_BGZ if name == "dino" else outputs.ibot_UMZ
+            kernel_ZK = _kernel(head, teacher[f"{name}_head"])
+            if spec.centering == "sinkhorn":
+                made = blocks.sinkhorn_factors(
+                    tokens, kernel_ZK, temperature, num_iterations=spec.sinkhorn_iterations
+                )
+            else:
+                center_K = centers[name]
+                made = blocks.softmax_factors(tokens, kernel_ZK, temperature, center_K=center_K)
+                mean_K = blocks.mean_logits(tokens, kernel_ZK)
+                next_centers[name] = center_K + (1 - spec.center_momentum) * (mean_K - center_K)
+            rows[name], columns[name] = made
+        targets = Targets(rows["dino"], rows["ibot"], outputs.gram_BGPD, columns)
+        return jax.lax.stop_gradient((targets, next_centers))
 
     def teacher_health(self, outputs: TeacherOutputs, targets: Targets) -> dict:
         """Scalars that show the state of the teacher; both arguments of the whole batch."""
-        rows = {"dino": targets.dino_BGK, "ibot": targets.ibot_UMK}
-        seen = (outputs.health, outputs.cls_BGD, rows)
-        return health.teacher_health(*seen, group_size=self.group_size)
+        seen = {}
+        for name, head in _heads(self.frozen or self).items():
+            rows = getattr(targets, name)
+            seen[name] = (rows.entropy_BT, rows.largest_BT, rows.first_BT, head.spec.prototypes)
+        crops = outputs.health, outputs.cls_BGD
+        return health.teacher_health(*crops, seen, group_size=self.group_size)
 
     # -- the student's side ------------------------------------------------------------------
 
@@ -180,42 +185,45 @@ class Objective:
         cls_BSD = jnp.concatenate(
             [cls_BGD, local.cls.reshape(num_images, -1, cls_BGD.shape[-1])], 1
         )
-        logits_BSK = _logits(self.dino_head, student["dino_head"], cls_BSD)
         masked_UMD = self._masked(whole.patches, views.masked_UM)
-        ibot_UMK = _logits(self.ibot_head, student["ibot_head"], masked_UMD)
-
-        temperature = spec.student_temperature
+        found = {
+            name: self._cross_entropy(name, student, tokens, targets)
+            for name, tokens in (("dino", cls_BSD), ("ibot", masked_UMD))
+        }
+        dino_BST, ibot_M = (loss for loss, _ in found.values())
         terms = {
-            "dino_local": dino_loss(
-                logits_BSK[:, num_global:], targets.dino_BGK, temperature=temperature
-            ),
-            "dino_global": dino_loss(
-                logits_BSK[:, :num_global],
-                targets.dino_BGK,
-                temperature=temperature,
-                skip_same_crop=spec.skip_same_crop,
-            ),
-            "ibot": ibot_loss(
-                ibot_UMK.reshape(-1, ibot_UMK.shape[-1]),
-                targets.ibot_UMK.reshape(-1, ibot_UMK.shape[-1]),
+            "dino_local": pair_mean(dino_BST[:, num_global:]),
+            "dino_global": pair_mean(dino_BST[:, :num_global], skip_same_crop=spec.skip_same_crop),
+            "ibot": weighted_mean(
+                ibot_M.reshape(-1),
                 views.mask_weights_UM.reshape(-1),
                 num_crops=num_images * num_global,
-                temperature=temperature,
             ),
             "koleo": koleo_loss(
-                _by_crop(cls_BGD, spec.koleo_group), num_neighbors=spec.koleo_neighbors
+                by_crop(cls_BGD, spec.koleo_group), num_neighbors=spec.koleo_neighbors
             ),
         }
         if targets.gram_BGPD is not None:
             patches_BGPD = whole.patches.reshape(targets.gram_BGPD.shape)
             terms["gram"] = self._gram(patches_BGPD, targets.gram_BGPD, views)
         total = self._total(terms, now, num_global, num_local=views.local_BLHWC.shape[1])
-        entropies = {
-            f"student_entropy/{name}": health.student_entropy(logits, temperature)
-            for name, logits in (("dino", logits_BSK), ("ibot", ibot_UMK))
-            if logits.size
-        }
-        return total, {"total": total, **terms, **entropies}
+        for name, (_, entropy) in found.items():
+            if entropy.size:
+                share = health.entropy_share(entropy, _heads(self)[name].spec.prototypes)
+                terms[f"student_entropy/{name}"] = share
+        return total, {"total": total, **terms}
+
+    def _cross_entropy(self, name: str, student, tokens, targets: Targets):
+        """Of all crops of an image with all its targets, or of each masked patch with its own."""
+        head = _heads(self)[name]
+        assert targets.columns is not None
+        rows, columns = getattr(targets, name), targets.columns[name]
+        if name == "ibot":
+            tokens = tokens.reshape(-1, 1, tokens.shape[-1])
+            rows = jax.tree.map(lambda x: x.reshape(-1, 1, *x.shape[2:]), rows)
+        params, temperature = student[f"{name}_head"], self.losses.student_temperature
+        made = _bottleneck(head, params, tokens), _kernel(head, params)
+        return blocks.cross_entropy(*made, (rows, columns), temperature)
 
     def _total(self, terms, now, num_global: int, *, num_local: int):
         """The weighted sum: DINO terms by their number of crop pairs, KoLeo once per crop."""
@@ -263,33 +271,27 @@ class Objective:
         )
         if spec.per_image:
             return loss(_flat(student_BGPD), _flat(teacher_BGPD))
-        num_groups, width = views.masked_UM.shape[0], student_BGPD.shape[-1]
-        both = [x.reshape(num_groups, -1, width) for x in (student_BGPD, teacher_BGPD)]
-        if spec.tokens != "all":
-            chosen = views.masked_UM
-            if spec.tokens == "unmasked":
-                masks = views.masks_BGP.reshape(num_groups, -1)
-                num_unmasked = masks.shape[1] - chosen.shape[1]
-                chosen = jnp.argsort(masks, axis=1, stable=True)[:, :num_unmasked]
-            both = [jax.vmap(lambda x, i: x[i])(x, chosen) for x in both]
-        return jnp.mean(jax.vmap(loss)(*both))
+        both = (student_BGPD, teacher_BGPD)
+        masks = views.masks_BGP, views.masked_UM
+        return jnp.mean(jax.vmap(loss)(*by_group(both, *masks, tokens=spec.tokens)))
 
 
 def _features(backbone: Vit, params, crops_BGHWC) -> Features:
     return cast(Features, backbone.apply({"params": params}, [_flat(crops_BGHWC)])[0])
 
 
-def _logits(head: Head, params, tokens) -> jax.Array:
-    return cast(jax.Array, head.apply({"params": params}, tokens))
+def _heads(networks: Networks | Objective) -> dict[str, Head]:
+    return {"dino": networks.dino_head, "ibot": networks.ibot_head}
+
+
+def _bottleneck(head: Head, params, tokens) -> jax.Array:
+    return cast(jax.Array, head.apply({"params": params}, tokens, method=Head.bottleneck))
+
+
+def _kernel(head: Head, params) -> jax.Array:
+    return cast(jax.Array, head.apply({"params": params}, method=Head.kernel))
 
 
 def _flat(crops):
     """[B, G, ...] -> [(B G), ...]: one image's crops stay together."""
     return crops.reshape(-1, *crops.shape[2:])
-
-
-def _by_crop(cls_BGD, group_size: int):
-    """[B, G, D] -> [(U G), V, D]: neighbours are sought within one crop number of a group."""
-    num_images, num_global, width = cls_BGD.shape
-    per_group = cls_BGD.reshape(num_images // group_size, group_size, num_global, width)
-    return per_group.swapaxes(1, 2).reshape(-1, group_size, width)

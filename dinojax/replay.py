@@ -35,7 +35,7 @@ def replay(folder: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{folder} holds no step.json; name a folder RUN/autopsy/STEP.")
     seen = json.loads((folder / "step.json").read_text())
     config = configs.read(folder / "config.json")
-    layout = mesh.make(config.mesh.strategy, config.mesh.devices)
+    layout = mesh.from_section(config.mesh)
     programs = program.build_sizes(config, layout)
     draw = stages.SizeDraw(programs[0].seed, config.crops.more_rates)
     built = programs[draw(seen["step"] - 1)]
@@ -63,7 +63,7 @@ def _look(built: Program, state, batch, now):
         "crops": {"global": views.global_BGHWC, "local": views.local_BLHWC},
         "student weights": state.student,
         "ema weights": state.ema,
-        "targets": {"dino": targets.dino_BGK, "ibot": targets.ibot_UMK},
+        "targets": {"dino": targets.dino.log_v_BT, "ibot": targets.ibot.log_v_BT},
         "gradients": grads,
     }
     return terms, jax.tree.map(fine, looked_at)

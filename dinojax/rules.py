@@ -35,7 +35,7 @@ CHOICES: dict[str, tuple] = {
     "schedules.version": (1, 2),
     "precision.compute": ("bfloat16", "float32"),
     "precision.matmul": ("default", "highest"),
-    "mesh.strategy": ("dp", "fsdp"),
+    "mesh.strategy": ("dp", "fsdp", "hsdp", "fsdp_tp"),
     "knn.features": ("cls", "patches", "both"),
 }
 
@@ -54,7 +54,7 @@ OPTIONAL: dict[str, type] = {
     "losses.koleo_group": int,
     "optim.clip": float,
     **{f"{name}.cosine": int for name in SCHEDULES},
-    "mesh.devices": int,
+    **{f"mesh.{name}": int for name in ("devices", "replicas", "tensor")},
     "checkpoint.keep_every": int,
     "checkpoint.minutes": float,
     "knn.every": int,

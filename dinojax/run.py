@@ -115,7 +115,7 @@ class Run:
 
 def open_run(config: Config, directory: Path, source: Source) -> Run:
     """Programs, evaluation and checkpoints of a stage; nothing is computed yet."""
-    layout = mesh.make(config.mesh.strategy, config.mesh.devices)
+    layout = mesh.from_section(config.mesh)
     data, channels = config.data, config.image.channels
     sources = open_knn_sources(data, config.knn, channels=channels)
     programs = program.build_sizes(config, layout)

@@ -83,27 +83,30 @@ class Step:
             return self.objective.teacher_outputs(teacher, state.gram, part)
 
         whole = mesh.merge_batch(_map(outputs, parts, self.accumulate))
-        targets, centers = self.objective.assign(whole, state.centers, now)
+        targets, centers = self.objective.assign(teacher, whole, state.centers, now)
         seen = self.objective.teacher_health(whole, targets)
-        return mesh.split_batch(targets, self.accumulate), (centers, seen)
+        rows = mesh.split_batch(dataclasses.replace(targets, columns=None), self.accumulate)
+        return dataclasses.replace(rows, columns=targets.columns), (centers, seen)
 
     def gradients(self, student: dict, parts: Inputs, targets, now: dict):
         """Mean gradient and terms over the micro-batches, one in memory at a time."""
 
+        rows, columns = dataclasses.replace(targets, columns=None), targets.columns
+
         def gradient(part):
-            inputs, targets = part
+            inputs, rows = part
             grad = jax.grad(self.objective.loss, has_aux=True)
-            return grad(student, inputs, targets, now)
+            return grad(student, inputs, dataclasses.replace(rows, columns=columns), now)
 
         if self.accumulate == 1:
-            return _map(gradient, (parts, targets), 1, squeeze=True)
+            return _map(gradient, (parts, rows), 1, squeeze=True)
 
         def add(total, part):
             return jax.tree.map(jnp.add, total, gradient(part)), None
 
-        shapes = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], (parts, targets)))
+        shapes = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], (parts, rows)))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        total, _ = jax.lax.scan(add, zeros, (parts, targets))
+        total, _ = jax.lax.scan(add, zeros, (parts, rows))
         return jax.tree.map(lambda x: x / self.accumulate, total)
 
 

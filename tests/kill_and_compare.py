@@ -70,7 +70,7 @@ def draw(rng, count: int, num_steps: int) -> list[Point]:
     for number in range(count):
         phase = PHASES[number % len(PHASES)]
         step = rng.choice(steps[phase] if phase in steps else range(1, num_steps + 1))
-        sent = SIGNALS[number // len(PHASES) % 2]
+        sent = SIGNALS[number % 2]  # with an odd number of phases, each meets both
         points.append(Point(phase, int(step), float(rng.random()), sent))
     return points
 
@@ -210,11 +210,13 @@ def kill_and_compare(
 ) -> dict:
     """The row of results; `root` receives the runs, those that are equal are removed again."""
     rng = np.random.default_rng(seed)
-    killer = Killer(root, [*settings(num_steps), *extra])
+    given = [setting.split("=")[0] for setting in extra]
+    kept = [line for line in settings(num_steps) if line.split("=")[0] not in given]
+    killer = Killer(root, [*kept, *extra])
     for name in ("warm", "whole"):  # the first one may have to compile
         session = killer.session(root / name)
         if session.code != 0:
-            raise SystemExit(f"an undisturbed run ended with {session.code}:\n{session.told}")
+            raise RuntimeError(f"an undisturbed run ended with {session.code}:\n{session.told}")
     tally = Tally(num_points)  # the time left follows from what restarts take
     killer.measure(root / "whole", session)
     for line in differences(root / "warm", root / "whole", num_steps):

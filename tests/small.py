@@ -58,7 +58,8 @@ class Recorder(Step):
 
     def targets(self, state, parts, now, teacher=None):
         targets, centers = super().targets(state, parts, now, teacher)
-        self.seen["targets"] = mesh.merge_batch(targets)
+        rows = mesh.merge_batch(dataclasses.replace(targets, columns=None))
+        self.seen["targets"] = dataclasses.replace(rows, columns=targets.columns)
         return targets, centers
 
     def gradients(self, student, parts, targets, now):
@@ -82,7 +83,12 @@ class Compiled:
         """(next state, {"scalars", "targets", "grads"}); the state is donated."""
         with mesh.use(self.program.layout):
             state = numbers(self.program) if state is None else state
-            return self.step(state, images(self.program), self.program.now(STEP) | (now or {}))
+            now = self.program.now(STEP) | (now or {})
+            state, seen = self.step(state, images(self.program), now)
+        targets = jax.device_get(seen["targets"])
+        rows = {"dino": targets.dino, "ibot": targets.ibot}
+        whole = {name: dense(rows[name], columns) for name, columns in targets.columns.items()}
+        return state, seen | {"targets": whole}
 
 
 COLLECTIVE = re.compile(
@@ -106,7 +112,7 @@ def sides(shape) -> tuple[int, ...]:
 
 def compiled(config: Config) -> Compiled:
     """Everything a config makes, its step recording and compiled quickly."""
-    built = program.build(config, mesh.make(config.mesh.strategy, config.mesh.devices))
+    built = program.build(config, mesh.from_section(config.mesh))
     step = Recorder(**{f.name: getattr(built.step, f.name) for f in dataclasses.fields(Step)})
     with mesh.use(built.layout):
         inputs = built.abstract_inputs()
@@ -164,6 +170,12 @@ def same(got, want) -> bool:
     """Whether two trees are equal to the last bit."""
     pairs = zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
     return all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in pairs)
+
+
+def dense(rows, columns):
+    """Targets [B, T, K] from their factors."""
+    scores = rows.rows_BTZ @ columns.kernel_ZK / columns.temperature
+    return np.exp(scores + columns.log_u_K[None, None] + rows.log_v_BT[..., None])
 
 
 def flat_smoke() -> list[str]:

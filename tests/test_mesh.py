@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from dinojax import mesh
+from dinojax import axes, mesh
 
 DATA = ("replica", "fsdp")
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
@@ -30,6 +30,35 @@ def test_a_strategy_puts_all_devices_on_its_axis():
     assert mesh.make("fsdp", 4).mesh.shape == {"replica": 1, "fsdp": 4, "tensor": 1}
     some = mesh.make("fsdp", jax.devices()[2:5])
     assert list(some.mesh.devices.flat) == jax.devices()[2:5] and some.num_shards == 3
+
+
+@pytest.mark.parametrize(
+    "strategy,sizes,want",
+    [
+        ("hsdp", {}, (2, 4, 1)),
+        ("hsdp", {"replicas": 4}, (4, 2, 1)),
+        ("fsdp_tp", {}, (1, 1, 8)),
+        ("fsdp_tp", {"tensor": 2}, (1, 4, 2)),
+        ("fsdp_tp", {"replicas": 2, "tensor": 2}, (2, 2, 2)),
+    ],
+)
+def test_replicas_and_tensor_share_the_devices(strategy, sizes, want):
+    layout = mesh.make(strategy, **sizes)
+    assert tuple(layout.mesh.shape.values()) == want
+    assert layout.num_shards == 8, "every device has images of its own"
+
+
+def test_all_that_is_wrong_with_a_mesh_is_one_message():
+    with pytest.raises(ValueError) as error:
+        mesh.make("hsdp", replicas=3, tensor=2)
+    assert "mesh.replicas=3 does not divide the 8 devices there are; use one of {1, 2, 4, 8}" in (
+        str(error.value)
+    )
+    assert "mesh.tensor=2, but mesh.strategy=hsdp has no such axis; set it to None, or use " in (
+        str(error.value)
+    )
+    with pytest.raises(ValueError, match="mesh.tensor=8 does not divide the 4 devices left"):
+        mesh.make("fsdp_tp", replicas=2, tensor=8)
 
 
 def test_the_devices_of_a_host_stay_together(monkeypatch):
@@ -57,6 +86,9 @@ def test_impossible_meshes_are_refused():
         ("fsdp", ("depth", "width", "qkv", "heads", "head_width"), P(None, ("fsdp",))),
         ("fsdp", ("bottleneck", "prototype"), P(None, ("fsdp",))),
         ("fsdp", ("width", "hidden_out"), P(("fsdp",), None)),
+        ("hsdp", ("width", "mlp"), P(("fsdp",), None)),
+        ("fsdp_tp", (None, "prototype"), P(None, ("tensor", "fsdp"))),
+        ("fsdp_tp", ("image", "channel"), P(("replica", "fsdp", "tensor"), None)),
         ("fsdp", (None,), P(None)),
         ("dp", ("width", "mlp"), P(None, None)),
     ],
@@ -77,10 +109,10 @@ def test_unknown_names_and_collisions_are_refused():
 
 
 def test_every_row_of_the_table_uses_known_names():
-    for strategy, table in mesh.TABLE.items():
-        assert set(table) <= set(mesh.AXES)
-        assert {axis for axes in table.values() for axis in axes} <= set(mesh.DEVICE_AXES)
-        assert mesh.SPREAD[strategy] in mesh.DEVICE_AXES
+    for strategy, table in axes.TABLE.items():
+        assert set(table) <= set(axes.AXES)
+        assert {axis for row in table.values() for axis in row} <= set(axes.DEVICE_AXES)
+        assert axes.SPREAD[strategy] in axes.DEVICE_AXES
 
 
 def test_check_lists_every_violation_with_what_would_fit():
@@ -143,6 +175,7 @@ def test_everything_is_a_no_op_without_a_layout_and_on_one_device():
     x = jnp.asarray(rows((6, 3)))
     assert mesh.constrain(x, "image", "channel") is x
     assert mesh.per_group(lambda a, b: a + b, x, replicated=(1.0,)).shape == (6, 3)
+    assert mesh.gather(x, "width") is x
     with mesh.use(mesh.make("fsdp", 1)):
         assert mesh.active() is None
         assert mesh.constrain(x, "image", "channel") is x
@@ -276,11 +309,12 @@ def test_global_batch_keeps_the_order_of_rows():
         np.testing.assert_array_equal(shard.data, [2 * position, 2 * position + 1])
 
 
-@pytest.mark.parametrize("strategy", ["dp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["dp", "fsdp", "hsdp", "fsdp_tp"])
 def test_a_sharded_gradient_equals_that_of_one_device(strategy):
     x, kernel = rows((16, 8)), rows((8, 24), seed=1)
 
     def loss(kernel, x):
+        kernel = mesh.gather(kernel, "width", "mlp")
         return jnp.mean(jnp.tanh(mesh.constrain(x, "image", "channel") @ kernel) ** 2)
 
     want = jax.grad(loss)(kernel, x)
@@ -288,5 +322,23 @@ def test_a_sharded_gradient_equals_that_of_one_device(strategy):
     place = layout.sharding("width", "mlp")
     with mesh.use(layout):
         got = jax.jit(jax.grad(loss), out_shardings=place)(jax.device_put(kernel, place), x)
-    assert got.addressable_shards[0].data.shape == ((1, 24) if strategy == "fsdp" else (8, 24))
+    parts = {"dp": 1, "fsdp": 8, "hsdp": 4, "fsdp_tp": 8}[strategy]
+    assert got.addressable_shards[0].data.shape == (8 // parts, 24)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-7)
+
+
+def test_the_gradient_of_a_gathered_weight_is_held_where_it_is_stored():
+    """Without out_shardings: what a caller does with the gradient must not decide."""
+    layout = mesh.make("hsdp")
+    place = layout.sharding("width")
+
+    def grad(kernel, x):
+        loss = lambda kernel: jnp.sum(x @ mesh.gather(kernel, "width", None))  # noqa: E731
+        return jax.grad(loss)(kernel)
+
+    with mesh.use(layout):
+        args = (
+            jax.device_put(rows((8, 24)), place),
+            jax.device_put(rows((16, 8)), layout.sharding("image")),
+        )
+        assert jax.jit(grad)(*args).sharding.is_equivalent_to(place, 2)

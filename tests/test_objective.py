@@ -11,8 +11,8 @@ import pytest
 from dinojax import keys, mesh, program
 from dinojax.augment.masks import mask_counts
 from dinojax.augment.views import Views
-from dinojax.losses.koleo import koleo_loss
-from dinojax.objective import Inputs, Objective, _by_crop
+from dinojax.losses.koleo import by_crop, koleo_loss
+from dinojax.objective import Inputs, Objective
 from tests import small
 
 B, V, SIDE = 8, 4, 32  # images, images of a group, pixels of a global crop
@@ -57,7 +57,7 @@ def at():
 
     def teacher(ema, gram, inputs, now):
         outputs = objective.teacher_outputs(ema, gram, inputs)
-        return outputs, objective.assign(outputs, {}, now)[0]
+        return outputs, objective.assign(ema, outputs, {}, now)[0]
 
     def student(params, inputs, targets, now):
         return objective.loss(params, inputs, targets, now)[1]
@@ -109,16 +109,22 @@ HEADS = ("dino_head", "ibot_head")
 
 def test_targets_are_distributions_over_the_whole_batch(at):
     outputs, targets = at.teacher(at.state.ema, at.state.gram, at.inputs, NOW)
-    assert targets.dino_BGK.shape == (B, 2, K)
-    assert targets.ibot_UMK.shape == (*at.inputs.views.masked_UM.shape, K)
-    for found in (targets.dino_BGK, targets.ibot_UMK):
+    columns = jax.device_get(targets.columns)
+    dino, ibot = (
+        small.dense(jax.device_get(rows), columns[name])
+        for name, rows in (("dino", targets.dino), ("ibot", targets.ibot))
+    )
+    assert dino.shape == (B, 2, K)
+    assert ibot.shape == (*at.inputs.views.masked_UM.shape, K)
+    for found in (dino, ibot):
         np.testing.assert_allclose(np.sum(found, axis=-1), 1.0, rtol=1e-5)
-    logits = np.asarray(outputs.dino_BGK, np.float64).reshape(2 * B, K)
+    logits = np.asarray(outputs.dino_BGZ, np.float64) @ columns["dino"].kernel_ZK
+    logits = logits.reshape(2 * B, K)
     plan = np.exp(logits / NOW["teacher_temperature"])
     for _ in range(3):
         plan /= plan.sum(axis=0)
         plan /= plan.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(targets.dino_BGK.reshape(2 * B, K), plan, atol=1e-5)
+    np.testing.assert_allclose(dino.reshape(2 * B, K), plan, atol=1e-5)
 
 
 def test_the_total_is_the_weighted_sum_of_its_terms(at):
@@ -144,7 +150,7 @@ def test_pixels_under_a_mask_reach_the_teacher_but_not_the_student(at):
     saw, _ = at.teacher(at.state.ema, at.state.gram, changed, NOW)
     assert small.same(terms(at, inputs=changed, targets=targets), terms(at, targets=targets))
     masked_crops = views.masks_BGP.any(axis=2)
-    moved = np.abs(saw.dino_BGK - outputs.dino_BGK).max(axis=2) > 1e-4
+    moved = np.abs(saw.dino_BGZ - outputs.dino_BGZ).max(axis=2) > 1e-4
     np.testing.assert_array_equal(moved, masked_crops)
     shown = with_views(at, global_BGHWC=np.where(hidden, views.global_BGHWC, 9.0))
     assert not small.same(terms(at, inputs=shown, targets=targets), terms(at, targets=targets))
@@ -153,7 +159,7 @@ def test_pixels_under_a_mask_reach_the_teacher_but_not_the_student(at):
 def test_ibot_reads_the_masked_patches_of_each_group(at):
     """Targets in another order fit other patches, so the loss changes; DINO does not care."""
     _, targets = at.teacher(at.state.ema, at.state.gram, at.inputs, NOW)
-    swapped = dataclasses.replace(targets, ibot_UMK=targets.ibot_UMK[::-1])
+    swapped = dataclasses.replace(targets, ibot=jax.tree.map(lambda x: x[::-1], targets.ibot))
     got, plain = terms(at, targets=swapped), terms(at, targets=targets)
     assert abs(got["ibot"] - plain["ibot"]) > 1e-5
     assert got["dino_global"] == plain["dino_global"]
@@ -174,7 +180,7 @@ def test_an_anchor_equal_to_the_student_has_no_gram_loss(at):
 def test_nothing_flows_back_into_targets_or_anchor(at):
     def total(ema, gram):
         outputs = at.objective.teacher_outputs(ema, gram, at.inputs)
-        targets, _ = at.objective.assign(outputs, {}, NOW)
+        targets, _ = at.objective.assign(at.state.ema, outputs, {}, NOW)
         return at.objective.loss(at.state.student, at.inputs, targets, NOW)[0]
 
     gradient = jax.jit(jax.grad(total, argnums=(0, 1))).lower(at.state.ema, at.state.gram)
@@ -186,7 +192,7 @@ def test_neighbours_are_sought_among_the_same_crop_of_a_group():
     cls_BGD = np.random.default_rng(0).normal(size=(8, 2, 5)).astype(np.float32)
 
     def koleo(order):
-        return float(koleo_loss(_by_crop(jnp.asarray(cls_BGD[order]), 4)))
+        return float(koleo_loss(by_crop(jnp.asarray(cls_BGD[order]), 4)))
 
     plain = koleo(range(8))
     within = koleo([2, 0, 3, 1, 5, 4, 7, 6])

@@ -1,4 +1,7 @@
-"""Prototype cross-entropy between crops of one image. DINO, arXiv:2104.14294, eq. 3."""
+"""Prototype cross-entropy between crops of one image. DINO, arXiv:2104.14294, eq. 3.
+
+`dino_loss` is the definition; training takes the cross-entropies from blocks.py.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +23,6 @@ def dino_loss(
 
     Raises ValueError when no pair is left.
     """
-    S, T = logits_BSK.shape[1], targets_BTK.shape[1]
-    pairs_ST = 1.0 - np.eye(S, T) if skip_same_crop else np.ones((S, T))
-    if not pairs_ST.sum():
-        raise ValueError(
-            f"losses.skip_same_crop=True leaves no pair of {S} student and {T} teacher crops;"
-            " set it to False."
-        )
     scores_BSK = logits_BSK.astype(jnp.promote_types(logits_BSK.dtype, jnp.float32))
     scores_BSK = scores_BSK / jnp.asarray(temperature, scores_BSK.dtype)
     targets_BTK = jax.lax.stop_gradient(targets_BTK).astype(scores_BSK.dtype)
@@ -34,5 +30,20 @@ def dino_loss(
     # sum_k t (s - logsumexp s), without writing log-probabilities to memory.
     cross_BST = jnp.einsum("bsk,btk->bst", scores_BSK, targets_BTK, precision="highest")
     norm_BST = logsumexp(scores_BSK, axis=-1)[:, :, None] * jnp.sum(targets_BTK, axis=-1)[:, None]
-    loss_ST = jnp.mean(norm_BST - cross_BST, axis=0)
+    return pair_mean(norm_BST - cross_BST, skip_same_crop=skip_same_crop)
+
+
+def pair_mean(loss_BST: jax.Array, *, skip_same_crop: bool = False) -> jax.Array:
+    """Mean over images and pairs of crops, without those s == t if they are skipped.
+
+    Raises ValueError when no pair is left.
+    """
+    S, T = loss_BST.shape[1:]
+    pairs_ST = 1.0 - np.eye(S, T) if skip_same_crop else np.ones((S, T))
+    if not pairs_ST.sum():
+        raise ValueError(
+            f"losses.skip_same_crop=True leaves no pair of {S} student and {T} teacher crops;"
+            " set it to False."
+        )
+    loss_ST = jnp.mean(loss_BST, axis=0)
     return jnp.sum(loss_ST * jnp.asarray(pairs_ST / pairs_ST.sum(), loss_ST.dtype))

@@ -78,3 +78,17 @@ def resize_patches(
     grid_BHWD = patches_BPD.reshape(B, side_in, side_in, D)
     resized = interpolate.resize(grid_BHWD, (side, side), method=method, antialias=antialias)
     return resized.reshape(B, side * side, D)
+
+
+def by_group(pair, masks_BGP, masked_UM, *, tokens: str):
+    """A pair of patches [B, G, P, D] as [U, N, D]: of each group all, masked or unmasked ones."""
+    num_groups, width = masked_UM.shape[0], pair[0].shape[-1]
+    pair = [x.reshape(num_groups, -1, width) for x in pair]
+    if tokens == "all":
+        return pair
+    chosen = masked_UM
+    if tokens == "unmasked":
+        masks_UN = masks_BGP.reshape(num_groups, -1)
+        num_unmasked = masks_UN.shape[1] - chosen.shape[1]
+        chosen = jnp.argsort(masks_UN, axis=1, stable=True)[:, :num_unmasked]
+    return [jax.vmap(lambda x, i: x[i])(x, chosen) for x in pair]

@@ -1,4 +1,7 @@
-"""Prototype cross-entropy at masked patches. iBOT, arXiv:2111.07832, eq. 2."""
+"""Prototype cross-entropy at masked patches. iBOT, arXiv:2111.07832, eq. 2.
+
+`ibot_loss` is the definition; training takes the cross-entropies from blocks.py.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -22,4 +25,9 @@ def ibot_loss(
     scores_MK = logits_MK / jnp.asarray(temperature, logits_MK.dtype)
     targets_MK = jax.lax.stop_gradient(targets_MK).astype(logits_MK.dtype)
     loss_M = -jnp.sum(targets_MK * jax.nn.log_softmax(scores_MK, axis=-1), axis=-1)
+    return weighted_mean(loss_M, weights_M, num_crops=num_crops)
+
+
+def weighted_mean(loss_M: jax.Array, weights_M: jax.Array, *, num_crops: int) -> jax.Array:
+    """Sum of weight * loss, divided by num_crops."""
     return jnp.sum(loss_M * weights_M.astype(loss_M.dtype)) / num_crops

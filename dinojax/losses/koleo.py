@@ -40,3 +40,10 @@ def koleo_loss(cls_UVD: jax.Array, *, num_neighbors: int = 1) -> jax.Array:
     difference_UVnD = unit_UVD[:, :, None, :] - take(unit_UVD, nearest_UVn) + EPS
     distance_UVn = jnp.sqrt(jnp.maximum(jnp.sum(difference_UVnD**2, axis=-1), 1e-30))
     return -jnp.mean(jnp.log(distance_UVn + EPS))
+
+
+def by_crop(cls_BGD: jax.Array, group_size: int) -> jax.Array:
+    """[B, G, D] -> [(U G), V, D]: neighbours are sought within one crop number of a group."""
+    num_images, num_global, width = cls_BGD.shape
+    per_group = cls_BGD.reshape(num_images // group_size, group_size, num_global, width)
+    return per_group.swapaxes(1, 2).reshape(-1, group_size, width)

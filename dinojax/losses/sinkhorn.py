@@ -1,6 +1,7 @@
 """Targets from teacher logits: Sinkhorn-Knopp (SwAV, arXiv:2006.09882) or softmax with a centre.
 
-Inside jit arrays are global, so every sum below is already over all devices.
+The definitions of targets; training makes them in blocks.py without storing them. Inside jit arrays
+are global, so every sum below is already over all devices.
 """
 
 import jax

@@ -4,18 +4,30 @@ Crop sets (global, local) go through each block together, so that its weights ar
 """
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import unfreeze
 
+from dinojax import mesh
 from dinojax.models import rope as rope_lib
 from dinojax.models.attention import attention
-from dinojax.models.layers import Ffn, Linear, Norm, ffn_width, named
+from dinojax.models.layers import Ffn, Linear, Named, Norm, ffn_width, named
+
+
+def _all_but_gathered(primitive, *_, **params) -> bool:
+    """Whatever is not a weight just gathered: all of them at once would be the whole network."""
+    names = {primitive.name}
+    if "call_jaxpr" in params:  # mesh.gather has its own derivative
+        names |= {equation.primitive.name for equation in params["call_jaxpr"].jaxpr.eqns}
+    return "sharding_constraint" not in names
+
 
 # name -> what the backward pass keeps of a block: everything, matrix products, or only its input
 REMAT = {
-    "none": None,
+    "none": _all_but_gathered,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
@@ -58,6 +70,28 @@ class VitSpec:
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches; what is left over at the right and bottom is not seen."""
         return height // self.patch_size, width // self.patch_size
+
+
+@functools.cache
+def block_axes(spec: VitSpec):
+    """The names of the axes of every parameter of a block."""
+    tokens = jnp.zeros((1, 2, spec.width), spec.dtype)
+    init = lambda key: Block(spec, parent=None).init(key, [tokens], [None], [None])  # noqa: E731
+    with mesh.off():
+        boxes = jax.eval_shape(init, jax.random.key(0))["params"]
+    return jax.tree.map(lambda box: box.names, boxes, is_leaf=lambda leaf: isinstance(leaf, Named))
+
+
+def gather_block(params, spec: VitSpec):
+    """Stored parameters of a block -> those it computes with, once for all crop sets.
+
+    Sharded ones travel in the dtype of computation, in which they are used.
+    """
+
+    def gather(x, names):
+        return mesh.gather(x.astype(spec.dtype), *names) if any(names) else x
+
+    return jax.tree.map(gather, unfreeze(params), block_axes(spec))
 
 
 def _repeat(tables_UPE, count: int):

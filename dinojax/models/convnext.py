@@ -232,8 +232,7 @@ class ConvNext(nn.Module):
             ]
             return [mesh.constrain(x, "image", None, None, None) for x in sets], None
 
-        if REMAT[spec.remat] is not None:
-            body = jax.checkpoint(body, policy=REMAT[spec.remat], prevent_cse=False)
+        body = jax.checkpoint(body, policy=REMAT[spec.remat], prevent_cse=False)
         sets = [mesh.constrain(self.downsamples[stage](x), "image", None, None, None) for x in sets]
         return jax.lax.scan(body, sets, (nn.meta.unbox(self.stages[stage]), factors))[0]
 

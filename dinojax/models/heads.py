@@ -27,7 +27,8 @@ class HeadSpec:
 class Head(nn.Module):
     """MLP with exact GELU -> unit-length bottleneck [..., Z] -> logits [..., K], no final bias.
 
-    The two halves can be called alone (`method=Head.bottleneck`, `method=Head.logits`).
+    The two halves can be called alone (`method=Head.bottleneck`, `method=Head.logits`), and
+    `method=Head.kernel` gives the prototypes.
     `prototype_norm`: `none` is DINOv3; `unit` divides each prototype by its length; `weight_norm`
     also multiplies it by a learned one, as DINOv2 does.
     """
@@ -43,6 +44,7 @@ class Head(nn.Module):
                 ("width" if i == 0 else "hidden", None),
                 spec.dtype,
                 bias=spec.bias,
+                gather=True,
                 name=f"layer{i}",
             )
             for i in range(spec.num_layers)
@@ -62,16 +64,20 @@ class Head(nn.Module):
 
     def logits(self, bottleneck: jax.Array) -> jax.Array:
         """unit vectors [..., Z] -> logits [..., K]."""
-        return self.prototypes(bottleneck)
+        return _with_images(bottleneck @ self.prototypes())
+
+    def kernel(self) -> jax.Array:
+        """The prototypes [Z, K] whose products with unit vectors are logits."""
+        return self.prototypes()
 
 
 class Prototypes(nn.Module):
-    """The last layer: a kernel [Z, K] without bias."""
+    """The last layer, without bias: its kernel [Z, K] in the dtype of computation."""
 
     spec: HeadSpec
 
     @nn.compact
-    def __call__(self, bottleneck: jax.Array) -> jax.Array:
+    def __call__(self) -> jax.Array:
         spec = self.spec
         init = normal(0.02)
         if spec.prototype_norm == "weight_norm":
@@ -85,7 +91,7 @@ class Prototypes(nn.Module):
         if spec.prototype_norm == "weight_norm":
             scale = self.param("scale", named(nn.initializers.ones, ["prototype"]), shape[1:])
             kernel = kernel * wide(scale)[None, :]
-        return _with_images(bottleneck @ kernel.astype(spec.dtype))
+        return kernel.astype(spec.dtype)
 
 
 def _with_images(x: jax.Array) -> jax.Array:

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from dinojax import mesh
+
 # name -> (subtract the mean, epsilon)
 NORMS = {
     "layernorm": (True, 1e-6),
@@ -108,6 +110,7 @@ class Linear(nn.Module):
     """Contracts the last `num_in` axes of x with the first ones of a kernel of any rank.
 
     axes: a name per kernel axis. bias_mask: constant factor on the bias, of the bias's shape.
+    gather: the kernel is as it is stored; off where the caller has gathered it (blocks of a scan).
     """
 
     shape: tuple[int, ...]
@@ -117,11 +120,13 @@ class Linear(nn.Module):
     bias: bool = True
     bias_mask: Callable[[], jax.Array] | None = None
     init: Callable = normal(0.02)
+    gather: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", named(self.init, self.axes), self.shape)
-        y = jnp.tensordot(x.astype(self.dtype), kernel.astype(self.dtype), axes=self.num_in)
+        kernel = self.param("kernel", named(self.init, self.axes), self.shape).astype(self.dtype)
+        kernel = mesh.gather(kernel, *self.axes) if self.gather else kernel
+        y = jnp.tensordot(x.astype(self.dtype), kernel, axes=self.num_in)
         if self.bias:
             shape = self.shape[self.num_in :]
             bias = self.param("bias", named(nn.initializers.zeros, [None] * len(shape)), shape)

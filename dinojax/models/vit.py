@@ -19,7 +19,7 @@ from flax import struct
 from dinojax import mesh
 from dinojax.models import positions
 from dinojax.models import rope as rope_lib
-from dinojax.models.block import REMAT, Block, VitSpec
+from dinojax.models.block import REMAT, Block, VitSpec, gather_block
 from dinojax.models.layers import Norm, named, normal
 
 
@@ -81,12 +81,13 @@ class PatchEmbed(nn.Module):
             return jax.random.uniform(key, shape, dtype, -bound, bound)
 
         shape = (size, size, spec.channels, spec.width)
-        kernel = self.param("kernel", named(uniform, (None, None, None, "width")), shape)
+        axes = (None, None, None, "width")
+        kernel = self.param("kernel", named(uniform, axes), shape).astype(spec.dtype)
         bias = self.param("bias", named(uniform, [None]), (spec.width,))
         rows, columns = spec.grid(*crops_BHWC.shape[1:3])
         x = crops_BHWC[:, : rows * size, : columns * size].astype(spec.dtype)
         x = x.reshape(-1, rows, size, columns, size, spec.channels).swapaxes(2, 3)
-        x_BPD = jnp.tensordot(x, kernel.astype(spec.dtype), axes=3)
+        x_BPD = jnp.tensordot(x, mesh.gather(kernel, *axes), axes=3)
         x_BPD = x_BPD.reshape(-1, rows * columns, spec.width)
         return x_BPD + bias.astype(spec.dtype)[None, None, :]
 
@@ -203,13 +204,13 @@ class Vit(nn.Module):
 
         def body(sets, inputs):
             params, draws = inputs
+            params = gather_block(params, spec)
             tables = tables_of(draws)
             subsets = [draw.subsets for draw in draws]
             sets = Block(spec, parent=None).apply({"params": params}, sets, tables, subsets)
             return [mesh.constrain(x, "image", None, None) for x in sets], None
 
-        if REMAT[spec.remat] is not None:
-            body = jax.checkpoint(body, policy=REMAT[spec.remat], prevent_cse=False)
+        body = jax.checkpoint(body, policy=REMAT[spec.remat], prevent_cse=False)
         part = jax.tree.map(lambda leaf: leaf[first:stop], (nn.meta.unbox(self.blocks), draws))
         return jax.lax.scan(body, sets, part)[0]
 

@@ -1,5 +1,6 @@
 """Replay of recorded training trajectories through our own step."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from dinojax.objective import GramSpec, Inputs, LossSpec, Networks, Objective
 from dinojax.state import State
 from dinojax.step import Step
 from dinojax.weights import meta
+from tests import small
 from tests.replays.networks import DTYPES, params_of, vit_spec
 from tests.replays.record import FLOAT32_RELATIVE, TINY, Check, Record, Skip
 
@@ -311,17 +313,24 @@ def _first_step(run: Trajectory, state: State, teacher: dict) -> Iterator[Check 
     step, inputs, now = run.step, run.step_inputs(0), run.now(0)
     parts = jax.tree.map(lambda x: x[None], inputs)
     outputs = jax.jit(step.objective.teacher_outputs)(teacher, state.gram, inputs)
-    targets, _ = step.objective.assign(outputs, {}, now)
+    targets, _ = step.objective.assign(teacher, outputs, {}, now)
     if run.record.under("grad1/"):
-        split = jax.tree.map(lambda x: x[None], targets)
+        rows = jax.tree.map(lambda x: x[None], dataclasses.replace(targets, columns=None))
+        split = dataclasses.replace(rows, columns=targets.columns)
         grads, _ = jax.jit(step.gradients)(state.student, parts, split, now)
         yield from _tensors(run, "grad1/", grads)
     if not run.record.under("inter/"):
         return
     found = {
-        "teacher_global/cls_after_head": _crop_first(outputs.dino_BGK),
-        "teacher_global/cls_centered": _crop_first(targets.dino_BGK),
-        "teacher_global/masked_patch_centered": _patch_order(run, targets.ibot_UMK[0]),
+        "teacher_global/cls_after_head": _crop_first(
+            outputs.dino_BGZ @ targets.columns["dino"].kernel_ZK
+        ),
+        "teacher_global/cls_centered": _crop_first(
+            small.dense(targets.dino, targets.columns["dino"])
+        ),
+        "teacher_global/masked_patch_centered": _patch_order(
+            run, small.dense(targets.ibot, targets.columns["ibot"])[0]
+        ),
     }
     found |= jax.jit(lambda *both: _features(run, *both, inputs))(state.student, teacher)
     if outputs.gram_BGPD is not None:

@@ -1,0 +1,65 @@
+"""Weak scaling from plans: the same images on every device, more and more devices.
+
+    python -m benchmarks.scaling --config vitl16_in1k --images 64 --strategy hsdp
+    python -m benchmarks.scaling --config vit7b16 --images 16 --kind h100 --set model.remat=full
+
+A JSON line per number of devices. value: modelled images per second and device, uncalibrated;
+baseline: that of the fewest devices; bytes, FLOPs and peak are the compiler's and the trace's.
+"""
+
+import argparse
+
+from benchmarks.rows import row
+from dinojax import axes, cli_plan, plan_report
+from dinojax.config import ConfigError
+from dinojax.plan_targets import GIB, replaced
+
+# Kind -> machines of 8 to 4,096 chips, or to the largest there is.
+SIZES = {
+    "v5p": ("2x2x2", "2x4x4", "4x4x8", "8x8x8", "8x16x16", "16x16x16"),
+    "v6e": ("2x4", "4x8", "8x16", "16x16"),
+    "tpu7x": ("2x2x2", "2x4x4", "4x4x8", "8x8x8", "8x8x16"),
+    "h100": ("1x8", "4x8", "16x8", "64x8", "256x8", "512x8"),
+    "h200": ("1x8", "4x8", "16x8", "64x8", "256x8", "512x8"),
+    "b200": ("1x8", "4x8", "16x8", "64x8", "256x8", "512x8"),
+    "cpu": ("8", "16", "32"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default="tiny", help="a recipe file, or a packaged name")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--kind", default="v5p", choices=SIZES)
+    parser.add_argument("--images", type=int, default=16, help="on each device")
+    parser.add_argument("--strategy", default="hsdp", choices=axes.TABLE)
+    args = parser.parse_args()
+    first = None
+    for sizes in SIZES[args.kind]:
+        target = f"{args.kind}:{sizes}"
+        overrides = replaced(args.set, [f"mesh.strategy={args.strategy}"])
+        try:
+            found = cli_plan.one(args.config, target, overrides, images=args.images)
+        except ConfigError as error:
+            row(name="scaling", config=vars(args), value=None, unit="refused", why=str(error))
+            continue
+        plan = plan_report.complete(found)
+        devices = plan["devices"]
+        rate = plan["modelled"]["images_per_second"] / devices if "memory" in plan else None
+        first = rate if first is None else first
+        row(
+            name="scaling",
+            config={**vars(args), "target": target, "devices": devices},
+            value=rate,
+            unit="modelled images/s/device, uncalibrated",
+            baseline=first,
+            ratio=round(rate / first, 3) if rate and first else None,
+            fits=plan["fits"],
+            peak_gib=round(plan["memory"]["peak"] / GIB, 2) if "memory" in plan else None,
+            flops_per_device=plan["flops"] / devices,
+            wire=plan_report.wire_by_kind(plan),
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Recipes x targets x strategies in one table, from plans; and against a committed table.
+
+    python -m benchmarks.sharding --recipes tiny --targets cpu:8
+    python -m benchmarks.sharding --recipes vitl16_in1k --targets h100:4x8 v5p:2x4x4 --markdown
+    python -m benchmarks.sharding --check benchmarks/baselines/sharding.json
+
+A JSON line per plan, each as `dinojax plan --json` gives it; --markdown prints a table instead. A
+step that does not fit and a mesh that cannot be are rows too. --check plans the rows of a table of
+--save again and fails if FLOPs, peak or bytes of any kind of collective grew by more than 2 %, or
+shrank by more, which wants a new table.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from dinojax import axes, cli_plan, plan_report
+from dinojax.config import ConfigError
+from dinojax.plan_targets import replaced
+
+TOLERANCE = 0.02
+
+
+def plan(recipe: str, target: str, overrides: list[str]) -> dict:
+    """A plan, or why there is none. mesh.strategy is one of the overrides."""
+    try:
+        return plan_report.complete(cli_plan.one(recipe, target, overrides))
+    except ConfigError as error:
+        strategy = next(x.partition("=")[2] for x in overrides if x.startswith("mesh.strategy="))
+        return {"recipe": recipe, "target": target, "strategy": strategy, "error": str(error)}
+
+
+def measures(plan: dict) -> dict[str, float]:
+    """What is compared: no seconds, because those of a plan are a model's."""
+    found = {"flops": plan["flops"], "peak": plan.get("memory", {}).get("peak", 0)}
+    wire = plan_report.wire_by_kind(plan)
+    return found | {f"wire {kind}": wire[kind] for kind in sorted(wire)}
+
+
+def differences(now: dict, before: dict) -> list[str]:
+    """What a plan has changed by more than TOLERANCE, in words."""
+    ours, theirs = measures(now), before["measures"]
+    return [
+        f"{before['recipe']} {before['target']} {before['strategy']}: {name} was "
+        f"{theirs.get(name, 0):.6g}, is {ours.get(name, 0):.6g}"
+        for name in sorted({*ours, *theirs})
+        if abs(ours.get(name, 0) - theirs.get(name, 0)) > TOLERANCE * theirs.get(name, 0)
+    ]
+
+
+def kept(plan: dict) -> dict:
+    """A row of a committed table: what was asked, what is compared, and with which compiler."""
+    asked = {key: plan[key] for key in ("recipe", "target", "strategy", "overrides", "versions")}
+    return {**asked, "measures": measures(plan)}
+
+
+def check(path: Path) -> int:
+    """Plan the rows of a table again; the number of differences, each told."""
+    told: list[str] = []
+    for row in json.loads(path.read_text()):
+        told += differences(plan(row["recipe"], row["target"], row["overrides"]), row)
+    print("\n".join(told) or f"{path}: nothing changed")
+    return len(told)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipes", nargs="+", default=["tiny"])
+    parser.add_argument("--targets", nargs="+", default=["cpu:8"])
+    parser.add_argument("--strategies", nargs="+", default=list(axes.TABLE), choices=axes.TABLE)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--markdown", action="store_true", help="a table in place of JSON lines")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="keep what --check compares")
+    parser.add_argument("--check", type=Path, metavar="FILE", help="a table of --save")
+    args = parser.parse_args()
+    if args.check:
+        sys.exit(bool(check(args.check)))
+    plans = []
+    for recipe in args.recipes:
+        for target in args.targets:
+            for strategy in args.strategies:
+                plans.append(
+                    plan(recipe, target, replaced(args.set, [f"mesh.strategy={strategy}"]))
+                )
+                if not args.markdown:
+                    print(json.dumps(plans[-1]), flush=True)
+    if args.markdown:
+        print(plan_report.summary(plans))
+    if args.save:
+        rows = [kept(found) for found in plans if "error" not in found]
+        args.save.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""Commands that look ahead, `dinojax plan` and `dinojax shard report`; a process per compile."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from dinojax import axes, plan_report, plan_targets
+from dinojax import config as configs
+from dinojax.config import ConfigError
+from dinojax.plan_targets import replaced
+
+PLAN = """\
+With --words: what every stage of a recipe will do, in sentences; nothing is run. It tells what a
+stage starts from, crops, losses and when they switch on, anchors, learning rates after scaling,
+and how low the losses can fall.
+
+With --config and --target: what a step needs on a machine you do not have: memory, FLOPs, bytes
+between devices, and a modelled time. The compiler of the target runs here; TPU and GPU targets
+need the extra `plan`.
+
+targets: v5e:4x4 v5p:4x8x8 v6e:16x16 tpu7x:4x4x8 (chips) h100:32x8 h200:4x8 b200:1x8 (machines x
+GPUs) cpu:8 (devices)
+
+examples:
+  dinojax plan --words configs/vit7b16.py
+  dinojax plan --words vitl16_in1k --set batch_size=256 --images 1281167
+  dinojax plan --config tiny --target cpu:8 --strategy all
+  dinojax plan --config vitl16_in1k --target h100:4x8
+  dinojax plan --config vit7b16 --target v5p:4x8x8 --strategy fsdp --set model.remat=full
+  dinojax plan --config vit7b16 --stage gram --target v5p:4x8x8 --set model.remat=full
+"""
+SHARD = """\
+Where every parameter lives: its axes, its sharding and its bytes on one device. Large ones that
+are whole on every device are marked. Nothing is compiled.
+
+examples:
+  dinojax shard report --config vitl16_in1k --devices 8
+  dinojax shard report --config vit7b16 --devices 256 --set mesh.strategy=hsdp
+"""
+# Changes tried when a step does not fit, cheapest first, with what they cost.
+CHANGES = (
+    ("mesh.strategy=fsdp",),  # more bytes between devices
+    ("model.remat=dots",),  # some of the forward pass again
+    ("model.remat=full",),  # all of the forward pass again
+    ("accumulate=2",),  # weights gathered twice
+    ("mesh.strategy=fsdp", "model.remat=full"),
+    ("mesh.strategy=fsdp", "model.remat=full", "accumulate=2"),
+    ("mesh.strategy=fsdp", "model.remat=full", "accumulate=4"),
+)
+ENOUGH = 3  # changes that fit
+
+
+def add(commands, command, program, set_option) -> None:
+    """`plan` under the given commands; the others are helpers of cli.py."""
+
+    def run_either(args: argparse.Namespace) -> None:
+        if args.words is None:
+            run(args)
+        else:
+            program("plan --words")(args.words, args.set, args.images)
+
+    plan = command(
+        commands, "plan", "what a recipe will do, and what it will take", PLAN, run_either
+    )
+    options(plan, set_option)
+
+
+def add_shard(commands, command, config_options) -> None:
+    """`report` under `dinojax shard`."""
+    report = command(commands, "report", "where every parameter lives", SHARD, shard_report)
+    config_options(report, required=True)
+    report.add_argument("--devices", type=int, metavar="N", help="default: mesh.devices or 1")
+    report.add_argument("--json", action="store_true", help="a JSON list, for programs")
+
+
+def shard_report(args: argparse.Namespace) -> None:
+    """Print where the student's parameters live. Raises ValueError if they cannot be sharded."""
+    config = configs.load(args.config, args.set)
+    number = args.devices or config.mesh.devices or 1
+    target = f"cpu:{number}"
+    rows = _process("dinojax.plan_shards", target, {"recipe": args.config, "overrides": args.set})
+    print(json.dumps(rows, indent=1) if args.json else plan_report.shards(rows, number))
+
+
+def options(parser: argparse.ArgumentParser, set_option) -> None:
+    """What `plan` takes."""
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--words", metavar="RECIPE", help="say it in words: a recipe, file or name")
+    what.add_argument("--config", metavar="RECIPE", help="compile it for --target")
+    set_option(parser)
+    parser.add_argument("--images", type=int, metavar="N", help="in the data, to tell epochs")
+    parser.add_argument("--target", metavar="KIND:SIZES", help="see above")
+    parser.add_argument("--stage", metavar="NAME", help="of the recipe; default: its first")
+    parser.add_argument(
+        "--strategy",
+        metavar="NAME",
+        help=f"{', '.join(axes.TABLE)} or all; default: mesh.strategy of the recipe",
+    )
+    parser.add_argument(
+        "--images-per-device", type=int, metavar="N", help="in place of the recipe's batch"
+    )
+    parser.add_argument("--price", type=float, metavar="P", help="of a device hour, any currency")
+    parser.add_argument("--no-changes", action="store_true", help="seek none if it does not fit")
+    parser.add_argument("--timeout", type=int, default=3600, help="seconds for each compile")
+    parser.add_argument("--json", action="store_true", help="a JSON list, for programs")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Plan and print. Raises ValueError for a target, strategy or recipe that cannot be."""
+    if args.target is None:
+        raise ConfigError("--config is planned for a --target, such as cpu:8 or v5p:4x8x8.")
+    if args.images is not None:
+        raise ConfigError("--images goes with --words; of a step it is --images-per-device.")
+    target = plan_targets.parse(args.target)
+    plan_targets.check_compiler(target)
+    configs.load(args.config, args.set, stage=args.stage)  # what is wrong, before any compiling
+    strategies = _strategies(args.strategy)
+    plans = [
+        _plan(args, replaced(args.set, strategy), strategy, alone=len(strategies) == 1)
+        for strategy in strategies
+    ]
+    if args.json:
+        print(json.dumps(plans, indent=1))
+        return
+    for plan in plans:
+        if "error" not in plan:
+            print(plan_report.details(plan) + "\n")
+    print(plan_report.summary(plans))
+
+
+def _strategies(asked: str | None) -> list[list[str]]:
+    if asked is None:
+        return [[]]
+    if asked not in (*axes.TABLE, "all"):
+        raise ConfigError(f"--strategy {asked!r} is not one of {', '.join(axes.TABLE)}, all.")
+    return [[f"mesh.strategy={name}"] for name in (axes.TABLE if asked == "all" else [asked])]
+
+
+def _plan(args, overrides: list[str], strategy: list[str], *, alone: bool) -> dict:
+    try:
+        found = _one(args, overrides)
+    except ConfigError as error:
+        if alone:
+            raise
+        name = strategy[0].partition("=")[2]
+        return {"target": args.target, "strategy": name, "error": str(error)}
+    plan = plan_report.complete(found, args.price)
+    if not plan["fits"] and not args.no_changes:
+        plan["changes"] = list(_changes(args, overrides))
+    return plan
+
+
+def _changes(args, overrides: list[str]) -> Iterator[dict]:
+    """The first changes that fit, by modelled time."""
+    fitting: list[dict] = []
+    for change in CHANGES:
+        try:
+            found = _one(args, replaced(overrides, change))
+        except ConfigError:
+            continue  # accumulate does not divide, or the recipe excludes it
+        if found["fits"]:
+            fitting.append(plan_report.complete({**found, "overrides": list(change)}, args.price))
+        if len(fitting) == ENOUGH:
+            break
+    yield from sorted(fitting, key=lambda plan: plan["modelled"]["step_seconds"])
+
+
+def _one(args, overrides: list[str]) -> dict:
+    images, stage = args.images_per_device, args.stage
+    return one(
+        args.config, args.target, overrides, images=images, stage=stage, timeout=args.timeout
+    )
+
+
+def one(
+    recipe: str,
+    target: str,
+    overrides: list[str],
+    *,
+    images: int | None = None,
+    stage: str | None = None,
+    timeout: int = 3600,
+) -> dict:
+    """What plan_one finds, in a process of its own. Raises ConfigError with its message."""
+    asked: dict = {"recipe": recipe, "target": target, "overrides": overrides}
+    asked |= {"images": images, "stage": stage}
+    return _process("dinojax.plan_one", target, asked, timeout=timeout)
+
+
+def _process(module: str, target: str, asked: dict, *, timeout: int = 3600):
+    """The JSON that a module of ours prints, run where jax sees the target's devices."""
+    machine = plan_targets.parse(target)
+    environment = os.environ | plan_targets.environment(machine)
+    root = str(Path(__file__).parent.parent)
+    environment["PYTHONPATH"] = os.pathsep.join([root, environment.get("PYTHONPATH", "")])
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", module, json.dumps(asked)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ConfigError(f"{target}: not compiled within --timeout {timeout} seconds.") from error
+    if done.returncode:
+        raise RuntimeError(f"compiling for {target} failed:\n{done.stderr[-4000:]}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    if isinstance(found, dict) and "refused" in found:
+        raise ConfigError(found["refused"])
+    return found

@@ -1,0 +1,179 @@
+"""Machines that a plan can be made for, without having them: `v5p:4x8x8`, `h100:32x8`, `cpu:8`.
+
+Figures per chip are the vendors' (sources: docs.cloud.google.com/tpu/docs for v5e, v5p, v6e and
+tpu7x; nvidia.com for H100 SXM, H200 and B200); usable memory is what the TPU compiler enforces, and
+on GPUs the whole card, of which the driver keeps a part. Times made from them are a model.
+"""
+
+import dataclasses
+import importlib.util
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One kind of device, as jax counts devices: half a TPU7x chip, one of anything else."""
+
+    platform: str  # tpu | gpu | cpu
+    usable: float  # bytes
+    flops: float  # bfloat16 FLOP/s of a device
+    fast: float  # bytes/s out of a device: all links of a torus, or NVLink
+    slow: float | None = None  # bytes/s of a device's network card; None: all links are fast
+    dims: int = 0  # dimensions of the torus
+    per_chip: int = 1  # devices
+
+
+CHIPS = {
+    "v5e": Chip("tpu", 15.75 * GIB, 197e12, 200e9, dims=2),
+    "v5p": Chip("tpu", 95.74 * GIB, 459e12, 600e9, dims=3),
+    "v6e": Chip("tpu", 31.25 * GIB, 918e12, 400e9, dims=2),
+    "tpu7x": Chip("tpu", 94.75 * GIB, 2307e12 / 2, 300e9, dims=3, per_chip=2),
+    "h100": Chip("gpu", 84942979072, 989e12, 450e9, 50e9),
+    "h200": Chip("gpu", 151397597184, 989e12, 450e9, 50e9),
+    "b200": Chip("gpu", 191514411008, 2250e12, 900e9, 50e9),
+    "cpu": Chip("cpu", float("inf"), 1e11, 1e10),
+}
+# Compiler options of a platform. GPU: without the first the compiler times kernels on a card, and
+# the second overlaps collectives; QUICK saves time on code that is never run.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "tpu": {},
+    "gpu": {
+        "xla_gpu_enable_triton_gemm": False,
+        "xla_gpu_enable_latency_hiding_scheduler": True,
+        **QUICK,
+    },
+    "cpu": QUICK,
+}
+# What a platform's compiler comes with: the module, and where to get it.
+NEEDS = {
+    "tpu": ("libtpu", "pip install 'dinojax[plan]'"),
+    "gpu": ("jax_plugins.xla_cuda12", "pip install 'dinojax[plan]'"),
+}
+# name -> (compute capability, cores, shared memory per core, L2 bytes, memory bytes/s, GHz)
+CARDS = {
+    "h100": (9, 132, 233472, 52428800, 3352320000000, 1.98),
+    "h200": (9, 132, 233472, 52428800, 4800000000000, 1.98),
+    "b200": (10, 148, 233472, 132644864, 7672320000000, 1.965),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A kind of device and how many of them are connected how."""
+
+    name: str  # as given
+    chip: Chip
+    shape: tuple[int, ...]  # chips of a torus; machines x GPUs; devices
+
+    @property
+    def kind(self) -> str:
+        return self.name.partition(":")[0]
+
+    @property
+    def num_devices(self) -> int:
+        number = self.chip.per_chip
+        for size in self.shape:
+            number *= size
+        return number
+
+
+def parse(name: str) -> Target:
+    """The target of a name. Raises ValueError with the form that its kind takes."""
+    kind, _, sizes = name.partition(":")
+    if kind not in CHIPS:
+        raise ValueError(f"--target {name!r}: {kind!r} is not one of {', '.join(CHIPS)}.")
+    chip = CHIPS[kind]
+    wanted = chip.dims or {"gpu": 2, "cpu": 1}[chip.platform]
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sizes) or sizes.count("x") + 1 != wanted:
+        form = {
+            "tpu": "chips along each side of the torus, such as "
+            + ("v5p:4x8x8" if wanted == 3 else "v6e:16x16"),
+            "gpu": "machines x GPUs, such as h100:32x8",
+            "cpu": "devices, such as cpu:8",
+        }[chip.platform]
+        raise ValueError(f"--target {name!r}: after {kind}: come {form}.")
+    return Target(name, chip, tuple(int(size) for size in sizes.split("x")))
+
+
+def replaced(overrides: Sequence[str], changes: Sequence[str]) -> list[str]:
+    """`key=value` overrides with those of the same key replaced: a config takes each key once."""
+    return list({text.partition("=")[0].strip(): text for text in (*overrides, *changes)}.values())
+
+
+def check_compiler(target: Target) -> None:
+    """Raises ModuleNotFoundError if the target's compiler is not installed."""
+    module, remedy = NEEDS.get(target.chip.platform, (None, ""))
+    try:
+        missing = module is not None and importlib.util.find_spec(module) is None
+    except ModuleNotFoundError:
+        missing = True
+    if missing:
+        raise ModuleNotFoundError(
+            f"--target {target.name} needs the compiler in {module}, which works without the "
+            f"hardware: {remedy}. cpu:N needs nothing."
+        )
+
+
+def environment(target: Target) -> dict[str, str]:
+    """Environment variables of a process that compiles for a target; before jax is imported."""
+    added = {
+        "JAX_PLATFORMS": "cpu",  # so that jax looks for no hardware
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_WORKER_ID": "0",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-16",  # whatever the target
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+    }
+    if target.chip.platform == "cpu":
+        count = f"--xla_force_host_platform_device_count={target.num_devices}"
+        others = re.sub(r"--xla_force_host_platform_device_count=\d+", "", _flags())
+        added["XLA_FLAGS"] = f"{others} {count}".strip()
+    return added
+
+
+def devices(target: Target) -> list:
+    """Its devices, by machine; for all but CPUs they only exist for the compiler."""
+    import jax  # not above: the command line is quick without it
+    from jax.experimental import topologies
+
+    platform = target.chip.platform
+    if platform == "cpu":
+        return list(jax.devices("cpu")[: target.num_devices])
+    sizes = "x".join(map(str, target.shape))
+    if platform == "gpu":
+        found = topologies.get_topology_desc(
+            "plan", platform="cuda", topology=f"1x{sizes}", target_config=_card(target)
+        )
+    else:
+        found = topologies.get_topology_desc(f"{target.kind}:{sizes}", platform="tpu")
+    return sorted(found.devices, key=lambda device: (device.process_index, device.id))
+
+
+def _card(target: Target) -> str:
+    """A description of a GPU for its compiler (GpuTargetConfigProto, text)."""
+    major, cores, shared, cache, bandwidth, clock = CARDS[target.kind]
+    return f"""
+gpu_device_info {{
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+  shared_memory_per_block: 49152 shared_memory_per_core: {shared}
+  shared_memory_per_block_optin: 232448 core_count: {cores} fpus_per_core: 128
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: {bandwidth} l2_cache_size: {cache} clock_rate_ghz: {clock}
+  device_memory_size: {int(target.chip.usable)} cuda_compute_capability {{ major: {major} }}
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
+device_description_str: "{target.kind}"
+"""
+
+
+def _flags() -> str:
+    return os.environ.get("XLA_FLAGS", "")

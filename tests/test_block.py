@@ -1,0 +1,30 @@
+"""What a block keeps for its backward pass; tests/test_vit.py has what it computes."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.ad_checkpoint import print_saved_residuals
+
+from dinojax import mesh
+from dinojax.models.block import REMAT, Block, VitSpec, gather_block
+
+
+def test_the_backward_pass_keeps_no_gathered_weight(capsys):
+    """Of all blocks together they would be the whole network on every device."""
+    spec = VitSpec(width=32, depth=1, num_heads=2)
+    tokens = jnp.zeros((8, 5, 32))
+    made = Block(spec, parent=None).init(jax.random.key(0), [tokens], [None], [None])["params"]
+
+    def block(params, x):
+        params = gather_block(params, spec)
+        return Block(spec, parent=None).apply({"params": params}, [x], [None], [None])[0]
+
+    def kept(remat):
+        total = lambda *x: jnp.sum(jax.checkpoint(block, policy=REMAT[remat])(*x))  # noqa: E731
+        with mesh.use(mesh.make("fsdp")):
+            print_saved_residuals(total, nn.meta.unbox(made), tokens)
+        lines = capsys.readouterr().out.splitlines()
+        return [line for line in lines if "[32,128]" in line and "argument" not in line]
+
+    assert kept("none") == []
+    assert kept("full") == []

@@ -1,0 +1,64 @@
+"""The closed form against the walk over the traced program, part by part and as a whole."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from dinojax import config as configs
+from dinojax import mesh, program
+from dinojax.plan import count_flops, vit_flops
+from dinojax.plan_flops import closed_form, forward, head_layers, total
+from tests import small
+
+ONE_DEVICE = ("mesh.devices=1", "mesh.strategy=dp", "model.attention=plain")
+
+
+def built_on_one(recipe, *overrides):
+    return program.build(configs.load(recipe, [*overrides, *ONE_DEVICE]), mesh.make("dp", 1))
+
+
+def walked(built):
+    with mesh.use(built.layout):
+        return count_flops(built.step, *built.abstract_inputs())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "recipe,overrides",
+    [
+        ("vitl16_in1k", ("batch_size=64",)),
+        ("vit7b16", ("batch_size=16", "model.remat=full")),
+        ("vit7b16", ("batch_size=16", "gram.enabled=True", "losses.centering=softmax")),
+    ],
+)
+def test_the_formula_is_within_a_hundredth_of_the_walk(recipe, overrides):
+    built = built_on_one(recipe, *overrides)
+    parts = closed_form(built)
+    assert total(parts, "hardware") == pytest.approx(walked(built), rel=0.01)
+    assert total(parts, "model") <= total(parts, "hardware")
+
+
+def test_a_forward_pass_is_that_of_plan_and_of_a_traced_network():
+    built = program.build(small.config(*ONE_DEVICE, "crops.global_size=64"), mesh.make("dp", 1))
+    objective = built.step.objective
+    spec = objective.backbone.spec
+    images = jax.ShapeDtypeStruct((3, 64, 64, spec.channels), jnp.float32)
+    params = built.abstract_state().student
+    apply = lambda p, x: objective.backbone.apply({"params": p}, [x])  # noqa: E731
+    patches = (64 // spec.patch_size) ** 2
+    want = vit_flops(
+        depth=spec.depth,
+        width=spec.width,
+        ffn_width=4 * spec.width,
+        ffn_matrices=2,
+        num_patches=patches,
+        num_prefix=1 + spec.num_registers,
+        patch_values=spec.patch_size**2 * spec.channels,
+    )
+    assert forward(spec, 64) == want
+    assert count_flops(apply, params["backbone"], images) == 3 * want
+
+    head = objective.dino_head
+    tokens = jax.ShapeDtypeStruct((5, spec.width), jnp.float32)
+    bottleneck = lambda p, x: head.apply({"params": p}, x, method=type(head).bottleneck)  # noqa: E731
+    assert count_flops(bottleneck, params["dino_head"], tokens) == 5 * head_layers(head.spec)

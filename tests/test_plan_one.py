@@ -1,0 +1,54 @@
+"""A plan from the recipe to the compiler, and against the committed one."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import sharding
+from dinojax import plan_one
+from dinojax.plan_targets import replaced
+from tests import small
+
+BASELINES = Path(__file__).parent.parent / "benchmarks" / "baselines" / "sharding.json"
+# The recipe of tests/small.py, which compiles in seconds.
+OVERRIDES = replaced([*small.flat_smoke(), *small.OVERRIDES], ["batch_size=64"])
+
+
+@pytest.fixture(scope="module")
+def fsdp():
+    return plan_one.plan(
+        recipe="tiny", target="cpu:8", overrides=[*OVERRIDES, "mesh.strategy=fsdp"]
+    )
+
+
+@pytest.mark.slow
+def test_a_plan_counts_state_memory_flops_and_bytes(fsdp):
+    assert fsdp["mesh"] == {"replica": 1, "fsdp": 8, "tensor": 1}
+    assert fsdp["state"]["optimizer"] == 2 * fsdp["state"]["student"] + 4, "moments and a count"
+    state = sum(fsdp["state"].values()) + fsdp["batch_bytes"]
+    assert state <= fsdp["memory"]["argument"] < 1.05 * state + 4096
+    assert fsdp["memory"]["peak"] > fsdp["memory"]["argument"]
+    assert {one["kind"] for one in fsdp["collectives"]} >= {"all-gather", "all-reduce"}
+    assert fsdp["flops"] > 0 and fsdp["fits"]
+
+
+@pytest.mark.slow
+def test_committed_plans_still_hold(fsdp):
+    """Bytes, FLOPs and peak within 2 %, by the same release of the compiler."""
+    rows = json.loads(BASELINES.read_text())
+    (row,) = [row for row in rows if (row["target"], row["strategy"]) == ("cpu:8", "fsdp")]
+    if row["versions"]["jax"] != fsdp["versions"]["jax"]:
+        pytest.skip(f"committed with jax {row['versions']['jax']}; compilers differ")
+    assert sharding.differences(fsdp, row) == []
+
+
+def test_a_change_of_bytes_is_told_in_words():
+    measures = {"flops": 100, "peak": 100, "wire all-gather": 50}
+    before = {"recipe": "tiny", "target": "cpu:8", "strategy": "fsdp", "measures": measures}
+    sent = [{"kind": "all-reduce", "wire": 7}]
+    now = {"flops": 101, "memory": {"peak": 103}, "collectives": sent}
+    told = sharding.differences(now, before)
+    assert len(told) == 3
+    assert told[0] == "tiny cpu:8 fsdp: peak was 100, is 103"
+    assert "wire all-gather was 50, is 0" in told[1] and "wire all-reduce was 0, is 7" in told[2]

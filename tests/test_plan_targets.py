@@ -1,0 +1,68 @@
+"""Names of machines, and what is refused."""
+
+import math
+
+import pytest
+
+from dinojax import plan_targets
+from dinojax.plan_targets import CARDS, CHIPS, GIB, parse
+
+
+@pytest.mark.parametrize(
+    "name,platform,devices,gib",
+    [
+        ("v5p:4x8x8", "tpu", 256, 95.74),
+        ("v6e:16x16", "tpu", 256, 31.25),
+        ("tpu7x:4x4x8", "tpu", 256, 94.75),
+        ("h100:32x8", "gpu", 256, 79.1),
+        ("b200:1x8", "gpu", 8, 178.4),
+        ("cpu:8", "cpu", 8, math.inf),
+    ],
+)
+def test_a_target_knows_its_devices(name, platform, devices, gib):
+    target = parse(name)
+    assert (target.chip.platform, target.num_devices) == (platform, devices)
+    assert target.chip.usable / GIB == pytest.approx(gib, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "name,message",
+    [
+        ("a100:8", "'a100' is not one of v5e, v5p, v6e, tpu7x, h100, h200, b200, cpu"),
+        ("v5p:256", "after v5p: come chips along each side of the torus, such as v5p:4x8x8"),
+        ("v6e:4x4x4", "such as v6e:16x16"),
+        ("h100:8", "machines x GPUs, such as h100:32x8"),
+        ("cpu:0", "devices, such as cpu:8"),
+        ("cpu", "devices, such as cpu:8"),
+    ],
+)
+def test_what_is_no_target_is_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        parse(name)
+
+
+def test_the_last_of_two_overrides_of_a_key_stays():
+    found = plan_targets.replaced(["a=1", "b = 2"], ["b=3", "c=4"])
+    assert found == ["a=1", "b=3", "c=4"]
+
+
+def test_a_missing_compiler_is_named(monkeypatch):
+    monkeypatch.setitem(plan_targets.NEEDS, "tpu", ("no_such_module", "pip install it"))
+    with pytest.raises(ModuleNotFoundError, match="v5e:4x4 needs the compiler in no_such_module"):
+        plan_targets.check_compiler(parse("v5e:4x4"))
+    monkeypatch.setitem(plan_targets.NEEDS, "gpu", ("no_such_module.inner", "pip install it"))
+    with pytest.raises(ModuleNotFoundError, match="works without the hardware: pip install it"):
+        plan_targets.check_compiler(parse("h100:1x8"))
+    plan_targets.check_compiler(parse("cpu:8"))
+
+
+def test_a_process_for_cpus_sees_as_many(monkeypatch):
+    flags = "--xla_foo=1 --xla_force_host_platform_device_count=8"
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    found = plan_targets.environment(parse("cpu:3"))
+    assert found["XLA_FLAGS"] == "--xla_foo=1  --xla_force_host_platform_device_count=3"
+    assert "XLA_FLAGS" not in plan_targets.environment(parse("h100:1x8"))
+
+
+def test_every_gpu_has_a_card():
+    assert {name for name, chip in CHIPS.items() if chip.platform == "gpu"} == set(CARDS)
