@@ -5,7 +5,9 @@
 A line of JSON per size. value: images per second, from the fastest of `repeats` calls. baseline:
 the same for the fastest of transformers and timm, each as it is (eager) and through torch.compile;
 `all` holds every one. They take turns, so that other work on the machine slows them alike; `load`
-is the machine's load average at the end. equal: all tokens agree with ours to 2e-5.
+is the machine's load average at the end. `processor`: the same per second of processor time of all
+threads, which other work hardly changes; under `taskset -c 0` no thread waits for another in it.
+equal: all tokens agree with ours to 2e-5.
 Needs the extra `torch`; torch.compile needs a C++ compiler, and is left out with --no-compile.
 """
 
@@ -68,6 +70,7 @@ def open_all(folder: Path, *, compiled: bool) -> dict:
     import timm
     from transformers import AutoModel
 
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     hf = AutoModel.from_pretrained(str(folder / "hf")).eval()
     models = {
         "transformers": lambda images: hf(images).last_hidden_state,
@@ -99,16 +102,15 @@ def torch_call(model):
     return call
 
 
-def measure(calls: dict, images: np.ndarray, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each call, taken in turns; the first ones, which compile, are not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(-1, repeats):
+def measure(calls: dict, images: np.ndarray, repeats: int) -> dict[str, np.ndarray]:
+    """Seconds of each call by the clock and of the processor, [repeats, 2], taken in turns."""
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
+    for _ in range(repeats):
         for name, call in calls.items():
-            begin = time.perf_counter()
+            begin = time.perf_counter(), time.process_time()
             call(images)
-            if number >= 0:
-                seconds[name].append(time.perf_counter() - begin)
-    return seconds
+            seconds[name].append((time.perf_counter() - begin[0], time.process_time() - begin[1]))
+    return {name: np.asarray(found) for name, found in seconds.items()}
 
 
 def main() -> None:
@@ -122,8 +124,10 @@ def main() -> None:
             scale = max(1.0, float(np.abs(tokens[OURS]).max()))
             errors = {n: float(np.abs(t - tokens[OURS]).max()) / scale for n, t in tokens.items()}
             seconds = measure(calls, images, args.repeats)
-            rates = {name: args.batch / min(found) for name, found in seconds.items()}
-            medians = {name: args.batch / float(np.median(s)) for name, s in seconds.items()}
+            rates, processor = (
+                {name: args.batch / float(found[:, i].min()) for name, found in seconds.items()}
+                for i in range(2)
+            )
             best = max((name for name in rates if name != OURS), key=lambda name: rates[name])
             row(
                 name="forward_cpu",
@@ -135,7 +139,8 @@ def main() -> None:
                 equal=max(errors.values()) <= TOLERANCE,
                 fastest=best,
                 all={name: round(rate, 2) for name, rate in rates.items()},
-                medians={name: round(rate, 2) for name, rate in medians.items()},
+                processor={name: round(rate, 2) for name, rate in processor.items()},
+                cores=len(os.sched_getaffinity(0)),
                 largest_error=max(errors.values()),
                 libraries=libraries.versions("hf") | libraries.versions("timm"),
                 load=[round(value, 1) for value in os.getloadavg()],

@@ -52,11 +52,19 @@ def part(name: str, path: str, *, source: str = "folder", weight: float = 0.0, a
 def get_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0  # integer; every random draw derives from it; [R]
-    c.stage = "pretrain"  # name of the stage, a folder under RUN/checkpoints/; [ours]
-    c.num_steps = 125_000  # updates; [R]
+    c.stage = "pretrain"  # of a recipe with STAGES: set to the stage's name; a folder; [ours]
+    c.num_steps = 125_000  # updates of this stage; [R]
     c.batch_size = 2048  # images per step over all devices and micro-batches; [R]
     c.group_size = 64  # images that share masks, drop-path subsets, RoPE draws, KoLeo; [R] per GPU
     c.accumulate = 1  # micro-batches per step; changes memory, not results; [ours]
+
+    # What a stage starts from (dinojax/STAGES.md).
+    c.start = ConfigDict()
+    c.start.source = "previous"  # stage, or: nothing, RUN[/checkpoints/STAGE[/STEP]], FILE; [ours]
+    c.start.what = "ema"  # ema (into student and ema; optimizer anew) [R] | state (all of it) [R]
+    c.start.heads = "keep"  # keep [R] | new (random: files of weights hold no heads) [ours]
+    c.start.schedules = "restart"  # restart | continue (count on from the stage before); [R]
+    c.start.steps_before = 0  # steps of the recipe's earlier stages, which fill this in; [ours]
 
     c.data = ConfigDict()
     c.data.source = "folder"  # folder | manifest | tar | arrayrecord | tfds | tiles; [ours]
@@ -83,6 +91,12 @@ def get_config() -> ConfigDict:
     c.crops.aspect = (3 / 4, 4 / 3)  # width over height, drawn log-uniformly; [R]
     c.crops.gram_size = None  # pixels of the crops the gram network sees, None = no such crops; [R]
     c.crops.gram_distortions = False  # gram crops share colour and blur of the global crop; [R] 7B
+    # Steps of several sizes: each step draws one; the sizes above keep what these rates leave of 1.
+    c.crops.more_rates = ()  # probabilities of further sizes, () = none; [R] high resolution
+    c.crops.more_global = ()  # pixels, one per rate; [R]
+    c.crops.more_local = ()  # pixels, one per rate; [R]
+    c.crops.more_gram = ()  # pixels, one per rate, () = no gram crops; [R]
+    c.crops.more_box = ()  # pixels of the box, one per rate, () = data.box_size; [ours]
 
     c.augment = ConfigDict()
     c.augment.flip_rate = 0.5  # probability of a horizontal flip; [R], 0 for 7B and students
@@ -161,6 +175,12 @@ def get_config() -> ConfigDict:
     c.gram = ConfigDict()
     c.gram.enabled = False  # add the Gram loss; [R], on from stage 2 of 7B
     c.gram.teacher = "frozen"  # frozen (the state's gram network) | ema (this step's teacher); [R]
+    # What the frozen network is: STAGE/STEP of this run, or ema (of this stage, at anchor_step),
+    c.gram.anchor = ""  # or RUN[/checkpoints/STAGE[/STEP]], or a file or folder of weights; [R]
+    c.gram.anchor_step = 0  # steps done when the ema is copied; the weight is 0 until then; [R]
+    c.gram.refresh_every = None  # steps between copies of the ema, None = never; [R] 10,000
+    c.gram.refresh_from = 0  # steps done before the first of them; [R]
+    c.gram.max_refreshes = None  # None = as many as come; [R] 3
     c.gram.normalize = True  # unit-length patches; [R]
     c.gram.per_image = True  # a matrix per image, else one per group; [R] 7B
     c.gram.clip = "none"  # none [R] | both | teacher: set negative similarities to 0
@@ -223,8 +243,40 @@ def get_config() -> ConfigDict:
     c.knn.resize_size = 256  # pixels of the short side before the centre crop; [R]
     c.knn.neighbors = 20  # k; [R] one of 10, 20, 100, 200
     c.knn.temperature = 0.07  # of the vote; [R]
+    c.knn.mosaics = 0  # of 4 images, for the dense metric dense/mosaic; 0 = none; [ours]
     c.knn.features = "cls"  # cls [R] | patches (mean) | both
     c.knn.batch_size = 256  # images per forward pass; [ours]
 
     c.lock()
+    return c
+
+
+def shrink(c: ConfigDict) -> ConfigDict:
+    """Any recipe, in any of its stages, as two steps of a narrow, shallow ViT: for its `smoke`."""
+    patch = c.model.patch_size
+    num_sizes = min(len(c.crops.more_rates), 1)
+    c.update(num_steps=2, batch_size=4, group_size=2)
+    c.data.update(num_workers=0, box_size=4 * patch)
+    c.crops.update(global_size=2 * patch, local_size=patch, num_local=2)
+    c.crops.more_rates = (0.5,) * num_sizes
+    c.crops.update(more_global=(2 * patch,) * num_sizes, more_local=(2 * patch,) * num_sizes)
+    if c.crops.gram_size is not None:
+        c.crops.update(gram_size=4 * patch, more_gram=(4 * patch,) * num_sizes)
+    if c.crops.more_box:
+        c.crops.more_box = (5 * patch,) * num_sizes
+    c.model.update(width=32, depth=2, num_heads=2, remat="none")
+    c.dino_head.update(hidden=32, bottleneck=16, prototypes=64)
+    c.ibot_head.update(hidden=32, bottleneck=16, prototypes=48)
+    c.losses.koleo_group = None
+    c.optim.freeze_last_layer = min(c.optim.freeze_last_layer, 1)
+    for name in c.schedules:
+        if isinstance(c.schedules[name], ConfigDict):
+            c.schedules[name].warmup = min(c.schedules[name].warmup, 1)
+            c.schedules[name].cosine = None
+    if "/" in c.gram.anchor:
+        c.gram.anchor = f"{c.gram.anchor.split('/')[0]}/1"
+    if c.gram.refresh_every is not None:
+        c.gram.update(refresh_every=1, refresh_from=1, max_refreshes=1)
+    c.checkpoint.update(every=1, keep_every=1)
+    c.knn.every = None
     return c

@@ -33,8 +33,9 @@ class Autopsy:
     bad step leaves them as they were, so a checkpoint has them (see dinojax/replay.py).
     """
 
-    def __init__(self, run_dir: Path, *, seed: int):
-        self._run_dir, self._seed = run_dir, seed
+    def __init__(self, run_dir: Path, *, seed: int, steps_before: int = 0):
+        """steps_before: of earlier stages, counted in the names of folders alone."""
+        self._run_dir, self._seed, self._before = run_dir, seed, steps_before
         self._batches: dict[int, Mapping[str, np.ndarray]] = {}
         self._bad: list[str] = []
         self.suspicious = False  # the last step seen was bad: look at the next before going on
@@ -52,7 +53,7 @@ class Autopsy:
             self._bad = []
             return
         culprit = culprits(scalars)
-        folder = self._run_dir / "autopsy" / str(number)
+        folder = self._run_dir / "autopsy" / str(number + self._before)
         self._write(folder, number, batch, {"culprit": culprit, **_described(scalars, now)})
         self._bad.append(f"step {number}: {culprit}")
         log.warning(

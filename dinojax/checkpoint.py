@@ -60,6 +60,11 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager(self.directory.absolute(), options=options)
 
+    @classmethod
+    def reader(cls, directory: str | Path) -> "Checkpoints":
+        """Checkpoints of a stage that is only looked at."""
+        return cls(directory, keep_last=1, keep_every=None, read_only=True)
+
     def latest(self) -> int | None:
         """The newest complete step, or None."""
         return self._manager.latest_step()
@@ -114,6 +119,34 @@ class Checkpoints:
             what = f"{len(wrong)} of {len(saved)} arrays changed on disk, first {wrong[0]}"
             raise Damaged(self._advice(step, what))
         return state
+
+    def restore_parts(self, like: dict[str, Any], step: int | None = None) -> dict[str, Any]:
+        """Some parts of a saved state, such as {"ema": {"backbone": ...}}, in the shape of `like`.
+
+        For other stages and runs, whose states need not have the same parts. Raises as `restore`.
+        """
+        step = self.restore_meta(step)["step"]
+        items = ocp.args.Composite(arrays=ocp.args.JsonRestore())
+        saved = self._readable(step, lambda: self._manager.restore(step, args=items)["arrays"])
+        wanted = checksum.shapes(like)
+        theirs = {name: array for name, array in saved.items() if name in wanted}
+        if lines := checksum.differences(theirs, wanted):
+            what = f"{self.directory / str(step)} holds other arrays than this config makes"
+            raise ValueError("\n  ".join([f"{what}:", *lines]))
+        args = jax.tree.map(
+            lambda x: ocp.ArrayRestoreArgs(
+                sharding=x.sharding, global_shape=x.shape, dtype=x.dtype
+            ),
+            like,
+        )
+        restore = ocp.args.PyTreeRestore(item=like, restore_args=args, partial_restore=True)
+        found = self._readable(
+            step, lambda: self._reader().restore(self._state(step), args=restore)
+        )
+        if wrong := checksum.changed(theirs, checksum.arrays(found)):
+            what = f"{len(wrong)} of {len(theirs)} arrays changed on disk, first {wrong[0]}"
+            raise Damaged(self._advice(step, what))
+        return found
 
     def _readable(self, step: int, action: Callable[[], Any]) -> Any:
         try:

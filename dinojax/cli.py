@@ -7,9 +7,9 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from dinojax import cli_config, cli_data, cli_plan, cli_weights
-from dinojax.config import ConfigError, load
-from dinojax.interrupt import SAVED, Interrupted, StorageError, end_now
+from dinojax import cli_config, cli_data, cli_plan, cli_stages, cli_weights
+from dinojax.config import ConfigError, load_stages, pick
+from dinojax.interrupt import SAVED, Interrupted, StorageError, end_now, leaving
 
 FINISHED, FAILED, REFUSED = 0, 1, 2  # and interrupt.SAVED, interrupt.NOT_SAVED
 
@@ -22,7 +22,9 @@ ACCEPT = {
 # Command -> module and function of the program behind it.
 PROGRAMS = {
     "train": ("dinojax.train", "train"),  # (config, run_dir)
-    "eval knn": ("dinojax.train", "evaluate_knn"),  # (run_dir, overrides, step)
+    "eval knn": ("dinojax.measure", "evaluate_knn"),  # (run_dir, overrides, step)
+    "plan": ("dinojax.words", "words_command"),  # (recipe, overrides, num_images)
+    "gram pick": ("dinojax.measure", "pick_anchor"),  # (run_dir, overrides)
     "doctor": ("dinojax.doctor", "main"),  # (run_dir)
     "report": ("dinojax.viz.report", "main"),  # (run_dir)
     "replay": ("dinojax.replay", "replay"),  # (folder)
@@ -137,17 +139,17 @@ def _program(command: str):
 
 
 def _train(args: argparse.Namespace) -> None:
-    config = load(args.config, args.set)
-    if args.stage is not None and args.stage != config.stage:
-        raise ConfigError(
-            f"{args.config} has no stage {args.stage}; its only stage is {config.stage}"
-        )
+    found = load_stages(args.config, args.set)
+    if args.stage is not None:
+        pick(found, args.stage)
     accept = [name for name in ACCEPT if getattr(args, f"accept_{name.replace('-', '_')}")]
-    _program("train")(config, Path(args.run), accept=accept)
+    with leaving():  # until the run takes signals itself; importing jax takes seconds
+        _program("train")(found, Path(args.run), accept=accept, stage=args.stage)
 
 
 def _knn(args: argparse.Namespace) -> None:
-    _program("eval knn")(Path(args.run), args.set, args.step)
+    named = {} if args.stage is None else {"stage": args.stage}
+    _program("eval knn")(Path(args.run), args.set, args.step, **named)
 
 
 def _inspect(args: argparse.Namespace) -> None:
@@ -175,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     train = _command(commands, "train", "train a recipe, or continue a run", TRAIN, _train)
     _config_options(train, required=True)
     train.add_argument(
-        "--stage", metavar="NAME", help="the stage of the recipe; default: the first"
+        "--stage", metavar="NAME", help="run this stage alone; default: all that are not done"
     )
     train.add_argument("--run", metavar="DIR", required=True, help="run directory, made if absent")
     for name, meaning in ACCEPT.items():
@@ -184,11 +186,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = _group(commands, "eval", "evaluate a checkpoint of a run")
     knn = _command(evaluate, "knn", "k-NN classification", KNN, _knn)
     knn.add_argument("--run", metavar="DIR", required=True, help="run directory of a training run")
+    knn.add_argument("--stage", metavar="NAME", help="of the run; default: the one it is at")
     knn.add_argument("--step", type=int, metavar="N", help="of the checkpoint; default: the last")
     _set_option(knn)
 
     cli_weights.add(commands, _command, _program)
-    cli_plan.add(commands, _command, _config_options)
+    plan = cli_plan.add(commands, _command, _config_options)
     shard = _group(commands, "shard", "where arrays live on devices", cli_plan.SHARD)
     cli_plan.add_shard(shard, _command, _config_options)
 
@@ -207,6 +210,9 @@ def _parser() -> argparse.ArgumentParser:
 
     config = _group(commands, "config", cli_config.SUMMARY, cli_config.CONFIG)
     cli_config.add(config, _command, _config_options)
+
+    gram = _group(commands, "gram", "help with Gram anchoring", cli_stages.PICK)
+    cli_stages.add(plan, gram, _command, program=_program, set_option=_set_option)
 
     data = _group(commands, "data", cli_data.SUMMARY, cli_data.DATA)
     cli_data.add(data, _command, _config_options)
@@ -252,5 +258,6 @@ def _set_option(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="override a key of the recipe; may be given many times",
+        help="override a key of the recipe, in one stage only with STAGE:KEY=VALUE; may be given "
+        "many times",
     )

@@ -36,6 +36,7 @@ def add(commands: Any, command: Any, config_options: Any) -> None:
     """The parsers, made by the helpers of the command line."""
     show = command(commands, "show", "every key, its value, and who set it", CONFIG, _show)
     config_options(show, required=True)
+    show.add_argument("--stage", metavar="NAME", help="of the recipe; default: the first")
     one_key = command(commands, "explain", "meaning, default and source of a key", CONFIG, _explain)
     one_key.add_argument("key", metavar="KEY", help="dotted, such as crops.local_size")
     config_options(one_key, required=False)
@@ -55,7 +56,7 @@ def add(commands: Any, command: Any, config_options: Any) -> None:
 
 
 def _show(args: argparse.Namespace) -> None:
-    config = load(args.config, args.set)
+    config = load(args.config, args.set, stage=args.stage)
     lines = [
         f"{key} = {value!r}  ({config.sources[key]})" for key, value in config.values().items()
     ]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dinojax import axes, plan_report, plan_targets
 from dinojax import config as configs
+from dinojax.cli_stages import WORDS
 from dinojax.config import ConfigError
 from dinojax.plan_targets import replaced
 
@@ -46,10 +47,12 @@ CHANGES = (
 ENOUGH = 3  # changes that fit
 
 
-def add(commands, command, config_options) -> None:
+def add(commands, command, config_options) -> argparse.ArgumentParser:
     """`plan` under the given commands; command and config_options are those of cli.py."""
-    plan = command(commands, "plan", "memory, FLOPs and bytes of a step ahead of time", PLAN, run)
+    about = PLAN + WORDS
+    plan = command(commands, "plan", "what a recipe does and needs, ahead of time", about, run)
     options(plan, config_options)
+    return plan
 
 
 def add_shard(commands, command, config_options) -> None:
@@ -71,15 +74,15 @@ def shard_report(args: argparse.Namespace) -> None:
 
 def options(parser: argparse.ArgumentParser, config_options) -> None:
     """What `plan` takes."""
-    config_options(parser, required=True)
-    parser.add_argument("--target", required=True, metavar="KIND:SIZES", help="see above")
+    config_options(parser, required=False)
+    parser.add_argument("--target", metavar="KIND:SIZES", help="see above")
     parser.add_argument(
         "--strategy",
         metavar="NAME",
         help=f"{', '.join(axes.TABLE)} or all; default: mesh.strategy of the recipe",
     )
     parser.add_argument(
-        "--images", type=int, metavar="N", help="per device, not the recipe's batch"
+        "--images-per-device", type=int, metavar="N", help="in place of the recipe's batch"
     )
     parser.add_argument("--price", type=float, metavar="P", help="of a device hour, any currency")
     parser.add_argument("--no-changes", action="store_true", help="seek none if it does not fit")
@@ -89,6 +92,8 @@ def options(parser: argparse.ArgumentParser, config_options) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Plan and print. Raises ValueError for a target, strategy or recipe that cannot be."""
+    if args.config is None or args.target is None:
+        raise ConfigError("plan wants --config RECIPE with --target KIND:SIZES, or --words RECIPE.")
     target = plan_targets.parse(args.target)
     plan_targets.check_compiler(target)
     configs.load(args.config, args.set)  # what is wrong with it, before any compiling
@@ -116,7 +121,9 @@ def _strategies(asked: str | None) -> list[list[str]]:
 
 def _plan(args, overrides: list[str], strategy: list[str], *, alone: bool) -> dict:
     try:
-        found = one(args.config, args.target, overrides, images=args.images, timeout=args.timeout)
+        found = one(
+            args.config, args.target, overrides, images=args.images_per_device, timeout=args.timeout
+        )
     except ConfigError as error:
         if alone:
             raise
@@ -137,7 +144,7 @@ def _changes(args, overrides: list[str]) -> Iterator[dict]:
                 args.config,
                 args.target,
                 replaced(overrides, change),
-                images=args.images,
+                images=args.images_per_device,
                 timeout=args.timeout,
             )
         except ConfigError:

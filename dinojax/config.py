@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 from configs import base
 from dinojax import recipe as recipe_files
-from dinojax import rules
+from dinojax import rules, stages
 from dinojax.recipe import ConfigError, flat, nest, unknown
 from dinojax.rules import valid_group_sizes
 
 __all__ = ["Config", "ConfigError", "Explanation", "check", "diff", "explain", "load", "read"]
-__all__ += ["save", "valid_group_sizes"]
+__all__ += ["load_stages", "pick", "save", "saved_stages"]
+__all__ += ["valid_group_sizes"]
 
 KINDS = {bool: "True or False", int: "an integer", float: "a number", str: "text"}
 
@@ -76,6 +77,13 @@ class Config:
         """The nested dictionaries as JSON text; not recorded as reads."""
         return json.dumps(self.to_dict(), indent=1)
 
+    def replaced(self, values: Mapping[str, Any]) -> "Config":
+        """The whole config with other values; what is read of it counts for this one."""
+        other = object.__new__(Config)
+        tree = nest({**self.values(), **values})
+        other._fill(tree, self._prefix, self._reads, self.sources, self.recipe)
+        return other
+
     def unread(self) -> list[str]:
         """Keys that the recipe or --set changed from the default and that nothing has read."""
         default = flat(base.get_config())
@@ -96,30 +104,81 @@ class Config:
             raise ConfigError("; ".join(lines) + "; remove it, or enable what uses it.")
 
 
-def load(recipe: str | Path, overrides: Sequence[str] = (), *, smoke: bool = False) -> Config:
-    """The checked config of a recipe file, or of the name of a packaged one, such as `tiny`.
+def load(
+    recipe: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    smoke: bool = False,
+    stage: str | None = None,
+) -> Config:
+    """The checked config of one stage of a recipe, by default its first. See `load_stages`."""
+    return pick(load_stages(recipe, overrides, smoke=smoke), stage)
 
-    overrides: `key=value` strings, applied last. smoke: shrink it by the recipe's own `smoke`.
-    Raises ConfigError for unknown or duplicate keys, wrong types, and all broken rules at once.
+
+def load_stages(
+    recipe: str | Path, overrides: Sequence[str] = (), *, smoke: bool = False
+) -> list[Config]:
+    """The checked configs of all stages of a recipe file, or of a packaged one such as `tiny`.
+
+    overrides: `key=value` for every stage or `STAGE:key=value` for one, applied last. smoke:
+    shrink each by the recipe's own `smoke`. Raises ConfigError for unknown or duplicate keys,
+    wrong types, and all broken rules at once.
     """
     path = recipe_files.find(recipe)
+    names = recipe_files.stages(path)
     default = flat(base.get_config())
-    values, sources = dict(default), dict.fromkeys(default, "base")
-    for key, value in recipe_files.run(path, smoke=smoke).items():
-        values[key] = _typed(key, value, default, place=f"{path}: ")
-        if values[key] != default[key]:
-            sources[key] = "recipe"
-    for key, value in _parse(overrides, default).items():
-        values[key], sources[key] = value, "--set"
-    config = Config(values, sources, str(recipe))
-    check(config)
-    return config
+    found: list[Config] = []
+    before = 0
+    for name in names or (None,):
+        values, sources = dict(default), dict.fromkeys(default, "base")
+        for key, value in recipe_files.run(path, smoke=smoke, stage=name).items():
+            values[key] = _typed(key, value, default, place=f"{path}: ")
+            if values[key] != default[key]:
+                sources[key] = "recipe"
+        own = _of_stage(overrides, values["stage"], names or (values["stage"],))
+        for key, value in _parse(own, default).items():
+            values[key], sources[key] = value, "--set"
+        if before and sources["start.steps_before"] == "base":
+            values["start.steps_before"], sources["start.steps_before"] = before, "recipe"
+        before = values["start.steps_before"] + values["num_steps"]
+        found.append(Config(values, sources, str(recipe)))
+        check(found[-1])
+    if broken := stages.problems([config.values() for config in found]):
+        raise ConfigError(f"{recipe}: " + "\n  ".join(broken))
+    return found
+
+
+def pick(found: Sequence[Config], stage: str | None) -> Config:
+    """The config of the stage of that name; of the first for None."""
+    names = [config.values()["stage"] for config in found]  # not a read
+    if stage is not None and stage not in names:
+        only = "its only stage is" if len(names) == 1 else "its stages are"
+        raise ConfigError(f"{found[0].recipe} has no stage {stage}; {only} {', '.join(names)}")
+    return found[0 if stage is None else names.index(stage)]
+
+
+def _of_stage(overrides: Sequence[str], stage: str, names: Sequence[str]) -> list[str]:
+    """The overrides that a stage gets; `STAGE:key=value` goes before `key=value`."""
+    plain, own = [], []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        wanted, colon, inner = key.partition(":")
+        if not (colon and equals):
+            plain.append(override)
+        elif wanted.strip() not in names:
+            raise ConfigError(f"--set {override}: no stage {wanted}; stages: {', '.join(names)}")
+        elif wanted.strip() == stage:
+            own.append(f"{inner}={text}")
+    given = {override.partition("=")[0].strip() for override in own}
+    return [o for o in plain if o.partition("=")[0].strip() not in given] + own
 
 
 def check(config: Config) -> None:
     """Raise ConfigError with every rule between keys that the config breaks."""
     if broken := rules.violations(config.values()):
-        raise ConfigError(f"{config.recipe}: " + "\n  ".join(broken))
+        values = config.values()
+        where = f", stage {values['stage']}" if values["start.steps_before"] else ""
+        raise ConfigError(f"{config.recipe}{where}: " + "\n  ".join(broken))
 
 
 def diff(a: Config, b: Config) -> list[tuple[str, Any, Any]]:
@@ -128,27 +187,43 @@ def diff(a: Config, b: Config) -> list[tuple[str, Any, Any]]:
     return [(key, left[key], right[key]) for key in left if left[key] != right[key]]
 
 
-def save(config: Config, path: str | Path) -> None:
-    """Write config.json: the values, where each comes from, and the recipe."""
+def save(config: Config, path: str | Path, *, stages: Sequence[str] = ()) -> None:
+    """Write config.json: the values, where each comes from, and the recipe.
+
+    stages: names of all stages of the run, where it has several.
+    """
     content = {
         "config": config.to_dict(),
         "sources": dict(config.sources),
         "recipe": config.recipe,
+        **({"stages": list(stages)} if len(stages) > 1 else {}),
     }
     Path(path).write_text(json.dumps(content, indent=1) + "\n")
 
 
-def read(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def saved_stages(run_dir: str | Path) -> list[str]:
+    """Names of the stages of a run directory, in their order."""
+    content = json.loads((Path(run_dir) / "config.json").read_text())
+    return content["stages"] if "stages" in content else [content["config"]["stage"]]
+
+
+def read(path: str | Path, overrides: Sequence[str] = (), *, stage: str | None = None) -> Config:
     """The config of a saved config.json, or of the run directory that holds one.
 
-    overrides: `key=value` strings. A key declared after the run was saved takes its default, with
-    a warning; a key that is no longer declared is an error.
+    overrides: `key=value` strings. stage: of a run directory, None = the one it is at. A key
+    declared after the run was saved takes its default, with a warning; a key that is no longer
+    declared is an error.
     """
     path = Path(path)
-    path = path / "config.json" if path.is_dir() else path
+    directory, path = path, path / "config.json" if path.is_dir() else path
     if not path.exists():
         raise FileNotFoundError(f"no {path}: not a run directory of `dinojax train`")
     content = json.loads(path.read_text())
+    if stage is not None and stage != content["config"]["stage"]:
+        if stage not in (names := saved_stages(directory)):
+            raise ConfigError(f"{directory} has no stage {stage}; it has {', '.join(names)}")
+        path = directory / "stages" / f"{stage}.json"
+        content = json.loads(path.read_text())
     default, saved = flat(base.get_config()), flat(content["config"])
     values, sources = dict(default), dict.fromkeys(default, "base") | content["sources"]
     for key, value in saved.items():
@@ -200,7 +275,7 @@ def _parse(overrides: Sequence[str], default: Mapping[str, Any]) -> dict[str, An
         if key in default and not (isinstance(default[key], str) or rules.OPTIONAL.get(key) is str):
             try:
                 value = ast.literal_eval(_PYTHON_WORDS[text] if text in _PYTHON_WORDS else text)
-            except (ValueError, SyntaxError):
+            except (ValueError, SyntaxError, MemoryError, RecursionError):
                 pass  # stays text, which _typed refuses by name
         elif text in ("None", "none") and key in rules.OPTIONAL:
             value = None
@@ -218,6 +293,7 @@ def _typed(key: str, value: Any, default: Mapping[str, Any], *, place: str) -> A
     wanted, optional = default[key], key in rules.OPTIONAL
     if optional and value is None:
         return None
+    any_length = key in rules.ANY_LENGTH or key in rules.ELEMENTS
     if key in rules.TABLES:
         rows = _rows(value, rules.TABLES[key])
         if rows is not None:
@@ -225,14 +301,14 @@ def _typed(key: str, value: Any, default: Mapping[str, Any], *, place: str) -> A
         columns = ", ".join(KINDS[kind] for kind in rules.TABLES[key])
         expected = f"rows of ({columns})"
     elif isinstance(wanted, tuple):
-        kinds = {type(element) for element in wanted}
+        kinds = {rules.ELEMENTS[key]} if key in rules.ELEMENTS else set(map(type, wanted))
         many = isinstance(value, (tuple, list))
-        same = many and (len(value) == len(wanted) or key in rules.ANY_LENGTH)
+        same = many and (len(value) == len(wanted) or any_length)
         elements = [_number(element, kind) for kind in kinds for element in value] if same else []
         if same and None not in elements:
             return tuple(elements)
         what = "texts" if kinds == {str} else "numbers"
-        expected = f"{'' if key in rules.ANY_LENGTH else f'{len(wanted)} '}{what}"
+        expected = f"{'' if any_length else f'{len(wanted)} '}{what}"
     else:
         kind = rules.OPTIONAL[key] if optional else type(wanted)
         cast = _number(value, kind)
@@ -257,5 +333,9 @@ def _rows(value: Any, kinds: Sequence[type]) -> tuple | None:
 def _number(value: Any, kind: type) -> Any:
     """The value if it is of that kind, whole numbers as floats where a float is due; else None."""
     if kind is float and type(value) in (int, float):
-        return float(value) if math.isfinite(value) else None
+        try:
+            number = float(value)
+        except OverflowError:  # a whole number beyond all floats
+            return None
+        return number if math.isfinite(number) else None
     return value if type(value) is kind else None

@@ -157,7 +157,7 @@ def _knn(run: RunFiles) -> Iterator[Finding]:
             "Training has made the features less useful than those of random weights.",
             "Read the other findings first; if there are none, compare schedules with a recipe.",
         )
-    elif last < first + noise and step > 0.5 * run.values["num_steps"]:
+    elif last < first + noise < 100.0 and step > 0.5 * run.values["num_steps"]:
         yield Finding(
             "warning",
             "k-NN does not rise",

@@ -10,9 +10,10 @@ import numpy as np
 from dinojax.data.mixture import told
 from dinojax.data.quarantine import read_or_replace
 from dinojax.data.sources import EMBEDDED, open_source, source_name
+from dinojax.directory import write_json
 from dinojax.eval.online import learned
 from dinojax.metrics import duration
-from dinojax.run import Run, write_json
+from dinojax.run import Run
 from dinojax.state import State
 from dinojax.viz import report as reports
 from dinojax.viz.pictures import before_after, crop_sheet
@@ -57,10 +58,9 @@ def _write_quickstart(run: Run, found: dict[str, float], train_seconds: float) -
 
 def draw_crops(run: Run, state: State, batch: dict) -> None:
     """pictures/crops.png: the crops of the step that the state is about to take."""
-    views = jax.jit(run.program.step.views)(state, batch)
-    crop_sheet(
-        _picture(run, "crops.png"), np.asarray(views.global_BGHWC), np.asarray(views.local_BLHWC)
-    )
+    views = jax.jit(run.programs[run.draw(0)].step.views)(state, batch)
+    name = f"crops-{run.stage}.png" if run.steps_before else "crops.png"
+    crop_sheet(_picture(run, name), np.asarray(views.global_BGHWC), np.asarray(views.local_BLHWC))
 
 
 def _draw_patches(run: Run, embed, before: dict, after: dict) -> None:

@@ -129,6 +129,26 @@ class Interrupt:
             end_now(last_words(name))
 
 
+@contextlib.contextmanager
+def leaving() -> Iterator[None]:
+    """While open, a signal ends the process with NOT_SAVED: for the time before a run is opened."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: object) -> None:
+        del frame
+        print(f"stopped by {signal.Signals(number).name} before the run was opened", flush=True)
+        end_now(NOT_SAVED)
+
+    before = {number: signal.signal(number, leave) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def end_now(code: int) -> None:
     """End the process with that code, whatever hangs or crashes while Python takes itself apart."""
     sys.stdout.flush()

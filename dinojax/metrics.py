@@ -20,11 +20,23 @@ class MetricsLog:
 
     resume_step: the step of the checkpoint a run continues from; rows of later steps are dropped,
     because the run will write them again. None starts an empty file.
+    stage: of a run of several stages; the second column. Rows of other stages stay as they are,
+    and those without a stage belong to the first.
     """
 
-    def __init__(self, path: str | Path, *, resume_step: int | None = None):
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        resume_step: int | None = None,
+        stage: str | None = None,
+        is_first: bool = True,
+    ):
         self.path = Path(path)
-        kept = [] if resume_step is None else read_metrics(self.path, last_step=resume_step)
+        self._stage, self._unnamed = stage, stage if is_first else None
+        last = -1 if resume_step is None else resume_step
+        rows = read_metrics(self.path)
+        kept = [row for row in rows if not self._is_own(row) or row["step"] <= last]
         draft = self.path.with_name(self.path.name + ".draft")
         draft.write_text("".join(map(_line, kept)))
         os.replace(draft, self.path)  # atomic: killed here, the old file or the new one exists
@@ -35,10 +47,18 @@ class MetricsLog:
         """One row. Scalar arrays are fetched; what is not finite is written as null."""
         if "step" in values:
             raise ValueError("step is the row's first column; pass it as the first argument")
-        self._file.write(_line({"step": step, **values}))
+        named = {} if self._stage is None else {"stage": self._stage}
+        self._file.write(_line({"step": step, **named, **values}))
         self._file.flush()
         if self.mirror is not None:
             self.mirror(step, values)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of this stage so far."""
+        return [row for row in read_metrics(self.path) if self._is_own(row)]
+
+    def _is_own(self, row: Mapping[str, Any]) -> bool:
+        return row.get("stage", self._unnamed) == self._stage
 
     def close(self) -> None:
         self._file.close()
@@ -72,7 +92,7 @@ def read_metrics(path: str | Path, *, last_step: int | None = None) -> list[dict
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    numbers = {name: _finite(value) for name, value in row.items()}
+    numbers = {n: value if n == "stage" else _finite(value) for n, value in row.items()}
     return json.dumps({**numbers, "step": int(row["step"])}) + "\n"
 
 

@@ -62,13 +62,21 @@ def _half_cosine(step: int, length: int) -> float:
 
 
 def schedules(
-    section, *, num_steps: int, batch_size: int, freeze_last_layer: int, lr_scaling: str
+    section,
+    *,
+    num_steps: int,
+    batch_size: int,
+    freeze_last_layer: int,
+    lr_scaling: str,
+    steps_before: int = 0,
 ) -> Callable[[int], dict[str, float]]:
     """The scalars of a step, as a function of its number from 0; float64, on the host.
 
     section: `schedules` of the config. Keys of the result: lr, last_layer_lr (0 during the first
     freeze_last_layer steps), weight_decay, momentum, teacher_temperature, local_weight,
-    gram_weight. lr_scaling multiplies the peak of lr, in version 2 also its end.
+    gram_weight. lr_scaling multiplies the peak of lr, in version 2 also its end. steps_before:
+    steps that the first four have behind them, of stages whose curves go on here; the weights of
+    losses always count from the start of their stage.
 
     Raises ValueError for unknown versions and scalings, and parts longer than num_steps.
     """
@@ -81,14 +89,19 @@ def schedules(
             f"schedules.truncate_extra={section.truncate_extra} is for schedules.version=1 and not"
             " below 0; use 0.0."
         )
-    curves = {name: _curve(section, name, num_steps=num_steps) for name in VERSIONED + LOSS_WEIGHTS}
+    offsets = dict.fromkeys(VERSIONED, steps_before) | dict.fromkeys(LOSS_WEIGHTS, 0)
+    curves = {
+        name: _curve(section, name, num_steps=num_steps + before)
+        for name, before in offsets.items()
+    }
     lr, factor = curves["lr"], LR_FACTORS[lr_scaling](batch_size)
     end = lr.end * factor if section.version == 2 else lr.end
     curves["lr"] = lr._replace(peak=lr.peak * factor, end=end)
 
     def now(step: int) -> dict[str, float]:
-        values = {name: float(curve(step)) for name, curve in curves.items()}
-        values["last_layer_lr"] = 0.0 if step < freeze_last_layer else values["lr"]
+        values = {name: float(curve(step + offsets[name])) for name, curve in curves.items()}
+        frozen = step + steps_before < freeze_last_layer
+        values["last_layer_lr"] = 0.0 if frozen else values["lr"]
         return values
 
     return now

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinojax import adapters, mesh, optim
+from dinojax import adapters, mesh, optim, stages
 from dinojax import state as states
 from dinojax.adapters import AdapterSpec, num_trained
 from dinojax.augment.spec import ViewSpec
@@ -115,25 +115,58 @@ def build(config: Config, layout: Layout) -> Program:
     )
     for note in view_spec.notes(config.data.box_size):
         log.info("%s", note)
+    before = config.start.steps_before
+    schedules = optim.schedules(
+        config.schedules,
+        num_steps=config.num_steps,
+        batch_size=config.batch_size,
+        freeze_last_layer=config.optim.freeze_last_layer,
+        lr_scaling=config.optim.lr_scaling,
+        steps_before=before if config.start.schedules == "continue" else 0,
+    )
+    if config.gram.enabled:
+        _check_gram_weight(schedules, config.gram.anchor_step)
     objective = build_objective(config, images_per_step=_images_at_once(config, layout))
     return Program(
         layout=layout,
         step=Step(objective, build_optimizer(config, objective), view_spec, config.accumulate),
-        schedules=optim.schedules(
-            config.schedules,
-            num_steps=config.num_steps,
-            batch_size=config.batch_size,
-            freeze_last_layer=config.optim.freeze_last_layer,
-            lr_scaling=config.optim.lr_scaling,
-        ),
-        seed=config.seed,
+        schedules=schedules,
+        seed=stages.stage_seed(config.seed, before),
         batch_shape=(config.batch_size, *[config.data.box_size] * 2, config.image.channels),
         eval_transform=EvalTransform.from_sections(image=config.image, knn=config.knn),
     )
 
 
+def build_sizes(config: Config, layout: Layout) -> tuple[Program, ...]:
+    """A program for every size that the steps of a stage may have, that of the plain keys first."""
+    found = stages.sizes(config.crops, config.data.box_size)
+    if len(found) == 1:
+        return (build(config, layout),)
+    shares = stages.rates(config.crops.more_rates)
+    log.info("%d programs, one per size of crops:", len(found))
+    for share, keys in zip(shares, found, strict=True):
+        told = ", ".join(f"{key}={value}" for key, value in keys.items())
+        log.info("  %.4g %% of the steps: %s", 100 * share, told)
+    return tuple(build(config.replaced(keys), layout) for keys in found)
+
+
 def _images_at_once(config: Config, layout: Layout) -> int:
     return config.batch_size // layout.num_shards // config.accumulate
+
+
+def _check_gram_weight(schedules: Callable, anchor_step: int) -> None:
+    """Raises ValueError if the Gram loss counts before there is an anchor.
+
+    A weight is linear, then half a cosine, then constant: 0 at many places, it is 0 throughout.
+    """
+    for step in sorted({*np.linspace(0, max(anchor_step - 1, 0), 99).astype(int).tolist()}):
+        weight = schedules(step)["gram_weight"]
+        if step < anchor_step and weight:
+            raise ValueError(
+                f"schedules.gram_weight is {weight:.3g} at step {step}, before the anchor is there "
+                f"(gram.anchor_step={anchor_step}); keep it at 0 until then: start=0, peak=0, "
+                f"warmup={anchor_step}, and its value as end."
+            )
 
 
 def _check_koleo(config: Config, layout: Layout) -> None:

@@ -77,9 +77,28 @@ def find(recipe: str | Path) -> Path:
 _NOT_RECIPES = ("__init__", "base")
 
 
-def run(path: Path, *, smoke: bool = False) -> dict[str, Any]:
-    """Dotted key -> value of what the recipe's get_config (then its smoke) returns.
+def stages(path: Path) -> tuple[str, ...]:
+    """Names of a recipe's STAGES in their order; empty if it has one stage and does not name it.
 
+    Raises ConfigError for a STAGES that is no dictionary from names to functions.
+    """
+    found = getattr(_import(path), "STAGES", {})
+    if not isinstance(found, dict) or not all(map(callable, found.values())):
+        raise ConfigError(
+            f"{path}: STAGES must map names to functions that take and return the config; see "
+            "configs/tiny_stages.py."
+        )
+    if bad := [name for name in found if not re.fullmatch(r"[A-Za-z][\w-]*", str(name))]:
+        raise ConfigError(
+            f"{path}: the stage name {bad[0]!r} becomes a folder; use letters, digits, - and _."
+        )
+    return tuple(found)
+
+
+def run(path: Path, *, smoke: bool = False, stage: str | None = None) -> dict[str, Any]:
+    """Dotted key -> value of what the recipe's get_config (its stage, its smoke) returns.
+
+    stage: one of STAGES, if the recipe has them. `smoke` comes last and can look at c.stage.
     Raises ConfigError for a missing get_config or smoke, a key assigned twice, an undeclared key
     and a value that the locked object refuses.
     """
@@ -92,12 +111,16 @@ def run(path: Path, *, smoke: bool = False) -> dict[str, Any]:
         )
     try:
         config = module.get_config()
+        if stage is not None:
+            config.stage = stage
+            config = module.STAGES[stage](config)
         if smoke:
             config = module.smoke(config)
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise ConfigError(_located(error, path)) from error
     if not isinstance(config, ConfigDict):
-        raise ConfigError(f"{path}: {steps[-1]} returns {type(config).__name__}, not the config")
+        last = f"stage {stage}" if stage is not None and not smoke else steps[-1]
+        raise ConfigError(f"{path}: {last} returns {type(config).__name__}, not the config")
     return flat(config)
 
 

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinojax import config as configs
-from dinojax import mesh, program
+from dinojax import mesh, program, stages, start
 from dinojax.autopsy import TERMS
 from dinojax.checkpoint import Checkpoints
-from dinojax.config import ConfigError
+from dinojax.config import Config, ConfigError
 from dinojax.program import Program
 
 
@@ -36,9 +36,11 @@ def replay(folder: str | Path) -> dict[str, Any]:
     seen = json.loads((folder / "step.json").read_text())
     config = configs.read(folder / "config.json")
     layout = mesh.from_section(config.mesh)
-    built = program.build(config, layout)
+    programs = program.build_sizes(config, layout)
+    draw = stages.SizeDraw(programs[0].seed, config.crops.more_rates)
+    built = programs[draw(seen["step"] - 1)]
     with mesh.use(layout), jax.default_matmul_precision(config.precision.matmul):
-        state, apart = _state(built, folder, seen["step"], stage=config.stage)
+        state, apart = _state(built, folder, seen["step"], config)
         batch = mesh.global_batch(layout, _batch(folder))
         now = built.now(seen["step"] - 1)
         look = jax.jit(functools.partial(_look, built))
@@ -67,11 +69,12 @@ def _look(built: Program, state, batch, now):
     return terms, jax.tree.map(fine, looked_at)
 
 
-def _state(built: Program, folder: Path, number: int, *, stage: str):
+def _state(built: Program, folder: Path, number: int, config: Config):
     """(the state before step `number`, updates between its weights and the true ones)."""
     run_dir = folder.resolve().parent.parent
-    bad = {int(path.name) for path in folder.resolve().parent.iterdir() if path.name.isdigit()}
-    directory = run_dir / "checkpoints" / stage
+    names = [path.name for path in folder.resolve().parent.iterdir() if path.name.isdigit()]
+    bad = {int(name) - config.start.steps_before for name in names}
+    directory = run_dir / "checkpoints" / config.stage
     saved = [int(path.name) for path in directory.glob("*") if path.name.isdigit()]
 
     def apart(step: int) -> int:
@@ -80,7 +83,7 @@ def _state(built: Program, folder: Path, number: int, *, stage: str):
 
     best = min([0, *saved], key=apart)
     if best == 0:
-        state = built.new_state()
+        state = start.first_state(built, config, run_dir)
     else:
         checkpoints = Checkpoints(directory, keep_last=len(saved), keep_every=None)
         with contextlib.closing(checkpoints):

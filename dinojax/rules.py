@@ -4,18 +4,17 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-Values = Mapping[str, Any]  # dotted key -> value
+from dinojax import stages
+from dinojax.limits import COUNT, FLOAT, HEADS, LIMITS, SCHEDULES
 
-HEADS = ("dino_head", "ibot_head")
-SCHEDULES = tuple(
-    f"schedules.{name}"
-    for name in ("lr", "weight_decay", "momentum", "teacher_temperature", "local_weight")
-    + ("gram_weight",)
-)
+Values = Mapping[str, Any]  # dotted key -> value
 
 # Every key with a closed list of values.
 CHOICES: dict[str, tuple] = {
     "data.source": ("folder", "manifest", "tar", "arrayrecord", "tfds", "tiles"),
+    "start.what": ("ema", "state"),
+    "start.heads": ("keep", "new"),
+    "start.schedules": ("restart", "continue"),
     "image.channels": (1, 3),
     "image.normalize": ("fixed", "per_crop"),
     "model.ffn": ("mlp", "swiglu", "swiglu32", "swiglu64", "swiglu128", "swiglu_fused"),
@@ -43,6 +42,7 @@ CHOICES: dict[str, tuple] = {
 # Every key that may be None, and its type otherwise.
 OPTIONAL: dict[str, type] = {
     "crops.gram_size": int,
+    **{f"gram.{name}": int for name in ("refresh_every", "max_refreshes")},
     **{f"model.{name}": int for name in ("width", "depth", "num_heads")},
     "model.ffn": str,
     "model.position": str,
@@ -66,53 +66,19 @@ ANY_LENGTH = ("image.mean", "image.std", "adapter.targets")
 # Tuples of any number of rows: the types of a row's columns.
 TABLES: dict[str, tuple[type, ...]] = {"data.mixture": (str, str, str, float, float)}
 
-# key -> (smallest, largest) value allowed; tuples are checked element by element.
-LIMITS: dict[str, tuple[float | None, float | None]] = {
-    **{key: (1, None) for key in ("num_steps", "batch_size", "group_size", "accumulate")},
-    **{f"data.{name}": (1, None) for name in ("box_size", "num_threads", "prefetch")},
-    "data.num_workers": (0, None),
-    "data.max_bad_share": (0, 1),
-    **{f"crops.{name}": (1, None) for name in ("global_size", "local_size", "gram_size")},
-    "crops.num_local": (1, None),
-    **{f"crops.{name}": (1e-6, 1) for name in ("global_area", "local_area")},
-    **{f"augment.{name}_rate": (0, 1) for name in ("flip", "jitter", "grayscale", "solarize")},
-    "augment.blur_rates": (0, 1),
-    "augment.hue": (0, 0.5),
-    **{f"augment.{name}": (0, None) for name in ("brightness", "contrast", "saturation")},
-    **{f"masks.{name}": (0, 1) for name in ("rate", "ratio")},
-    "masks.min_block": (1, None),
-    **{f"model.{name}": (1, None) for name in ("patch_size", "width", "depth", "num_heads")},
-    "model.num_registers": (0, None),
-    "model.position_size": (1, None),
-    "model.position_offset": (0, 1),
-    "model.drop_path": (0, 0.999),
-    **{f"{head}.{name}": (1, None) for head in HEADS for name in ("num_layers", "hidden")},
-    **{f"{head}.{name}": (1, None) for head in HEADS for name in ("bottleneck", "prototypes")},
-    **{f"losses.{name}": (0, None) for name in ("dino", "ibot", "koleo")},
-    "losses.student_temperature": (1e-6, None),
-    **{f"losses.{name}": (1, None) for name in ("koleo_group", "koleo_neighbors")},
-    "losses.sinkhorn_iterations": (1, None),
-    "losses.center_momentum": (0, 1),
-    **{f"optim.{name}": (0, 1) for name in ("beta1", "beta2", "layer_decay", "patch_embed_lr")},
-    "optim.clip": (1e-6, None),
-    "optim.freeze_last_layer": (0, None),
-    "adapter.rank": (0, None),
-    "adapter.alpha": (1e-6, None),
-    **{f"{name}.warmup": (0, None) for name in SCHEDULES},
-    **{f"{name}.cosine": (0, None) for name in SCHEDULES},
-    **{f"mesh.{name}": (1, None) for name in ("devices", "replicas", "tensor")},
-    **{f"checkpoint.{name}": (1, None) for name in ("every", "keep_last", "keep_every")},
-    "log.every": (1, None),
-    **{f"knn.{name}": (1, None) for name in ("every", "crop_size", "neighbors", "batch_size")},
-    "knn.temperature": (1e-6, None),
+# Tuples that are empty by default may have any length, too: the type of their elements.
+ELEMENTS: dict[str, type] = {
+    "crops.more_rates": float,
+    **{f"crops.more_{name}": int for name in ("global", "local", "gram", "box")},
 }
 
 
 def violations(values: Values) -> list[str]:
     """Every rule that the config breaks, one sentence each, ending with a move."""
     # A value out of its range or list would make the rules between keys talk nonsense.
-    single = [*_choices(values), *_limits(values)]
-    rules = (_batch, _sizes, _rope, _steps, _gram, _pairs, _mixture, _adapter)
+    single = [*_choices(values), *_limits(values), *_stage(values)]
+    own = (_batch, _sizes, _rope, _steps, _pairs, _mixture, _adapter)
+    rules = (*own, stages.start_rules, stages.gram_rules, stages.size_rules)
     return single or [message for rule in rules for message in rule(values)]
 
 
@@ -138,9 +104,20 @@ def _limits(values: Values) -> Iterator[str]:
         for number in value if isinstance(value, tuple) else (value,):
             if number is None:
                 continue
-            if (low is not None and number < low) or (high is not None and number > high):
-                bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+            if not low <= number <= high:
+                is_open = number < low and high in (COUNT, FLOAT)
+                bounds = f"at least {low}" if is_open else f"between {low} and {high}"
                 yield f"{key}={value} is out of range; use a value {bounds}."
+                break
+
+
+def _stage(values: Values) -> Iterator[str]:
+    name = values["stage"]
+    if not re.fullmatch(r"\w[\w.-]{0,63}", name):
+        yield (
+            f"stage={name[:80]!r} names a folder of checkpoints; use letters, digits, _, - and ., "
+            "64 at most."
+        )
 
 
 def _batch(values: Values) -> Iterator[str]:
@@ -202,8 +179,8 @@ def _rope(values: Values) -> Iterator[str]:
 
 
 def _steps(values: Values) -> Iterator[str]:
-    steps = values["num_steps"]
     for name in SCHEDULES:
+        steps = _length(values, name)
         warmup, cosine = values[f"{name}.warmup"], values[f"{name}.cosine"]
         if warmup > steps:
             yield f"{name}.warmup={warmup} exceeds num_steps={steps}; use {steps} or fewer."
@@ -212,24 +189,15 @@ def _steps(values: Values) -> Iterator[str]:
                 f"{name}.warmup={warmup} and cosine={cosine} exceed num_steps={steps}; "
                 f"use cosine={steps - warmup} or fewer, or None for all that remain."
             )
-    freeze = values["optim.freeze_last_layer"]
+    freeze, steps = values["optim.freeze_last_layer"], _length(values, "schedules.lr")
     if freeze > steps:
         yield f"optim.freeze_last_layer={freeze} exceeds num_steps={steps}; use {steps} or fewer."
 
 
-def _gram(values: Values) -> Iterator[str]:
-    size, tokens = values["crops.gram_size"], values["gram.tokens"]
-    if not values["gram.enabled"]:
-        if size is not None:
-            yield f"crops.gram_size={size} but gram.enabled is False; set one of them back."
-        return
-    if tokens != "all" and values["gram.per_image"]:
-        yield f"gram.tokens={tokens!r} needs gram.per_image=False; set it, or gram.tokens='all'."
-    if values["gram.teacher"] == "ema" and size is not None:
-        yield (
-            f"gram.teacher='ema' uses this step's global crops, but crops.gram_size={size}; "
-            "set it to None, or gram.teacher='frozen'."
-        )
+def _length(values: Values, schedule: str) -> int:
+    """Steps that a schedule covers: also those of earlier stages, if it counts on from them."""
+    on = values["start.schedules"] == "continue" and schedule.split(".")[1] in stages.COUNTED
+    return values["num_steps"] + on * values["start.steps_before"]
 
 
 def _pairs(values: Values) -> Iterator[str]:

@@ -1,47 +1,34 @@
-"""A run directory: who it belongs to, what is open in it, and its history."""
+"""One stage of a run: what is open for it in the run directory, and its history."""
 
 import dataclasses
 import datetime
-import importlib.metadata
 import json
 import logging
 import os
-import platform
-import subprocess
 from collections.abc import Collection
 from pathlib import Path
 
 import jax
 
-from dinojax import config as configs
 from dinojax import mesh, program
 from dinojax.checkpoint import Checkpoints
-from dinojax.config import Config, ConfigError
+from dinojax.config import Config, ConfigError, saved_stages
 from dinojax.data.example import Source
 from dinojax.data.mixture import num_drawn, parts_of
 from dinojax.data.quarantine import Quarantine
 from dinojax.data.sources import open_knn_sources, open_source
+from dinojax.directory import ACCEPT_DATA, environment
+from dinojax.eval.mosaic import Mosaics
 from dinojax.eval.online import Knn, build_knn
+from dinojax.metrics import MetricsLog
+from dinojax.models import zoo
 from dinojax.program import Program
+from dinojax.stages import Anchor, BoxDraw, SizeDraw
 from dinojax.state import State
 from dinojax.viz import report as reports
 from dinojax.viz.probe import Probe
 
 log = logging.getLogger(__name__)
-
-# Keys that may change when a run continues: they alter speed or reporting, never the result.
-FREE_KEYS = (
-    "mesh.",
-    "accumulate",
-    "data.num_",
-    "data.prefetch",
-    "data.max_bad_share",
-    "checkpoint.",
-    "log.",
-    "knn.",
-)
-PACKAGES = ("dinojax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-ACCEPT_DATA, ACCEPT_CONFIG = "new-data", "new-config"  # as the flags of `dinojax train` say it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,20 +43,38 @@ class Every:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run directory and all that the program needs to fill it."""
+    """A run directory and all that the program needs to fill it with one stage."""
 
     directory: Path
     config: Config
-    program: Program
+    programs: tuple[Program, ...]  # one per size that steps may have
+    draw: SizeDraw  # which of them a step takes
+    anchor: Anchor | None  # of a frozen gram network
     source: Source
     loader_options: dict
     knn: Knn | None
     checkpoints: Checkpoints
     num_steps: int
     every: Every
+    matmul: str  # precision of float32 products
     pictures: bool
     probe: Probe | None  # the images whose features are watched
     tensorboard: bool
+    mosaics: Mosaics | None  # the images of the dense metric
+
+    @property
+    def program(self) -> Program:
+        """The program of the plain sizes; all share parameters, state and evaluation."""
+        return self.programs[0]
+
+    @property
+    def stage(self) -> str:
+        return self.config.stage
+
+    @property
+    def steps_before(self) -> int:
+        """Steps of the run's earlier stages."""
+        return self.config.start.steps_before
 
     def save(self, state: State, *, step: int, position: int, seconds: float) -> None:
         """Start a checkpoint. position: images consumed; seconds: of training so far."""
@@ -87,11 +92,13 @@ class Run:
 
     def num_drawn(self, step: int) -> dict[str, int]:
         """Images drawn from each source of a mixture in the first `step` steps."""
-        size, seed = self.config.batch_size, self.config.seed
+        size, seed = self.config.batch_size, self.program.seed
         return num_drawn(self.source, seed=seed, position=step * size, batch_size=size)
 
     def note(self, **content) -> None:
         """A line of resumes.jsonl: when the run started or stopped, where, and why."""
+        if len(saved_stages(self.directory)) > 1:
+            content = {"stage": self.stage, **content}
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         path = self.directory / "resumes.jsonl"
         before = path.read_text() if path.exists() else ""
@@ -106,36 +113,40 @@ class Run:
         reports.refresh(self.directory)
 
 
-def open_run(config: Config, directory: Path, layout: mesh.Layout, source: Source) -> Run:
-    """Program, evaluation and checkpoints of a run; nothing is computed yet."""
-    if config.gram.enabled and config.gram.teacher == "frozen":
-        raise ConfigError(
-            "gram.teacher=frozen needs an earlier ema to hold on to, and a run of one stage has "
-            "none; use gram.teacher=ema (each step's own teacher), or gram.enabled=False."
-        )
+def open_run(config: Config, directory: Path, source: Source) -> Run:
+    """Programs, evaluation and checkpoints of a stage; nothing is computed yet."""
+    layout = mesh.from_section(config.mesh)
     data, channels = config.data, config.image.channels
     sources = open_knn_sources(data, config.knn, channels=channels)
-    built = program.build(config, layout)
+    programs = program.build_sizes(config, layout)
+    seed, boxes = programs[0].seed, tuple(built.batch_shape[1] for built in programs)
+    draw = SizeDraw(seed, config.crops.more_rates)
+    frozen = config.gram.enabled and config.gram.teacher == "frozen"
+    quarantine = Quarantine(
+        directory,
+        max_share=data.max_bad_share,
+        parts=parts_of(source),
+        host=jax.process_index(),
+    )
     return Run(
         directory=directory,
         config=config,
-        program=built,
+        programs=programs,
+        draw=draw,
+        anchor=zoo.fill(Anchor, config.gram) if frozen else None,
         source=source,
         loader_options=dict(
             batch_size=config.batch_size,
-            box_size=data.box_size,
-            seed=config.seed,
+            box_size=boxes[0] if len(set(boxes)) == 1 else BoxDraw(draw, boxes),
+            seed=seed,
             num_workers=data.num_workers,
             num_threads=data.num_threads,
             prefetch=data.prefetch,
-            quarantine=Quarantine(
-                directory,
-                max_share=data.max_bad_share,
-                parts=parts_of(source),
-                host=jax.process_index(),
-            ),
+            quarantine=quarantine,
         ),
-        knn=build_knn(sources, image=config.image, knn=config.knn) if sources else None,
+        knn=build_knn(sources, image=config.image, knn=config.knn, directory=directory)
+        if sources
+        else None,
         checkpoints=open_checkpoints(config, directory),
         num_steps=config.num_steps,
         every=Every(
@@ -144,9 +155,27 @@ def open_run(config: Config, directory: Path, layout: mesh.Layout, source: Sourc
             minutes=config.checkpoint.minutes,
             knn=config.knn.every,
         ),
+        matmul=config.precision.matmul,
         pictures=config.log.pictures,
-        probe=_probe(config, directory, built, source) if config.log.pictures else None,
+        probe=_probe(config, directory, programs[0], source) if config.log.pictures else None,
         tensorboard=config.log.tensorboard,
+        mosaics=open_mosaics(config, programs[0], source, config.knn.mosaics),
+    )
+
+
+def open_mosaics(config: Config, built: Program, source: Source, num: int) -> Mosaics | None:
+    """The dense metric on labelled images if there are any, else on those of training."""
+    if not num:
+        return None
+    found = open_knn_sources(config.data, config.knn, channels=config.image.channels)
+    return Mosaics(
+        *(found or (source, source)),
+        transform=built.eval_transform,
+        patch_size=config.model.patch_size,
+        num=num,
+        neighbors=config.knn.neighbors,
+        temperature=config.knn.temperature,
+        batch_size=min(num, config.knn.batch_size),
     )
 
 
@@ -173,40 +202,15 @@ def open_checkpoints(config: Config, directory: Path, *, read_only=False) -> Che
     )
 
 
-def claim(directory: Path, config: Config, accept: Collection[str] = ()) -> None:
-    """Make the run directory, or make sure that it belongs to this config.
-
-    A directory in which nothing was trained yet changes its config freely.
-    Raises ConfigError if it belongs to another config or holds something else.
-    """
-    path = directory / "config.json"
-    if path.exists() and _has_results(directory) and ACCEPT_CONFIG not in accept:
-        found = configs.diff(configs.read(path), config)
-        changed = [change for change in found if not change[0].startswith(FREE_KEYS)]
-        if changed:
-            lines = "\n".join(f"  {key}: {old!r} there, {new!r} now" for key, old, new in changed)
-            raise ConfigError(
-                f"{directory} belongs to another config:\n{lines}\n"
-                "Use another --run, the config it began with, or --accept-new-config."
-            )
-    elif not path.exists() and directory.exists() and _foreign(directory):
-        raise ConfigError(f"{directory} is not empty and no run directory; use another --run.")
-    directory.mkdir(parents=True, exist_ok=True)
-    draft = directory / "config.json.draft"
-    configs.save(config, draft)
-    os.replace(draft, path)
-    write_json(directory / "env.json", environment())
-
-
-def _foreign(directory: Path) -> bool:
-    """Whether it holds more than the draft that a killed process was writing."""
-    return any(not entry.name.endswith(".draft") for entry in directory.iterdir())
-
-
-def _has_results(directory: Path) -> bool:
-    metrics = directory / "metrics.jsonl"
-    logged = metrics.exists() and metrics.stat().st_size > 0
-    return logged or any(directory.glob("checkpoints/*/*"))
+def open_metrics(run: Run, resume_step: int | None) -> MetricsLog:
+    """metrics.jsonl; in a run of several stages its rows say whose they are."""
+    names = saved_stages(run.directory)
+    return MetricsLog(
+        run.directory / "metrics.jsonl",
+        resume_step=resume_step,
+        stage=run.stage if len(names) > 1 else None,
+        is_first=run.stage == names[0],
+    )
 
 
 def check_data(meta: dict, source: Source, accept: Collection[str] = ()) -> None:
@@ -220,26 +224,3 @@ def check_data(meta: dict, source: Source, accept: Collection[str] = ()) -> None
             "would differ. Restore them, start another --run, or pass --accept-new-data."
         )
     log.warning("continuing on changed images (%s): from here on their order differs", counts)
-
-
-def environment() -> dict:
-    """Versions, devices and commit, as far as they can be told."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
-    )
-    found = {dist.metadata["Name"] for dist in importlib.metadata.distributions()}
-    return {
-        "versions": {p: importlib.metadata.version(p) for p in PACKAGES if p in found},
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "devices": [str(device) for device in jax.devices()],
-        "num_processes": jax.process_count(),
-        "commit": commit.stdout.strip() or None,
-    }
-
-
-def write_json(path: Path, content: dict) -> None:
-    """The file, whole or not at all."""
-    draft = path.with_name(path.name + ".draft")
-    draft.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(draft, path)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dinojax.augment.masks import mask_counts
+from dinojax.data.quarantine import KNN_FILE
 from dinojax.metrics import read_metrics
 
 NUM_GLOBAL = 2  # global crops of an image
@@ -14,9 +15,11 @@ NUM_GLOBAL = 2  # global crops of an image
 
 @dataclasses.dataclass(frozen=True)
 class RunFiles:
-    """A run as far as it has come. Lists are empty where a file does not exist (yet)."""
+    """A stage of a run as far as it has come. Lists are empty where a file does not exist (yet)."""
 
     directory: Path
+    stage: str
+    stages: list[str]  # all of the run, in their order
     recipe: str
     values: dict[str, Any]  # config: dotted key -> value
     sources: dict[str, str]  # dotted key -> who set it
@@ -24,7 +27,8 @@ class RunFiles:
     evaluations: list[dict[str, Any]]  # k-NN and probe rows
     checkpoints: list[int]  # steps of the stage
     autopsies: list[dict[str, Any]]
-    bad_images: list[dict[str, Any]]
+    bad_images: list[dict[str, Any]]  # replaced in training
+    skipped_images: list[dict[str, Any]]  # left out of k-NN
     resumes: list[dict[str, Any]]
     environment: dict[str, Any]
     energy: dict[str, Any]
@@ -35,19 +39,32 @@ class RunFiles:
         return pairs[len(pairs) - math.ceil(len(pairs) * last) :]
 
 
-def read_run(directory: str | Path) -> RunFiles:
-    """Raises FileNotFoundError if it is no run directory, ValueError for a file that is damaged."""
+def read_run(directory: str | Path, *, stage: str | None = None) -> RunFiles:
+    """What is known of a stage of a run, None = the one it is at; steps count from its start.
+
+    Raises FileNotFoundError if it is no run directory, ValueError for a file that is damaged.
+    """
     directory = Path(directory)
     path = directory / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"{directory} holds no config.json; name a run directory.")
     saved = _json(path)
+    stages = saved["stages"] if "stages" in saved else [saved["config"]["stage"]]
+    if stage is not None and stage != saved["config"]["stage"]:
+        saved = _json(directory / "stages" / f"{stage}.json")
     values = dict(_flat(saved["config"]))
-    rows = read_metrics(directory / "metrics.jsonl")
+    rows = [
+        row
+        for row in read_metrics(directory / "metrics.jsonl")
+        if row.get("stage", stages[0]) == values["stage"]
+    ]
     folder = directory / "checkpoints" / values["stage"]
+    lists = sorted(directory.glob("bad_images*.jsonl"))  # one for each host
     autopsies = sorted(directory.glob("autopsy/*/step.json"), key=lambda p: int(p.parent.name))
     return RunFiles(
         directory=directory,
+        stage=values["stage"],
+        stages=stages,
         recipe=saved["recipe"],
         values=values,
         sources=saved["sources"],
@@ -55,10 +72,28 @@ def read_run(directory: str | Path) -> RunFiles:
         evaluations=[row for row in rows if "total" not in row],
         checkpoints=sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit()),
         autopsies=[_json(path) for path in autopsies],
-        bad_images=[row for p in sorted(directory.glob("bad_images*.jsonl")) for row in _lines(p)],
+        bad_images=[row for path in lists if path.name != KNN_FILE for row in _lines(path)],
+        skipped_images=_lines(directory / KNN_FILE),
         resumes=_lines(directory / "resumes.jsonl"),
         environment=_json(directory / "env.json"),
         energy=_json(directory / "energy.json"),
+    )
+
+
+def read_whole(directory: str | Path) -> RunFiles:
+    """The same with the rows of all stages up to the newest, their steps counted on."""
+    newest = read_run(directory)
+    names = newest.stages[: newest.stages.index(newest.stage) + 1]
+    parts = [read_run(directory, stage=name) for name in names[:-1]] + [newest]
+
+    def counted_on(part: RunFiles, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        before = part.values.get("start.steps_before", 0)
+        return [{**row, "step": row["step"] + before} for row in rows]
+
+    return dataclasses.replace(
+        newest,
+        rows=[row for part in parts for row in counted_on(part, part.rows)],
+        evaluations=[row for part in parts for row in counted_on(part, part.evaluations)],
     )
 
 

@@ -1,4 +1,6 @@
-"""Program 1: trains one recipe on one mesh. main -> train -> _loop -> Step -> jax.grad(loss).
+"""Program 1: trains one recipe on one mesh, stage after stage.
+
+main -> train -> _train -> _loop -> Step -> jax.grad(loss), the same for every stage.
 
 The loop dispatches a step, then fetches the numbers of the one before: the devices stay busy and
 at most one step is in flight.
@@ -7,7 +9,6 @@ at most one step is in flight.
 import contextlib
 import errno
 import functools
-import json
 import logging
 import threading
 import time
@@ -17,17 +18,17 @@ from typing import Any
 
 import jax
 
-from dinojax import config as configs
-from dinojax import finish, mesh, program
+from dinojax import finish, mesh, start
 from dinojax.autopsy import Autopsy, NonFiniteError
-from dinojax.config import Config, ConfigError
+from dinojax.config import Config, pick
 from dinojax.data.loader import Loader
-from dinojax.data.sources import open_knn_sources
+from dinojax.directory import as_stages, claim, enter, is_finished, name_of, occupy
 from dinojax.energy import EnergyMeter
-from dinojax.eval.online import build_knn
+from dinojax.eval.mosaic import NAME as MOSAIC
 from dinojax.interrupt import NOT_SAVED, SAVED, Asked, Interrupt, Interrupted, StorageError
-from dinojax.metrics import DataWait, MetricsLog, Progress, RunLog, read_metrics
-from dinojax.run import Run, check_data, claim, open_checkpoints, open_run, open_train_source
+from dinojax.metrics import DataWait, MetricsLog, Progress, RunLog
+from dinojax.program import Program
+from dinojax.run import Run, check_data, open_metrics, open_run, open_train_source
 from dinojax.state import State
 from dinojax.tensorboard import EventLog
 
@@ -35,52 +36,81 @@ log = logging.getLogger(__name__)
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # disks that are, or read-only ones
 CLOSE_SECONDS = 10  # for the loader's threads and processes to end
-EVALUATED = "knn/"  # columns of the last thing that an evaluation writes
+EVALUATED = ("knn/", "dense/")  # columns of the last thing that an evaluation writes
 
 
-def train(config: Config, run_dir: str | Path, *, accept: Collection[str] = ()) -> State:
-    """Train until `num_steps`, from the last checkpoint in `run_dir` if it has one.
+def train(
+    config: Config | Sequence[Config],
+    run_dir: str | Path,
+    *,
+    accept: Collection[str] = (),
+    stage: str | None = None,
+) -> State:
+    """Train every stage to its end, from the last checkpoint in `run_dir` if it has one.
 
-    accept: "new-data", "new-config": continue although images or config changed.
+    config: of the only stage, or of each in order. A stage that is done is not run again. accept:
+    "new-data", "new-config": continue although images or config changed. stage: run this one only.
     Raises ConfigError if the directory belongs to another config, ValueError or FileNotFoundError
     for data and sizes that do not work, all before any device work; Interrupted after a signal.
     """
-    directory = Path(run_dir)
-    source = open_train_source(config)
-    claim(directory, config, accept)
-    with RunLog(directory / "log.txt"), contextlib.ExitStack() as stack:
-        layout = mesh.from_section(config.mesh)
-        stack.enter_context(jax.default_matmul_precision(config.precision.matmul))
+    directory, stages = Path(run_dir), as_stages(config)
+    wanted = stages if stage is None else [pick(stages, stage)]
+    sources = {name_of(c): open_train_source(c) for c in wanted}
+    with occupy(directory), contextlib.ExitStack() as stack:
+        claim(directory, stages, accept)
+        stack.enter_context(RunLog(directory / "log.txt"))
+        todo = [c for c in wanted if not is_finished(directory, c)] or wanted[-1:]
+        for done in wanted[: len(wanted) - len(todo)]:
+            log.info("stage %s is done", name_of(done))
         interrupt = stack.enter_context(Interrupt())
-        run = open_run(config, directory, layout, source)
-        stack.callback(run.checkpoints.close)
-        without_knn = ("knn.",) if run.knn is None else ()
-        if without_knn:
-            log.info("no k-NN, for want of labels: set knn.query (and knn.bank) to have it")
-        config.check_all_read(besides=without_knn)
-        stack.enter_context(mesh.use(layout))
-        log.info(
-            "%s: %d images, %d devices (%s), strategy %s",
-            directory,
-            len(source),
-            layout.mesh.size,
-            jax.default_backend(),
-            layout.strategy,
-        )
-        return _train(run, interrupt, accept)
+        runs = [open_run(c, directory, sources[name_of(c)]) for c in todo]
+        for run in runs:
+            stack.callback(run.checkpoints.close)
+            _check(run)
+        for run in runs:
+            if len(stages) > 1:
+                enter(directory, run.config, stages)
+                log.info("stage %s, %d of %d", run.stage, 1 + _number(run, stages), len(stages))
+            state = None  # the memory of the stage before
+            with mesh.use(run.program.layout), jax.default_matmul_precision(run.matmul):
+                state = _train(run, interrupt, accept, is_last=run is runs[-1])
+    assert state is not None
+    return state
 
 
-def _train(run: Run, interrupt: Interrupt, accept: Collection[str]) -> State:
-    """The state of the last checkpoint, or a new one, taken to the end."""
-    start, meta = run.checkpoints.latest(), dict[str, Any](position=0, seconds=0.0)
-    if start is None:
-        state = run.program.new_state()
+def _number(run: Run, stages: Sequence[Config]) -> int:
+    return [name_of(c) for c in stages].index(run.stage)
+
+
+def _check(run: Run) -> None:
+    """Refuse what cannot start, and settings that nothing has read."""
+    start.check(run.config, run.directory, began=run.checkpoints.latest() is not None)
+    without_knn = ("knn.",) if run.knn is None else ()
+    if without_knn:
+        log.info("no k-NN, for want of labels: set knn.query (and knn.bank) to have it")
+    run.config.check_all_read(besides=without_knn)
+    layout = run.program.layout
+    log.info(
+        "%s: %d images, %d devices (%s), strategy %s",
+        run.directory,
+        len(run.source),
+        layout.mesh.size,
+        jax.default_backend(),
+        layout.strategy,
+    )
+
+
+def _train(run: Run, interrupt: Interrupt, accept: Collection[str], *, is_last: bool) -> State:
+    """The state of the stage's last checkpoint, or its first one, taken to the end."""
+    begin, meta = run.checkpoints.latest(), dict[str, Any](position=0, seconds=0.0)
+    if begin is None:
+        state = start.first_state(run.program, run.config, run.directory)
     else:
-        meta = run.checkpoints.restore_meta(start)
+        meta = run.checkpoints.restore_meta(begin)
         check_data(meta, run.source, accept)
-        state = run.checkpoints.restore(run.program.abstract_state(), start)
-        log.info("continuing from step %d", start)
-    run.note(event="start", step=start or 0, devices=run.program.layout.mesh.size)
+        state = run.checkpoints.restore(run.program.abstract_state(), begin)
+        log.info("continuing from step %d", begin)
+    run.note(event="start", step=begin or 0, devices=run.program.layout.mesh.size)
     loader = Loader(
         run.source,
         **run.loader_options,
@@ -88,7 +118,7 @@ def _train(run: Run, interrupt: Interrupt, accept: Collection[str]) -> State:
         host_index=jax.process_index(),
         num_hosts=jax.process_count(),
     )
-    metrics = MetricsLog(run.directory / "metrics.jsonl", resume_step=start)
+    metrics = open_metrics(run, begin)
     clock = _Clock(meta["seconds"])
     devices = list(run.program.layout.mesh.devices.flat)
     kinds = [device.device_kind for device in devices]
@@ -96,8 +126,13 @@ def _train(run: Run, interrupt: Interrupt, accept: Collection[str]) -> State:
     with _closed_in_time(loader), metrics, contextlib.ExitStack() as stack:
         stack.enter_context(EnergyMeter(kinds, run.directory / "energy.json", gpus=here))
         if run.tensorboard:
-            metrics.mirror = EventLog(run.directory / "tensorboard", resume_step=start)
-            stack.callback(metrics.mirror.close)
+            events = EventLog(
+                run.directory / "tensorboard",
+                resume_step=begin,
+                steps_before=run.steps_before,
+            )
+            metrics.mirror = events
+            stack.callback(events.close)
         try:
             state = _loop(run, state, loader, metrics=metrics, interrupt=interrupt, clock=clock)
         except Exception as error:
@@ -109,6 +144,8 @@ def _train(run: Run, interrupt: Interrupt, accept: Collection[str]) -> State:
             raise
     run.note(event="stop", step=run.num_steps, reason="finished")
     seconds = clock.seconds()
+    if not is_last:
+        return state
     try:
         with interrupt.ending(functools.partial(_last_words, run, run.num_steps)):
             finish.finish(run, state, train_seconds=seconds)
@@ -154,14 +191,15 @@ def _loop(
     Raises Interrupted, after saving, when a signal asks the run to stop.
     """
     embed, batches = _stoppable(run.program.embed(), interrupt), DataWait(loader)
-    autopsy = Autopsy(run.directory, seed=run.config.seed)
+    autopsy = Autopsy(run.directory, seed=run.program.seed, steps_before=run.steps_before)
     report = _Report(run, metrics, batches, autopsy)
     number, position = int(state.step), loader.position
-    saves = _Saves(run, number, clock)
+    saves = _Saves(run, clock)
     evaluated = _evaluated(metrics)
     try:
         with interrupt.ending(functools.partial(_last_words, run, number)):
-            step = _compile(run)
+            steps = [_compile(built) for built in run.programs]
+            renewed = None if run.anchor is None else start.refresh(state)
         _evaluate(run, embed, state, number, report=report, done=evaluated)
         while number < run.num_steps:
             with interrupt.breakable():
@@ -173,8 +211,11 @@ def _loop(
             if number == 0 and run.pictures:
                 finish.draw_crops(run, state, batch)
             now = run.program.now(number)
-            state, scalars = step(state, batch, now)
+            state, scalars = steps[run.draw(number)](state, batch, now)
             number, position = number + 1, loader.position
+            if renewed is not None and run.anchor is not None and run.anchor.renews(number):
+                state = renewed(state)
+                log.info("step %d: the gram anchor is now the ema", number)
             report.add(number, scalars, now)
             if autopsy.suspicious:
                 report.flush()  # at once, so that a stop finds the weights of the bad steps
@@ -215,10 +256,10 @@ def _stoppable(embed: Callable, interrupt: Interrupt) -> Callable:
     return stoppable
 
 
-def _compile(run: Run):
+def _compile(built: Program):
     began = time.monotonic()
     log.info("compiling the step")
-    step = run.program.lower().compile()
+    step = built.lower().compile()
     log.info("compiled in %.0f s", time.monotonic() - began)
     return step
 
@@ -226,7 +267,7 @@ def _compile(run: Run):
 class _Saves:
     """When to save, by steps, by minutes and at the end; each step at most once."""
 
-    def __init__(self, run: Run, start: int, clock: _Clock):
+    def __init__(self, run: Run, clock: _Clock):
         self._run, self._clock = run, clock
         self._saved: int | None = run.checkpoints.latest()
         self._last = time.monotonic()
@@ -289,7 +330,7 @@ class _Report:
 
 def _evaluated(metrics: MetricsLog) -> set[int]:
     """Steps evaluated already, before the run was continued, according to its metrics."""
-    rows = read_metrics(metrics.path)
+    rows = metrics.rows()
     return {row["step"] for row in rows if any(name.startswith(EVALUATED) for name in row)}
 
 
@@ -299,37 +340,19 @@ def _evaluate(run: Run, embed, state: State, number: int, *, report: _Report, do
     if every is None or number in done or (number % every and number != run.num_steps):
         return
     report.flush()  # rows in the same order whether or not a signal ends the evaluation
-    params, seen, found = state.ema["backbone"], None, None
+    params, seen, found = state.ema["backbone"], None, {}
     if run.probe is not None:
-        seen = run.probe.look(embed, params, number)
+        seen = run.probe.look(embed, params, number + run.steps_before)
     if run.knn is not None:
-        found = run.knn.accuracy(embed, params)
-    if seen:  # written when both are there: an evaluation is repeated as a whole
+        accuracy = run.knn.accuracy(embed, params)
+        found = {f"knn/{name}": value for name, value in accuracy.items()}
+    if run.mosaics is not None:
+        found[MOSAIC] = run.mosaics.accuracy(embed, params)
+    if seen:  # written when all are there: an evaluation is repeated as a whole
         report.metrics.write(number, seen)
-    if run.knn is not None and found is not None:
-        report.metrics.write(number, {f"knn/{name}": value for name, value in found.items()})
-        log.info("step %d: k-NN %.1f %%", number, found[run.knn.features])
-
-
-def evaluate_knn(run_dir: str | Path, overrides: Sequence[str], step: int | None) -> None:
-    """`dinojax eval knn`: k-NN of the ema of a checkpoint; prints and appends to eval/knn.jsonl."""
-    directory = Path(run_dir)
-    config = configs.read(directory, overrides)
-    sources = open_knn_sources(config.data, config.knn, channels=config.image.channels)
-    if sources is None:
-        raise ConfigError("k-NN needs labels: --set knn.bank=FOLDER --set knn.query=FOLDER.")
-    knn = build_knn(sources, image=config.image, knn=config.knn)
-    layout = mesh.from_section(config.mesh)
-    built = program.build(config, layout)
-    checkpoints = open_checkpoints(config, directory, read_only=True)
-    with mesh.use(layout), contextlib.closing(checkpoints):
-        step = checkpoints.restore_meta(step)["step"]
-        state = checkpoints.restore(built.abstract_state(), step)
-        found = knn.accuracy(built.embed(), state.ema["backbone"])
-    row = {"step": step, "neighbors": knn.neighbors, "temperature": knn.temperature, **found}
-    (directory / "eval").mkdir(exist_ok=True)
-    with (directory / "eval" / "knn.jsonl").open("a") as file:
-        file.write(json.dumps(row) + "\n")
-    print(f"step {step}, {len(knn.bank)} images in the bank, {len(knn.query)} queries")
-    for name, value in found.items():
-        print(f"  {name:8s} {value:5.1f} %")
+    if found:
+        report.metrics.write(number, found)
+    if run.knn is not None:
+        log.info("step %d: k-NN %.1f %%", number, found[f"knn/{run.knn.features}"])
+    if run.mosaics is not None:
+        log.info("step %d: dense (mosaics) %.1f %%", number, found[MOSAIC])

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinojax import config as configs
-from dinojax import mesh, program
+from dinojax import mesh, program, train
 from dinojax.config import Config
 from dinojax.program import Program
 from dinojax.step import Step
@@ -31,6 +31,14 @@ OVERRIDES = (
     ),
     *("augment.blur_rates=0.0,0.0,0.0", "model.width=16", "model.num_heads=2"),
     *("model.num_registers=2", "model.drop_path=0.3", "rope.rescale=2.0", "optim.eps=1e-3"),
+)
+# The same for each stage of the recipe with several, without a k-NN: compiling is what counts.
+STAGED = (
+    *("batch_size=4", "group_size=2", "data.box_size=48", "crops.num_local=1"),
+    *("model.width=8", "model.num_heads=1", "model.depth=1", "log.pictures=False"),
+    *("dino_head.hidden=8", "dino_head.bottleneck=4", "dino_head.prototypes=16"),
+    *("ibot_head.hidden=8", "ibot_head.bottleneck=4", "ibot_head.prototypes=16"),
+    *("augment.blur_rates=0.0,0.0,0.0", "knn.every=None", "mesh.devices=1", "log.every=1"),
 )
 STEP = 3  # what the states made here have done
 
@@ -174,3 +182,23 @@ def flat_smoke() -> list[str]:
     """What the tiny recipe's `smoke` changes, as `key=value` strings for the command line."""
     full, smoke = configs.load("tiny"), configs.load("tiny", smoke=True)
     return [f"{key}={value!r}" for key, _, value in configs.diff(full, smoke)]
+
+
+def share_programs(patch) -> None:
+    """All runs take one compiled step, first state and embedding, for a module of one recipe."""
+    kept: dict[str, Any] = {}
+
+    def once(name, make):
+        """The first result for all calls; a state is copied, for the step takes it over."""
+
+        def get(*args):
+            if name not in kept:
+                kept[name] = make(*args)
+            found = kept[name]
+            return jax.tree.map(jnp.copy, found) if name == "state" else found
+
+        return get
+
+    patch.setattr(train, "_compile", once("step", lambda built: built.lower().compile(FAST)))
+    patch.setattr(Program, "new_state", once("state", Program.new_state))
+    patch.setattr(Program, "embed", once("embed", Program.embed))

@@ -37,8 +37,8 @@ def test_train_passes_the_resolved_config_and_the_run_directory(program, tmp_pat
         ["train", "--config", "tiny", "--run", str(tmp_path), "--set", "seed=3"]
         + ["--set", "optim.clip=none", "--stage", "pretrain", "--accept-new-data"]
     )
-    ((config, run_dir, options),) = calls
-    assert options == {"accept": ["new-data"]}
+    (((config,), run_dir, options),) = calls
+    assert options == {"accept": ["new-data"], "stage": "pretrain"}
     assert code == cli.FINISHED
     assert config.seed == 3 and config.optim.clip is None and run_dir == tmp_path
 

@@ -70,6 +70,7 @@ def test_overrides_take_the_type_of_the_default():
         ("seed=True", "seed=True has the wrong type: expected an integer"),
         ("masks.roll=1", "masks.roll=1 has the wrong type: expected True or False"),
         ("optim.eps=small", "optim.eps='small' has the wrong type: expected a number"),
+        ("optim.eps=1" + "0" * 400, "has the wrong type: expected a number"),
         ("optim.eps=1e999", "optim.eps=inf has the wrong type: expected a number"),
         ("optim.clip=big", "optim.clip='big' has the wrong type: expected a number or None"),
         ("model.width=1.5", "model.width=1.5 has the wrong type: expected an integer or None"),
@@ -297,3 +298,36 @@ def test_every_key_is_read_somewhere():
     }
     unread = [key for key in KEYS if key.rpartition(".")[2] not in attributes]
     assert not unread
+
+
+def test_every_number_has_limits_that_its_default_is_within():
+    for key, default in KEYS.items():
+        kind = rules.OPTIONAL.get(key, type(default))
+        values = default if isinstance(default, tuple) else (default,)
+        if kind not in (int, float, tuple) or any(isinstance(v, str) for v in values):
+            continue
+        if key not in (*rules.CHOICES, *rules.TABLES):
+            low, high = rules.LIMITS[key]
+            assert all(low <= value <= high for value in values if value is not None), key
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("optim.beta1=1", "optim.eps=0", "checkpoint.minutes=-1", "seed=-1", "seed=4294967296"),
+        *(
+            "schedules.teacher_temperature.start=0",
+            "schedules.momentum.end=1.1",
+            "rope.rescale=0.5",
+        ),
+        *("schedules.truncate_extra=1e39", "batch_size=1000000000000", "model.layer_scale=-1"),
+        *("stage=../x", "stage=", "stage=a/b", "stage=.", "data.num_workers=100000"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_its_key(override):
+    assert override.split("=")[0] in refusal("tiny", override)
+
+
+def test_a_recipe_with_a_number_beyond_all_floats_names_the_line(tmp_path):
+    path = write(tmp_path, "c.seed = 1\nc.augment.hue = 10**400\n")
+    assert f"{path}:7: augment.hue: OverflowError" in refusal(path)

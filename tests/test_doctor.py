@@ -127,6 +127,11 @@ def test_falling_knn_is_found(tmp_path, knn, name):
     assert names(tmp_path, healthy(), knn=knn) == [name]
 
 
+@pytest.mark.parametrize("knn", [(99, 97.5, 99), (20, 22)])
+def test_knn_that_rises_or_cannot_is_no_finding(tmp_path, knn):
+    assert names(tmp_path, healthy(), knn=knn) == []
+
+
 def test_steps_that_were_not_finite_are_reported_with_the_way_to_replay(tmp_path):
     directory = run_dir(tmp_path, healthy())
     (tmp_path / "autopsy" / "31").mkdir(parents=True)

@@ -12,7 +12,7 @@ from dinojax.embed import Job, embed
 from dinojax.eval.features import EvalTransform
 from dinojax.weights.export import export
 from dinojax.weights.load import load
-from tests.networks_small import RELEASED, random_network
+from tests.networks_small import CONVNEXT, DINOV2_REGISTERS, RELEASED, random_network
 
 NUM = 11
 
@@ -64,6 +64,21 @@ def test_features_are_those_of_each_image_alone(embedded, backbone, images):
     np.testing.assert_allclose(found["patches"], expected.patches, atol=1e-5)
     tokens = np.concatenate([layer.cls[:, None], layer.registers, layer.patches], axis=1)
     np.testing.assert_allclose(found["layer=-2"], tokens, atol=1e-5)
+
+
+@pytest.mark.parametrize("spec", [CONVNEXT, DINOV2_REGISTERS], ids=["convnext", "dinov2"])
+def test_other_families_are_embedded_too(spec, images, tmp_path):
+    export(random_network(spec, size=32), tmp_path / "own", format="dinojax", certify=False)
+    backbone = load(tmp_path / "own")
+    job = Job(("cls", "patches", "layer=-1"), "npz", batch_size=NUM, part_size=NUM)
+    embed(backbone, images, tmp_path / "out", job, "here")
+    found = parts(tmp_path / "out")
+    own = backbone.preprocessing
+    transform = EvalTransform(own.resize_size, own.crop_size, "fixed", own.mean, own.std)
+    expected = backbone(np.stack([transform(images[i].pixels) for i in range(NUM)]))
+    np.testing.assert_allclose(found["cls"], expected.cls, atol=1e-5)
+    np.testing.assert_allclose(found["patches"], expected.patches, atol=1e-5)
+    np.testing.assert_allclose(found["layer=-1"][:, 0], expected.cls, atol=1e-5)
 
 
 def test_a_killed_job_computes_only_what_is_missing(embedded, backbone, images, tmp_path):

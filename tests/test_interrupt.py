@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from dinojax.interrupt import NOT_SAVED, SAME, SAVED, SIGNALS, Asked, Interrupt
+from dinojax.interrupt import NOT_SAVED, SAME, SAVED, SIGNALS, Asked, Interrupt, leaving
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -122,3 +122,24 @@ def test_asked_twice_a_process_that_is_busy_ends_at_once():
 def test_a_thread_that_hangs_does_not_keep_the_exit_code_back():
     started = process("threading.Thread(target=time.sleep, args=(60,)).start(); end_now(75)")
     assert end(started)[0] == SAVED
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_before_a_run_is_opened_a_signal_ends_the_process_with_a_code(number):
+    """`dinojax train` while it imports jax."""
+    lines = ("from dinojax import cli", "from dinojax.config import load", "def program(*_, **__):")
+    lines += ("    print('ready', flush=True); time.sleep(60)", "cli._program = lambda _: program")
+    lines = ("import time", *lines, "cli.main(['train', '--config', 'tiny', '--run', 'none'])")
+    command = [sys.executable, "-c", "\n".join(lines)]
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert started.stdout.readline() == "ready\n"
+    started.send_signal(number)
+    code, told = end(started)
+    assert code == NOT_SAVED and f"stopped by {number.name} before the run was opened" in told
+
+
+def test_handlers_are_given_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with leaving():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before

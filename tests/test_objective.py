@@ -50,7 +50,8 @@ def inputs(objective: Objective, seed: int = 0) -> Inputs:
 def at():
     """The objective with a gram network, its two sides compiled, and numbers to feed them."""
     overrides = ("model.drop_path=0.0", "rope.rescale=None", "group_size=4", "batch_size=8")
-    loaded = small.config(*overrides, "gram.enabled=True", "mesh.devices=1")
+    anchor = () if "gram.teacher=ema" in overrides else ("gram.anchor=file",)
+    loaded = small.config(*overrides, *anchor, "gram.enabled=True", "mesh.devices=1")
     built = program.build(loaded, mesh.make("dp", 1))
     objective, state = built.step.objective, small.numbers(built)
 

@@ -1,5 +1,7 @@
 """Colours that mean something: planted directions come back, and the PNGs show them."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,6 +15,7 @@ from dinojax.viz.pictures import (
     similarities,
     similarity_picture,
 )
+from dinojax.viz.probe import Probe
 
 
 def planted(seed=0, images=2, patches=12, width=5):
@@ -117,3 +120,27 @@ def test_crop_sheet_shows_every_crop_between_its_extremes(tmp_path):
     crop = local_crops[1, 0, :, :, 0]
     want = np.round(255 * (crop - crop.min()) / np.ptp(crop)).astype(np.uint8)
     np.testing.assert_array_equal(sheet[40:56, 76:92, 0], want)
+
+
+def looks(folder, *steps):
+    """What a probe with weights that follow from the step says at each of them."""
+    rng = np.random.default_rng(0)
+    images = [SimpleNamespace(pixels=p) for p in rng.integers(0, 256, (8, 16, 16, 3), np.uint8)]
+
+    class Source(list):
+        def read(self, index, box_size):
+            return self[index]
+
+    def embed(step, images_BHWC):
+        patches = np.random.default_rng(step).normal(size=(len(images_BHWC), 4, 5))
+        return None, None, patches
+
+    probe = Probe(Source(images), lambda pixels: pixels / 255.0, folder, patch_size=8)
+    return [probe.look(embed, step, step) for step in steps]
+
+
+def test_a_look_repeated_after_a_kill_compares_with_the_same_one_before(tmp_path):
+    first, second, third = looks(tmp_path, 0, 4, 8)
+    assert first == {} and second != third
+    assert looks(tmp_path, 8) == [third]  # killed after the look, before the next checkpoint
+    assert looks(tmp_path, 4, 8) == [second, third]  # continued from before both

@@ -32,7 +32,14 @@ def test_settings_of_a_part_are_refused_by_the_part():
 
 
 def test_the_parts_follow_their_sections():
-    built = build(2, "gram.enabled=True", "accumulate=2", "model.depth=3", "model.remat=full")
+    built = build(
+        2,
+        "gram.enabled=True",
+        "gram.anchor=file",
+        "accumulate=2",
+        "model.depth=3",
+        "model.remat=full",
+    )
     objective = built.step.objective
     assert built.step.accumulate == 2 and built.batch_shape == (32, 40, 40, 1)
     assert (objective.backbone.spec.depth, objective.backbone.spec.remat) == (3, "full")

@@ -24,12 +24,12 @@ def test_a_recipe_resolves(name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_shrinks_to_two_steps_of_small_arrays(name):
-    small = config.load(name, smoke=True)
-    assert small.num_steps == 2
-    assert small.batch_size <= 16
-    assert small.crops.global_size <= 32
-    assert small.model.width <= 32 and small.model.depth == 2
-    assert small.dino_head.prototypes <= 64 and small.ibot_head.prototypes <= 64
+    for small in config.load_stages(name, smoke=True):
+        assert small.num_steps == 2
+        assert small.batch_size <= 16
+        assert small.crops.global_size <= 32
+        assert small.model.width <= 32 and small.model.depth == 2
+        assert small.dino_head.prototypes <= 64 and small.ibot_head.prototypes <= 64
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -151,3 +151,21 @@ def test_the_7b_recipe_has_the_published_values():
     heads = [(h.hidden, h.bottleneck, h.prototypes) for h in (c.dino_head, c.ibot_head)]
     assert heads == [(8192, 512, 262_144), (4096, 384, 98_304)]
     assert (c.schedules.lr.peak, c.schedules.lr.end) == (5e-5, 5e-5)
+
+
+def test_the_stages_of_the_7b_recipe_have_the_published_values():
+    _, gram, highres = config.load_stages("vit7b16")
+    assert (gram.num_steps, gram.batch_size, gram.crops.gram_size) == (200_000, 4096, 512)
+    assert (gram.gram.refresh_every, gram.gram.max_refreshes) == (10_000, 3)
+    assert (highres.num_steps, highres.batch_size, highres.group_size) == (30_000, 2048, 8)
+    assert sum(highres.crops.more_rates) == pytest.approx(0.7)
+    layout = mesh.make("fsdp", 1)
+    now = [program.build(c, layout).now for c in (gram, highres)]
+    # Learning rates after scaling, weights of the Gram loss and of the local terms.
+    for step, lr, gram_weight, local_weight in ((0, 2.4e-4, 0.0, 1.0), (1000, 2.4e-4, 2.0, 0.5)):
+        values = now[0](step)
+        assert values["lr"] == pytest.approx(lr) and values["momentum"] == pytest.approx(0.999)
+        assert values["gram_weight"] == pytest.approx(gram_weight)
+        assert values["local_weight"] == pytest.approx(local_weight)
+    assert now[1](0)["lr"] == 0.0 and now[1](10_000)["lr"] == pytest.approx(7.0711e-5, rel=1e-4)
+    assert now[1](9)["gram_weight"] == 1.5 and now[1](9)["local_weight"] == 0.5

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from dinojax.cli import main
+from dinojax.data.quarantine import KNN_FILE
 from dinojax.energy import summed
 from dinojax.metrics import MetricsLog
+from dinojax.runs import read_run
 from dinojax.tensorboard import EventLog
 from dinojax.viz import charts, report
 from dinojax.viz.pictures import crop_sheet
@@ -84,6 +86,14 @@ def test_the_page_shows_what_the_run_holds(run):
         ),
     ):
         assert said in text, said
+
+
+def test_images_left_out_of_knn_stand_apart_from_those_replaced(run):
+    row = {"source": "bank", "id": 7, "reason": "b.jpg is empty"}
+    (run / KNN_FILE).write_text(json.dumps(row) + "\n")
+    files = read_run(run)
+    assert files.skipped_images == [row] and [row["id"] for row in files.bad_images] == [3]
+    assert "b.jpg is empty" in read(run).text
 
 
 def test_text_of_others_is_escaped(run):

@@ -5,25 +5,22 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from dinojax import cli, train
+from dinojax import train
 from dinojax.checkpoint import COMMITTED, Checkpoints
 from dinojax.config import ConfigError
 from dinojax.data import tiles
-from dinojax.interrupt import SAVED, Interrupted, StorageError
+from dinojax.interrupt import Interrupted, StorageError
 from dinojax.metrics import read_metrics
-from dinojax.program import Program
 from dinojax.run import check_data
 from tests import small
+from tests.kill_and_compare import kill_and_compare
 
 STEPS = 6
 OVERRIDES = [
@@ -45,26 +42,10 @@ def config():
 @pytest.fixture(scope="module", autouse=True)
 def cheap():
     """Few tiles, no comparison at the end, and one compile for all runs: none is tested here."""
-    kept = {}
-
-    def once(name, make):
-        """The first result for all calls; a state is copied, for the step takes it over."""
-
-        def get(*args):
-            if name not in kept:
-                kept[name] = make(*args)
-            found = kept[name]
-            return jax.tree.map(jax.numpy.copy, found) if name == "state" else found
-
-        return get
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiles, "SPLITS", dict.fromkeys(tiles.SPLITS, 240))
         patch.setattr(train.finish, "finish", lambda *args, **options: None)
-        compile_step = once("step", lambda run: run.program.lower().compile(small.FAST))
-        patch.setattr(train, "_compile", compile_step)
-        patch.setattr(Program, "new_state", once("state", Program.new_state))
-        patch.setattr(Program, "embed", once("embed", Program.embed))
+        small.share_programs(patch)
         yield
 
 
@@ -255,46 +236,9 @@ def test_another_config_is_refused_unless_accepted_or_nothing_was_trained(tmp_pa
 
 
 @pytest.mark.slow
-def test_a_real_process_survives_kills_at_any_moment(tmp_path):
-    """SIGKILL after random delays, also in the middle of saves; then SIGTERM; then to the end."""
-    command = [sys.executable, "-m", "dinojax", "train", "--config", "tiny"]
-    settings = [
-        *("num_steps=40", "batch_size=16", "model.width=24", "model.depth=2", "log.every=1"),
-        *("schedules.lr.warmup=2", "schedules.teacher_temperature.warmup=2", "knn.every=None"),
-        *("checkpoint.every=1", "log.pictures=False", "dino_head.prototypes=64"),
-    ]
-    sets = [word for setting in settings for word in ("--set", setting)]
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu"}
-    env = {**os.environ, **cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    env["XLA_FLAGS"] = ""
-
-    def run(name, stop=None, delay=0.0):
-        """Starts the run; `delay` seconds after its first new step sends a signal."""
-        directory = tmp_path / name
-        log = directory / "metrics.jsonl"
-        process = subprocess.Popen(
-            [*command, "--run", str(directory), *sets],
-            env=env,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        if stop is not None:
-            begun = len(read_metrics(log))
-            while process.poll() is None and len(read_metrics(log)) <= begun:
-                time.sleep(0.02)
-            time.sleep(delay)
-            process.send_signal(stop)
-        _, errors = process.communicate(timeout=240)
-        return process.returncode, errors
-
-    assert run("whole")[0] == cli.FINISHED
-    rng = np.random.default_rng(0)
-    for delay in rng.uniform(0.0, 0.4, 4):
-        assert run("killed", signal.SIGKILL, delay)[0] in (-signal.SIGKILL, cli.FINISHED)
-    code, errors = run("killed", signal.SIGTERM, 0.1)
-    assert code in (SAVED, cli.FINISHED), errors
-    assert run("killed")[0] == cli.FINISHED
-    assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
-    finals = [Path(tmp_path / name / "checkpoints/pretrain/40") for name in ("whole", "killed")]
-    assert all((path / COMMITTED).exists() for path in finals)
+def test_real_processes_stopped_in_any_phase_end_like_one_that_was_not(tmp_path):
+    """Seven points of tests/kill_and_compare.py, one in each phase, on a smaller network."""
+    smaller = ("batch_size=16", "model.width=24", "model.depth=1", "dino_head.prototypes=64")
+    found = kill_and_compare(tmp_path, 7, seed=3, num_steps=20, extra=[*smaller, "log.every=2"])
+    assert found["equal"], found["faults"]
+    assert found["points"] == 7

@@ -111,6 +111,8 @@ def test_knn_folders_need_labels_and_each_other(images):
         open_knn_sources(section(), knn(images / "bank", images / "flat"), channels=3)
     with pytest.raises(ValueError, match="set knn.query=FOLDER"):
         open_knn_sources(section(), knn(bank=images / "bank"), channels=3)
+    with pytest.raises(ValueError, match="knn.query=.*query needs .* set knn.bank=FOLDER"):
+        open_knn_sources(section(), knn(query=images / "query"), channels=3)
 
 
 def test_reading_images_never_imports_jax():

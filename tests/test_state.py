@@ -15,7 +15,12 @@ from tests import small
 def made(quick_compiles):
     """Programs and new states on one device and, sharded, on eight."""
     found = {}
-    overrides = ("gram.enabled=True", "losses.centering=softmax", "data.box_size=48")
+    overrides = (
+        "gram.enabled=True",
+        "gram.anchor=file",
+        "losses.centering=softmax",
+        "data.box_size=48",
+    )
     for devices in (1, 8):
         loaded = small.config(*overrides, f"mesh.devices={devices}", "mesh.strategy=fsdp")
         built = program.build(loaded, mesh.make("fsdp", devices))

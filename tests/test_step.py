@@ -17,7 +17,12 @@ from tests import small
 VARIANTS = {
     "plain": (),
     # A frozen gram network on larger crops, softmax centering with its running centers.
-    "gram": ("gram.enabled=True", "crops.gram_size=40", "losses.centering=softmax"),
+    "gram": (
+        "gram.enabled=True",
+        "gram.anchor=file",
+        "crops.gram_size=40",
+        "losses.centering=softmax",
+    ),
 }
 # (devices, strategy, micro-batches), besides (8, "fsdp", 2) among the fast tests.
 PLACES = [

@@ -109,6 +109,8 @@ def test_a_loader_that_hangs_is_left_and_what_was_done_is_saved(tmp_path, cache)
     code, told = end(started, 60)
     assert code == SAVED and "stopped by SIGTERM after step 3; saved" in told, told
     assert checkpoints(tmp_path / "run") == [2, 3]
+    page = (tmp_path / "run/report.html").read_text()
+    assert "stopped by SIGTERM after step 3" in page and "newest checkpoint 3" in page
 
 
 def test_a_full_disk_is_reported_and_keeps_what_was_saved(tmp_path, cache):

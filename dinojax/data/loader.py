@@ -11,7 +11,7 @@ import shutil
 import sys
 import weakref
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import grain
 import numpy as np
@@ -23,6 +23,17 @@ from dinojax.data.mixture import batch_ids
 from dinojax.data.quarantine import BadImage, Quarantine, read_or_replace
 
 Batch = dict[str, np.ndarray]
+
+
+class Boxes(Protocol):
+    """Boxes that differ from batch to batch; must survive pickling for worker processes."""
+
+    def __call__(self, number: int) -> int:
+        """Pixels, from the number of the batch, counted from the start of the stage."""
+
+    @property
+    def largest(self) -> int: ...
+
 
 BAD = "bad"  # key under which a worker's batch carries what it could not read
 
@@ -40,7 +51,7 @@ class ReadBatch:
 
     source: Source
     batch_size: int  # images of the global batch
-    box_size: int  # pixels
+    box_size: int | Boxes  # pixels
     seed: int
     start: int  # images consumed before batch 0
     host_index: int
@@ -48,12 +59,19 @@ class ReadBatch:
     replace: bool  # substitute images that cannot be read, else raise
 
     @property
-    def shape(self) -> tuple[int, int, int, int]:
-        size = self.box_size
+    def largest_shape(self) -> tuple[int, int, int, int]:
+        return self.shape(
+            self.box_size if isinstance(self.box_size, int) else self.box_size.largest
+        )
+
+    def shape(self, size: int) -> tuple[int, int, int, int]:
         return self.batch_size // self.num_hosts, size, size, self.source.channels
 
     def __call__(self, number: int) -> dict[str, Any]:
-        images_BSSC = np.zeros(self.shape, np.uint8)
+        size = self.box_size
+        if not isinstance(size, int):
+            size = size(self.start // self.batch_size + number)
+        images_BSSC = np.zeros(self.shape(size), np.uint8)
         sizes_B2 = np.zeros((len(images_BSSC), 2), np.int32)
         position, first = self.start + number * self.batch_size, self.host_index * len(images_BSSC)
         # All hosts draw the whole batch: an image's source depends on those before it.
@@ -64,11 +82,11 @@ class ReadBatch:
         bad: list[BadImage] = []
         for row, index in enumerate(ids_B.tolist()):
             if self.replace:
-                example, found = read_or_replace(self.source, index, self.box_size)
+                example, found = read_or_replace(self.source, index, size)
                 bad += [found] if found is not None else []
             else:
-                example = self.source.read(index, self.box_size)
-            pixels = fit_into_box(example.pixels, self.box_size)
+                example = self.source.read(index, size)
+            pixels = fit_into_box(example.pixels, size)
             height, width = pixels.shape[:2]
             images_BSSC[row, :height, :width] = pixels
             sizes_B2[row] = height, width
@@ -93,7 +111,7 @@ class Loader(Iterator[Batch]):
         source: Source,
         *,
         batch_size: int,
-        box_size: int,
+        box_size: int | Boxes,
         seed: int,
         start: int = 0,
         host_index: int = 0,
@@ -127,7 +145,7 @@ class Loader(Iterator[Batch]):
         self._batch_size = batch_size
         self._copies = num_workers > 0
         if num_workers:
-            _check_shared_memory(read.shape, num_workers, prefetch)
+            _check_shared_memory(read.largest_shape, num_workers, prefetch)
         self._open = [_stream(read, num_workers, num_threads, prefetch)]
         # Also when the program ends or the loader is dropped: grain's shared memory must be gone
         # before Python takes its modules apart.

@@ -23,6 +23,7 @@ MIN_BAD = 10  # images; fewer never end a run, unless max_share is 0
 NUM_TOLD = 3  # images that the message names
 
 FILE = "bad_images.jsonl"
+KNN_FILE = "bad_images.knn.jsonl"  # of the images of evaluations, which are another set
 
 
 class TooManyBadImages(ValueError):
@@ -61,6 +62,24 @@ def read_or_replace(
     raise TooManyBadImages(
         f"image {index} cannot be read, nor can the {tries} others tried in its place: {reason}"
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Skipped:
+    """An image that an evaluation left out: its source, such as "bank", its index there, why."""
+
+    source: str
+    id: int
+    reason: str
+
+
+def list_skipped(path: Path, images: Sequence[Skipped]) -> None:
+    """Add images to a list of its own, each once; the file is made by the first."""
+    listed = {(row["source"], row["id"]) for row in read_list(path)}
+    fresh = [image for image in images if (image.source, image.id) not in listed]
+    if fresh:
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(dataclasses.asdict(image)) + "\n" for image in fresh)
 
 
 class Quarantine:

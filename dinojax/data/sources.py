@@ -102,8 +102,12 @@ def open_knn_sources(data, knn, *, channels: int) -> tuple[Source, Source] | Non
             "a mixture has no labels to vote with: set knn.bank to a labelled data set, or "
             "knn.query to nothing."
         )
+    if not knn.bank and not data.path:
+        raise ValueError(
+            f"knn.query={knn.query} needs labelled images that vote; set knn.bank=FOLDER."
+        )
     bank_key, bank_path = ("knn.bank", knn.bank) if knn.bank else ("data.path", data.path)
-    kind = "folder" if not bank_path else kind_of(bank_path) if knn.bank else source_name(data)
+    kind = kind_of(bank_path) if knn.bank else source_name(data)
     bank = SOURCES[kind](path=bank_path, channels=channels, key=bank_key)
     query = open_at(knn.query, channels=channels, key="knn.query")
     for key, path, source in ((bank_key, bank_path, bank), ("knn.query", knn.query, query)):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import grain
 import numpy as np
 
-from dinojax.data.decode import resize_pixels
+from dinojax.data.decode import DecodeError, resize_pixels
 from dinojax.data.example import Source
 
 _MIN_STD = 1e-6  # of values in 0..1; a crop of one colour becomes zeros, not NaN
@@ -92,20 +92,29 @@ NORMALIZE = {"fixed": _fixed, "per_crop": _per_crop}
 
 @dataclasses.dataclass(frozen=True)
 class _ReadBatch:
-    """Batch number -> (images_BHWC, how many are real). The last batch is filled with zeros."""
+    """Batch number -> (images_BHWC, how many are real, {row: why it cannot be read}).
+
+    The last batch is filled with zeros, as are images that cannot be read.
+    """
 
     source: Source
     transform: EvalTransform
     batch_size: int
 
-    def __call__(self, number: int) -> tuple[np.ndarray, int]:
+    def __call__(self, number: int) -> tuple[np.ndarray, int, dict[int, str]]:
         first = number * self.batch_size
         indexes = range(first, min(first + self.batch_size, len(self.source)))
         size = self.transform.crop_size
         images_BHWC = np.zeros((self.batch_size, size, size, self.source.channels), np.float32)
+        bad = {}
         for row, index in enumerate(indexes):
-            images_BHWC[row] = self.transform(self.source[index].pixels)
-        return images_BHWC, len(indexes)
+            try:
+                pixels = self.source[index].pixels
+            except (DecodeError, OSError) as error:
+                bad[row] = str(error)
+                continue
+            images_BHWC[row] = self.transform(pixels)
+        return images_BHWC, len(indexes), bad
 
 
 def extract(
@@ -116,11 +125,13 @@ def extract(
     batch_size: int,
     num_threads: int = 2,
     prefetch: int = 2,
-) -> dict[str, np.ndarray | None]:
-    """{"cls": float32 [N, D], "patches": float32 [N, D] (their mean), "labels": int32 [N] or None}.
+) -> dict:
+    """{"cls": float32 [N, D], "patches": float32 [N, D] (their mean), "labels", "kept", "bad"}.
 
-    Every batch has `batch_size` images, so `apply_fn` compiles once; the fill of the last batch is
-    dropped. Rows are in the order of the source whatever the batch size.
+    labels: int32 [N] or None. kept: int64 [N], indexes of the images in the source; those that
+    cannot be read are left out and stand in bad, {index: reason}. Every batch has `batch_size`
+    images, so `apply_fn` compiles once; the fill of the last batch is dropped. Rows are in the
+    order of the source whatever the batch size. Raises ValueError if no image can be read.
     """
     if batch_size < 1:
         raise ValueError(f"knn.batch_size={batch_size} must be at least 1.")
@@ -130,14 +141,22 @@ def extract(
         num_threads=num_threads, prefetch_buffer_size=prefetch if num_threads else 0
     )
     cls, patches = [], []
-    for images_BHWC, num_real in batches.to_iter_dataset(options):
+    bad: dict[int, str] = {}
+    for number, (images_BHWC, num_real, reasons) in enumerate(batches.to_iter_dataset(options)):
+        bad |= {number * batch_size + row: reason for row, reason in reasons.items()}
+        rows = [row for row in range(num_real) if row not in reasons]
         cls_BD, patches_BD = apply_fn(images_BHWC)
-        cls.append(np.asarray(cls_BD, dtype=np.float32)[:num_real])
-        patches.append(np.asarray(patches_BD, dtype=np.float32)[:num_real])
+        cls.append(np.asarray(cls_BD, dtype=np.float32)[rows])
+        patches.append(np.asarray(patches_BD, dtype=np.float32)[rows])
+    if len(bad) == len(source):
+        raise ValueError(f"none of {len(bad)} images can be read, the first: {bad[0]}")
+    kept = np.array([index for index in range(len(source)) if index not in bad])
     return {
         "cls": np.concatenate(cls),
         "patches": np.concatenate(patches),
-        "labels": source.labels,
+        "labels": None if source.labels is None else source.labels[kept],
+        "kept": kept,
+        "bad": bad,
     }
 
 

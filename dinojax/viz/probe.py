@@ -37,10 +37,10 @@ class Probe:
         path = self._directory / f"patches-{step:08d}.png"
         patch_sheet(path, self._images, patches_BPD, grid=(rows, columns))
         before = self._before(step)
-        # On disk, so that a run that continues goes on comparing.
-        draft = self._directory / "last-look.draft.npz"
-        np.savez(draft, step=step, patches=patches_BPD)
-        os.replace(draft, self._directory / "last-look.npz")
+        # Every look stays on disk: a run may be killed after a look and continue from before it.
+        draft = self._directory / "look.draft.npz"
+        np.savez(draft, patches=patches_BPD)
+        os.replace(draft, self._directory / f"look-{step:08d}.npz")
         return {} if before is None else {"probe/drift": drift(before, patches_BPD)}
 
     def _read(self) -> np.ndarray:
@@ -50,11 +50,13 @@ class Probe:
         return np.stack([self._transform(example.pixels) for example in examples])
 
     def _before(self, step: int) -> np.ndarray | None:
-        path = self._directory / "last-look.npz"
-        if not path.exists():
+        """Patches [B, P, D] of the last look before a step."""
+        looks = {int(path.stem[5:]): path for path in self._directory.glob("look-*.npz")}
+        earlier = [number for number in looks if number < step]
+        if not earlier:
             return None
-        with np.load(path) as saved:
-            return saved["patches"] if saved["step"] < step else None
+        with np.load(looks[max(earlier)]) as saved:
+            return saved["patches"]
 
 
 def drift(before_BPD: np.ndarray, after_BPD: np.ndarray) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dinojax.doctor import Finding, diagnose, verdict
-from dinojax.runs import RunFiles, loss_ranges, read_run
+from dinojax.runs import RunFiles, loss_ranges, read_run, read_whole
 from dinojax.viz.charts import line_chart, short
 from dinojax.viz.style import STYLE
 
@@ -96,16 +96,18 @@ def main(run_dir: str | Path) -> None:
 def page(run: RunFiles) -> str:
     """The whole page."""
     name = html.escape(run.directory.resolve().name)
+    whole = read_whole(run.directory) if len(run.stages) > 1 else run
     body = "".join(
         [
             f"<h1>{name}</h1>",
             _summary(run),
             _section("Verdict", _verdict(run, diagnose(run))),
-            _section("Curves", f'<div class="charts">{"".join(_charts(run))}</div>'),
-            _section("What the networks see", _picture(run, "crops.png", "Global, then local.")),
+            _section("Curves", f'<div class="charts">{"".join(_charts(whole))}</div>'),
+            _section("What the networks see", "".join(_crops(run))),
             _section("Patches over time", f'<div class="looks">{"".join(_looks(run))}</div>'),
             _section("Steps that were not finite", _autopsies(run)),
             _section("Bad images", _table(run.bad_images)),
+            _section("Images left out of k-NN", _table(run.skipped_images)),
             _section("Starts and stops", _table(run.resumes)),
             _section("Energy", _energy(run.energy)),
             _section("Environment", _pairs(run.environment)),
@@ -171,6 +173,15 @@ def _charts(run: RunFiles) -> Iterator[str]:
     names = sorted({n for row in rows for n, v in row.items() if n.startswith("knn/") and v})
     knn = {n[4:]: [(row["step"], row[n]) for row in rows if n in row] for n in names}
     yield _chart("k-NN", "Percent right, by features.", line_chart(knn, unit="%"))
+    dense = {
+        "mosaic": [
+            (row["step"], row["dense/mosaic"])
+            for row in rows
+            if row.get("dense/mosaic") is not None
+        ]
+    }
+    note = "Percent of the patches of mosaics told right (dinojax/eval/mosaic.py)."
+    yield _chart("Dense", note, line_chart(dense, unit="%"))
     for title, (note, columns, unit, log_scale) in CHARTS.items():
         lines = {name: run.column(name) for name in columns if name != "probe/drift"}
         if "probe/drift" in columns:
@@ -184,6 +195,13 @@ def _chart(title: str, note: str, chart: str) -> str:
         return ""
     caption = f"<b>{html.escape(title)}</b> {html.escape(note)}"
     return f"<figure><figcaption>{caption}</figcaption>{chart}</figure>"
+
+
+def _crops(run: RunFiles) -> Iterator[str]:
+    for stage in run.stages:
+        name = "crops.png" if stage == run.stages[0] else f"crops-{stage}.png"
+        where = "" if len(run.stages) == 1 else f"Stage {stage}. "
+        yield _picture(run, name, f"{where}Global, then local.")
 
 
 def _looks(run: RunFiles) -> Iterator[str]:

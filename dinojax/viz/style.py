@@ -33,7 +33,7 @@ figcaption b { color: var(--ink); font-weight: 600; }
 .picture { margin-bottom: 12px; overflow-x: auto; width: fit-content; max-width: 100%; }
 .picture img { display: block; max-width: 100%; height: auto; border-radius: 4px;
   image-rendering: pixelated; margin-bottom: 6px; }
-.looks { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr));
+.looks { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr));
   gap: 12px; }
 svg { display: block; width: 100%; height: auto; }
 svg text { fill: var(--soft); font-size: 13px; }

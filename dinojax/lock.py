@@ -1,0 +1,78 @@
+"""One process per run directory: a lock that the kernel releases when its process ends, however.
+
+Advisory (flock) on RUN/lock, which also says who holds it. Where the file system has no locks the
+run goes on, and says so.
+"""
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+FILE = "lock"
+# What flock answers where it does not work, such as on some network and fuse file systems.
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+
+
+class Locked(ValueError):
+    """Another process works in the run directory; the message says which."""
+
+
+@contextlib.contextmanager
+def held(directory: Path, *, process: int = 0) -> Iterator[None]:
+    """Hold the lock of a run directory, which exists; process: of the job, each has its own lock.
+
+    Raises Locked if another process holds it, OSError if the directory cannot be written to.
+    """
+    path = directory / (f"{FILE}.{process}" if process else FILE)
+    try:
+        file = path.open("a+")
+    except OSError as error:
+        raise OSError(
+            error.errno, f"{directory} cannot be written to ({error.strerror}); use another --run"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Locked(
+                f"{directory} is in use by {_holder(path)}. Wait until it ends, stop it "
+                "(`kill -TERM` saves first), or use another --run."
+            ) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            log.warning(
+                "%s: no locks on this file system (%s), so that a second process is not noticed; "
+                "start only one",
+                path,
+                error.strerror,
+            )
+            yield
+            return
+        file.truncate(0)
+        me = {"host": socket.gethostname(), "pid": os.getpid()}
+        since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        file.write(json.dumps({**me, "since": since}) + "\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)  # while it is still ours
+
+
+def _holder(path: Path) -> str:
+    """In words, the process that says in the file that it holds the lock."""
+    try:
+        who = json.loads(path.read_text())
+        return f"process {who['pid']} on {who['host']} since {who['since']}"
+    except (OSError, ValueError, KeyError, TypeError):  # it has not written that yet
+        return "another process"

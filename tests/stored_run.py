@@ -1,0 +1,82 @@
+"""What a finished run left on disk, as plain values that are equal only if every bit is."""
+
+import collections
+import hashlib
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from dinojax.metrics import read_metrics
+
+TIMES = ("data_wait", "images_per_second", "train_seconds")  # columns that are no result
+
+
+def differences(got: Path, want: Path, num_steps: int) -> list[str]:
+    """In words, what of a finished run is not equal to another; empty if everything is."""
+    found = []
+    for what, read in (("state", state), ("images", order), ("pictures", pictures)):
+        ours, theirs = read(got, num_steps), read(want, num_steps)
+        bad = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
+        found += [f"{what}: {len(bad)} of {len(theirs)} differ, first {bad[0]}"] if bad else []
+    rows = [metrics(run) for run in (got, want)]
+    if rows[0] != rows[1]:
+        counts = [collections.Counter(row["step"] for row in part) for part in rows]
+        odd = sorted(((counts[0] - counts[1]) + (counts[1] - counts[0])).elements())
+        changed = [b["step"] for a, b in zip(*rows, strict=False) if a != b]
+        found.append(
+            f"metrics: {len(rows[0])} rows for {len(rows[1])}, too many or few at steps {odd}, "
+            f"other values first at step {changed[0] if changed else None}"
+        )
+    return found
+
+
+def metrics(run: Path) -> list[dict]:
+    """Rows of metrics.jsonl without the columns that are no result."""
+    rows = read_metrics(run / "metrics.jsonl")
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+
+
+def state(run: Path, step: int) -> dict[str, tuple]:
+    """Path -> (dtype, shape, digest of the bytes) of every array of a checkpoint; its position."""
+    folder = (run / "checkpoints" / "pretrain" / str(step)).absolute()
+    reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    tree = reader.metadata(folder / "state").item_metadata.tree
+    args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    arrays = reader.restore(folder / "state", args=ocp.args.PyTreeRestore(restore_args=args))
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
+        if isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        leaf = np.asarray(leaf)
+        digest = hashlib.sha256(np.ascontiguousarray(leaf).tobytes()).hexdigest()
+        found[jax.tree_util.keystr(path)] = (str(leaf.dtype), leaf.shape, digest)
+    meta = ocp.JsonCheckpointHandler().restore(folder / "meta")
+    return {**found, "position": (meta["position"],), "images": (meta["fingerprint"],)}
+
+
+def order(run: Path, num_steps: int) -> dict[int, list]:
+    """Step -> the different lists of image ids it was ever taken with; one, if all is well."""
+    found: dict[int, list] = {step: [] for step in range(1, num_steps + 1)}
+    for line in run.with_suffix(".order").read_text().splitlines():
+        row = json.loads(line)
+        if row["ids"] not in found[row["step"]]:
+            found[row["step"]].append(row["ids"])
+    return found
+
+
+def pictures(run: Path, num_steps: int) -> dict[str, str]:
+    """Name -> digest of what was drawn, and of the numbers of the final comparison."""
+    del num_steps
+    found = {p.name: _digest(p.read_bytes()) for p in sorted((run / "pictures").glob("*.png"))}
+    if (path := run / "quickstart.json").exists():
+        numbers = json.loads(path.read_text())
+        kept = {name: value for name, value in numbers.items() if name not in TIMES}
+        found[path.name] = json.dumps(kept)
+    return found
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

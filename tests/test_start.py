@@ -1,0 +1,195 @@
+"""Stages one after another: what is handed over, what is refused, and stopping in the middle."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from dinojax import cli, train
+from dinojax import config as configs
+from dinojax.checkpoint import Checkpoints
+from dinojax.config import ConfigError
+from dinojax.data import tiles
+from dinojax.interrupt import Interrupted
+from dinojax.metrics import read_metrics
+from dinojax.program import Program
+from dinojax.runs import read_run
+from tests import small
+from tests.test_resume import Stop, ask, at, die, rows, same_state
+
+LAST = {"pretrain": 2, "gram": 2, "highres": 2}
+
+
+def stages(*overrides: str):
+    return configs.load_stages("tiny_stages", [*small.STAGED, *overrides], smoke=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cheap():
+    """Few tiles, no last page, and one quick compile per program: none of it is tested here."""
+    kept = {}
+
+    def compile_once(built):
+        key = (built.batch_shape, built.step)
+        if key not in kept:
+            kept[key] = built.lower().compile(small.FAST)
+        return kept[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiles, "SPLITS", dict.fromkeys(tiles.SPLITS, 64))
+        patch.setattr(train.finish, "finish", lambda *args, **options: None)
+        patch.setattr(train, "_compile", compile_once)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """All three stages, undisturbed: the directory and the last state."""
+    directory = tmp_path_factory.mktemp("whole") / "run"
+    return directory, train.train(stages(), directory)
+
+
+def saved(directory: Path, stage: str, step: int, part: dict) -> dict:
+    checkpoints = Checkpoints(
+        directory / "checkpoints" / stage, keep_last=1, keep_every=None, read_only=True
+    )
+    try:
+        return checkpoints.restore_parts(part, step)
+    finally:
+        checkpoints.close()
+
+
+@pytest.mark.slow
+def test_three_stages_leave_one_directory_with_all_of_them(whole):
+    directory, state = whole
+    assert state.step == 2
+    for stage, last in LAST.items():
+        assert (directory / "checkpoints" / stage / str(last)).is_dir()
+        assert configs.read(directory, stage=stage) == configs.pick(stages(), stage)
+    assert configs.saved_stages(directory) == list(LAST)
+    told = [(row["stage"], row["step"]) for row in read_metrics(directory / "metrics.jsonl")]
+    assert told == [(stage, step) for stage in LAST for step in (1, 2)]
+    run = read_run(directory)
+    assert (run.stage, [row["step"] for row in run.rows]) == ("highres", [1, 2])
+    assert read_run(directory, stage="gram").checkpoints == [1, 2]
+    assert (directory / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_weights_and_optimizer_are_handed_over_as_each_stage_says(whole, monkeypatch):
+    """gram takes the whole state and an earlier ema as anchor; highres takes the ema alone."""
+    directory, last = whole
+    seen = {}
+
+    def look(step, stage):
+        def looked(state, batch, now):
+            seen.setdefault(stage, jax.tree.map(np.asarray, jax.device_get(_plain(state))))
+            raise Stop
+
+        return looked
+
+    like = _shapes(last)
+    for stage in ("gram", "highres"):
+        monkeypatch.setattr(train, "_compile", lambda built, stage=stage: look(built, stage))
+        copy = directory.parent / f"copy-{stage}"
+        _copy_without(directory, copy, stage)
+        with pytest.raises(Stop):
+            train.train(stages(), copy, stage=stage)
+    before = saved(directory, "pretrain", 2, {n: like[n] for n in ("student", "ema", "opt_state")})
+    for name in ("student", "ema", "opt_state"):
+        same_state(seen["gram"][name], before[name])
+    early = saved(directory, "pretrain", 1, {"ema": like["ema"]})["ema"]["backbone"]
+    same_state(seen["gram"]["gram"], early)
+    assert seen["gram"]["step"] == seen["highres"]["step"] == 0
+    ema = saved(directory, "gram", 2, {"ema": like["ema"]})["ema"]
+    same_state(seen["highres"]["student"], ema)
+    same_state(seen["highres"]["ema"], ema)
+    same_state(seen["highres"]["gram"], ema["backbone"])
+    assert seen["highres"]["opt_state"].count == 0 and seen["gram"]["opt_state"].count == 2
+
+
+def _plain(state) -> dict:
+    names = ("step", "student", "ema", "gram", "opt_state")
+    return {name: getattr(state, name) for name in names}
+
+
+def _shapes(state) -> dict:
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _plain(state)
+    )
+
+
+def _copy_without(directory: Path, copy: Path, stage: str) -> None:
+    import shutil
+
+    shutil.copytree(directory, copy)
+    for later in list(LAST)[list(LAST).index(stage) :]:
+        shutil.rmtree(copy / "checkpoints" / later)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [2, 3, 4, 6])
+def test_a_run_killed_in_any_stage_ends_like_one_that_was_not(whole, tmp_path, monkeypatch, step):
+    """Killed in the first stage, right after a hand-over, after a refresh, and in the last."""
+    with at(monkeypatch, (train._Report, "add"), step, die), pytest.raises(Stop):
+        train.train(stages(), tmp_path / "run")
+    state = train.train(stages(), tmp_path / "run")
+    same_state(state, whole[1])
+    assert rows(tmp_path / "run") == rows(whole[0])
+
+
+@pytest.mark.slow
+def test_asked_to_stop_in_the_second_stage_it_goes_on_there(whole, tmp_path, monkeypatch):
+    with at(monkeypatch, (train._Report, "add"), 3, ask), pytest.raises(Interrupted) as stopped:
+        train.train(stages(), tmp_path / "run")
+    assert stopped.value.step == 1
+    assert json.loads((tmp_path / "run/config.json").read_text())["config"]["stage"] == "gram"
+    with at(monkeypatch, (Program, "new_state"), 2, die):  # of highres alone: the first call
+        state = train.train(stages(), tmp_path / "run")
+    same_state(state, whole[1])
+
+
+@pytest.mark.slow
+def test_a_finished_stage_is_not_run_again_and_one_can_be_run_alone(whole, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="stage gram starts from stage pretrain, which has not"):
+        train.train(stages(), tmp_path / "run", stage="gram")
+    train.train(stages(), tmp_path / "run", stage="pretrain")
+    assert read_metrics(tmp_path / "run/metrics.jsonl")[-1]["stage"] == "pretrain"
+    with at(monkeypatch, (train._Report, "add"), 1, die), pytest.raises(Stop):
+        train.train(stages(), tmp_path / "run")
+    assert json.loads((tmp_path / "run/config.json").read_text())["config"]["stage"] == "gram"
+    with pytest.raises(ConfigError, match=r"another config in stage pretrain:\n  seed: 0 there, 7"):
+        train.train(stages("pretrain:seed=7"), tmp_path / "run")
+    train.claim(tmp_path / "run", stages("highres:seed=7"))  # nothing was trained there
+    with pytest.raises(ConfigError, match="holds a stage pretrain, which the recipe does not have"):
+        train.claim(tmp_path / "run", stages()[1:])
+
+
+REFUSALS = {
+    "absent": ("start.source=/absent/run", "start.source=/absent/run does not exist"),
+    "file": ("start.source={file}", "is a file of weights and holds a backbone alone"),
+    "anchor": ("gram.anchor=/absent/run", "gram.anchor=/absent/run does not exist"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSALS)
+def test_sources_that_cannot_be_are_refused_before_the_first_stage(what, tmp_path):
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(b"")
+    setting, message = REFUSALS[what]
+    found = stages("gram:" + setting.format(file=file))
+    with pytest.raises(ConfigError, match=message):
+        train.train(found, tmp_path / "run")
+    assert not list(tmp_path.glob("run/checkpoints/*/*"))
+
+
+def test_config_show_tells_one_stage(capsys):
+    args = ["config", "show", "--config", "tiny_stages", "--stage", "gram"]
+    assert cli.main([*args, "--set", "gram:seed=3"]) == cli.FINISHED
+    told = capsys.readouterr().out
+    assert "stage = 'gram'" in told and "seed = 3  (--set)" in told
+    assert "start.steps_before = 600  (recipe)" in told
+    assert cli.main([*args[:-1], "gramm"]) == cli.REFUSED
+    assert "no stage gramm; its stages are pretrain, gram, highres" in capsys.readouterr().err
