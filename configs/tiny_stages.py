@@ -1,8 +1,8 @@
 """The tiny recipe in three stages: pre-training, Gram anchoring, high resolution. For a CPU.
 
 Run:   dinojax train --config configs/tiny_stages.py --run runs/tiny_stages
-Cost:  MEASURED
-Score: MEASURED
+Cost:  not measured: 900 steps, the last 300 with a third network and larger crops
+Score: not measured
 """
 
 from configs import base, tiny

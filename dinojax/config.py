@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from configs import base
 from dinojax import recipe as recipe_files
-from dinojax import rules, stages
+from dinojax import rules, stage_rules
 from dinojax.recipe import ConfigError, flat, nest, unknown
 from dinojax.rules import valid_group_sizes
 
@@ -143,7 +143,7 @@ def load_stages(
         before = values["start.steps_before"] + values["num_steps"]
         found.append(Config(values, sources, str(recipe)))
         check(found[-1])
-    if broken := stages.problems([config.values() for config in found]):
+    if broken := stage_rules.problems([config.values() for config in found]):
         raise ConfigError(f"{recipe}: " + "\n  ".join(broken))
     return found
 

@@ -66,7 +66,7 @@ def _incidents(run: RunFiles) -> Iterator[Finding]:
         "steps that were not finite",
         f"{len(run.autopsies)} of them (last: {steps}); the last: {last['culprit']}",
         "Their updates were left out." + " Three came in a row, so the run stopped." * stopped,
-        f"dinojax replay {run.directory / 'autopsy' / str(last['step'])} names the weight, gradient"
+        f"dinojax replay {run.directory / 'autopsy' / last['folder']} names the weight, gradient"
         " or image it begins in. Then lower schedules.lr.peak or optim.clip, or set"
         " precision.compute=float32.",
     )

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dinojax import stages
+from dinojax import stage_rules, stages
 from dinojax.limits import COUNT, FLOAT, HEADS, LIMITS, SCHEDULES
 
 Values = Mapping[str, Any]  # dotted key -> value
@@ -78,7 +78,7 @@ def violations(values: Values) -> list[str]:
     # A value out of its range or list would make the rules between keys talk nonsense.
     single = [*_choices(values), *_limits(values), *_stage(values)]
     own = (_batch, _sizes, _rope, _steps, _pairs, _mixture, _adapter)
-    rules = (*own, stages.start_rules, stages.gram_rules, stages.size_rules)
+    rules = (*own, stage_rules.start_rules, stage_rules.gram_rules, stage_rules.size_rules)
     return single or [message for rule in rules for message in rule(values)]
 
 

@@ -18,7 +18,7 @@ from dinojax.data.mixture import num_drawn, parts_of
 from dinojax.data.quarantine import Quarantine
 from dinojax.data.sources import open_knn_sources, open_source
 from dinojax.directory import ACCEPT_DATA, environment
-from dinojax.eval.mosaic import Mosaics
+from dinojax.eval.mosaic import QUARTERS, Mosaics
 from dinojax.eval.online import Knn, build_knn
 from dinojax.metrics import MetricsLog
 from dinojax.models import zoo
@@ -168,8 +168,12 @@ def open_mosaics(config: Config, built: Program, source: Source, num: int) -> Mo
     if not num:
         return None
     found = open_knn_sources(config.data, config.knn, channels=config.image.channels)
+    bank, query = found or (source, source)
+    if (least := min(len(bank), len(query))) < QUARTERS:
+        raise ConfigError(f"knn.mosaics={num} puts {QUARTERS} images into one; there are {least}.")
     return Mosaics(
-        *(found or (source, source)),
+        bank,
+        query,
         transform=built.eval_transform,
         patch_size=config.model.patch_size,
         num=num,

@@ -60,7 +60,10 @@ def read_run(directory: str | Path, *, stage: str | None = None) -> RunFiles:
     ]
     folder = directory / "checkpoints" / values["stage"]
     lists = sorted(directory.glob("bad_images*.jsonl"))  # one for each host
+    before = values.get("start.steps_before", 0)  # counted in the names of autopsies
+    own = range(before + 1, before + values["num_steps"] + 1)
     autopsies = sorted(directory.glob("autopsy/*/step.json"), key=lambda p: int(p.parent.name))
+    autopsies = [path for path in autopsies if int(path.parent.name) in own]
     return RunFiles(
         directory=directory,
         stage=values["stage"],
@@ -71,7 +74,7 @@ def read_run(directory: str | Path, *, stage: str | None = None) -> RunFiles:
         rows=[row for row in rows if "total" in row],
         evaluations=[row for row in rows if "total" not in row],
         checkpoints=sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit()),
-        autopsies=[_json(path) for path in autopsies],
+        autopsies=[{**_json(path), "folder": path.parent.name} for path in autopsies],
         bad_images=[row for path in lists if path.name != KNN_FILE for row in _lines(path)],
         skipped_images=_lines(directory / KNN_FILE),
         resumes=_lines(directory / "resumes.jsonl"),

@@ -10,9 +10,8 @@ import contextlib
 import errno
 import functools
 import logging
-import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +30,11 @@ from dinojax.program import Program
 from dinojax.run import Run, check_data, open_metrics, open_run, open_train_source
 from dinojax.state import State
 from dinojax.tensorboard import EventLog
+from dinojax.upkeep import Clock, Saves, closed_in_time, stoppable
 
 log = logging.getLogger(__name__)
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # disks that are, or read-only ones
-CLOSE_SECONDS = 10  # for the loader's threads and processes to end
 EVALUATED = ("knn/", "dense/")  # columns of the last thing that an evaluation writes
 
 
@@ -71,10 +70,9 @@ def train(
             if len(stages) > 1:
                 enter(directory, run.config, stages)
                 log.info("stage %s, %d of %d", run.stage, 1 + _number(run, stages), len(stages))
-            state = None  # the memory of the stage before
+            state: Any = None  # gives back the memory of the stage before
             with mesh.use(run.program.layout), jax.default_matmul_precision(run.matmul):
                 state = _train(run, interrupt, accept, is_last=run is runs[-1])
-    assert state is not None
     return state
 
 
@@ -119,11 +117,11 @@ def _train(run: Run, interrupt: Interrupt, accept: Collection[str], *, is_last: 
         num_hosts=jax.process_count(),
     )
     metrics = open_metrics(run, begin)
-    clock = _Clock(meta["seconds"])
+    clock = Clock(meta["seconds"])
     devices = list(run.program.layout.mesh.devices.flat)
     kinds = [device.device_kind for device in devices]
     here = [d.local_hardware_id for d in devices if d.process_index == jax.process_index()]
-    with _closed_in_time(loader), metrics, contextlib.ExitStack() as stack:
+    with closed_in_time(loader), metrics, contextlib.ExitStack() as stack:
         stack.enter_context(EnergyMeter(kinds, run.directory / "energy.json", gpus=here))
         if run.tensorboard:
             events = EventLog(
@@ -154,29 +152,6 @@ def _train(run: Run, interrupt: Interrupt, accept: Collection[str], *, is_last: 
     return state
 
 
-@contextlib.contextmanager
-def _closed_in_time(loader: Loader) -> Iterator[None]:
-    """Close the loader at the end, but wait only so long for a decoder that hangs."""
-    try:
-        yield
-    finally:
-        closer = threading.Thread(target=loader.close, daemon=True)
-        closer.start()
-        closer.join(CLOSE_SECONDS)
-        if closer.is_alive():
-            log.warning("the data loader did not end within %d s", CLOSE_SECONDS)
-
-
-class _Clock:
-    """Seconds of training, over all the times the run was continued."""
-
-    def __init__(self, earlier: float):
-        self._earlier, self._began = earlier, time.monotonic()
-
-    def seconds(self) -> float:
-        return self._earlier + time.monotonic() - self._began
-
-
 def _loop(
     run: Run,
     state: State,
@@ -184,17 +159,17 @@ def _loop(
     *,
     metrics: MetricsLog,
     interrupt: Interrupt,
-    clock: _Clock,
+    clock: Clock,
 ) -> State:
     """Steps from `state.step` to the end, with logging, saving and evaluation at boundaries.
 
     Raises Interrupted, after saving, when a signal asks the run to stop.
     """
-    embed, batches = _stoppable(run.program.embed(), interrupt), DataWait(loader)
+    embed, batches = stoppable(run.program.embed(), interrupt), DataWait(loader)
     autopsy = Autopsy(run.directory, seed=run.program.seed, steps_before=run.steps_before)
     report = _Report(run, metrics, batches, autopsy)
     number, position = int(state.step), loader.position
-    saves = _Saves(run, clock)
+    saves = Saves(run, clock)
     evaluated = _evaluated(metrics)
     try:
         with interrupt.ending(functools.partial(_last_words, run, number)):
@@ -246,45 +221,12 @@ def _last_words(run: Run, number: int, name: str) -> int:
     return SAVED if is_saved else NOT_SAVED
 
 
-def _stoppable(embed: Callable, interrupt: Interrupt) -> Callable:
-    """The same function, which raises Asked between two batches once a signal came."""
-
-    def stoppable(params, images_BHWC):
-        interrupt.check()
-        return embed(params, images_BHWC)
-
-    return stoppable
-
-
 def _compile(built: Program):
     began = time.monotonic()
     log.info("compiling the step")
     step = built.lower().compile()
     log.info("compiled in %.0f s", time.monotonic() - began)
     return step
-
-
-class _Saves:
-    """When to save, by steps, by minutes and at the end; each step at most once."""
-
-    def __init__(self, run: Run, clock: _Clock):
-        self._run, self._clock = run, clock
-        self._saved: int | None = run.checkpoints.latest()
-        self._last = time.monotonic()
-
-    def due(self, number: int) -> bool:
-        """Also where an earlier save is found to have failed: that is raised here."""
-        self._run.checkpoints.check()
-        every = self._run.every
-        if every.minutes is not None and time.monotonic() - self._last >= 60 * every.minutes:
-            return True
-        return number % every.checkpoint == 0 or number == self._run.num_steps
-
-    def save(self, state: State, number: int, position: int) -> None:
-        if number == self._saved:
-            return
-        self._run.save(state, step=number, position=position, seconds=self._clock.seconds())
-        self._saved, self._last = number, time.monotonic()
 
 
 class _Report:

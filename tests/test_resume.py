@@ -117,7 +117,7 @@ def test_a_killed_run_ends_like_one_that_was_not(config, whole, tmp_path, monkey
         ((train.DataWait, "__next__"), 3),
         ((train._Report, "add"), 2),
         ((train, "_evaluate"), 4),
-        ((train._Saves, "save"), 1),
+        ((train.Saves, "save"), 1),
     ],
     ids=["compile", "data wait", "step", "evaluation", "save"],
 )
