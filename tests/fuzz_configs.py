@@ -122,7 +122,7 @@ def checks_only(found: list) -> Iterator[None]:
         return cut[channels, split, path]
 
     before = train._train, dict(tiles.SPLITS), sources.SOURCES["tiles"]
-    train._train = lambda run, *args, **options: found.append(run)
+    train._train = lambda run, interrupt, accept, **_: found.append(run) or object()
     tiles.SPLITS.update(dict.fromkeys(tiles.SPLITS, 32))
     sources.SOURCES["tiles"] = small
     try:

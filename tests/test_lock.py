@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from dinojax import cli, lock
-from dinojax.run import occupy
+from dinojax.directory import occupy
 
 HOLD = """
 import sys, time

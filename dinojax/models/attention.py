@@ -48,11 +48,16 @@ def attention(q_BNAE, k_BNAE, v_BNAE, *, implementation: str, num_valid: int | N
 
 
 def plain(q_BNAE, k_BNAE, v_BNAE):
-    """The definition, with logits and softmax in at least float32."""
+    """The definition, with logits and softmax in at least float32.
+
+    Heads are moved before tokens first: XLA's CPU backend takes a third less time then.
+    """
     wide = jnp.promote_types(q_BNAE.dtype, jnp.float32)
-    logits_BANM = jnp.einsum("bnae,bmae->banm", q_BNAE, k_BNAE, preferred_element_type=wide)
+    q_BANE, k_BANE, v_BANE = (x.swapaxes(1, 2) for x in (q_BNAE, k_BNAE, v_BNAE))
+    logits_BANM = jnp.einsum("bane,bame->banm", q_BANE, k_BANE, preferred_element_type=wide)
     probs_BANM = jax.nn.softmax(logits_BANM / math.sqrt(q_BNAE.shape[-1]))
-    return jnp.einsum("banm,bmae->bnae", probs_BANM.astype(v_BNAE.dtype), v_BNAE)
+    out_BANE = jnp.einsum("banm,bame->bane", probs_BANM.astype(v_BNAE.dtype), v_BANE)
+    return out_BANE.swapaxes(1, 2)
 
 
 def xla(q_BNAE, k_BNAE, v_BNAE):
