@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 
-from dinojax import plan_targets
+from dinojax.plan import targets
 
 TEMPERATURES = 0.1, 0.07  # of student and teacher
 NUM_GLOBAL, NUM_LOCAL, MASKED = 2, 8, 76  # crops; masked patches of an image of the 7B recipe
@@ -30,9 +30,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.inside:
         return measure(args)
-    target = plan_targets.parse(args.target)
-    plan_targets.check_compiler(target)
-    environment = os.environ | plan_targets.environment(target)
+    target = targets.parse(args.target)
+    targets.check_compiler(target)
+    environment = os.environ | targets.environment(target)
     again = [sys.executable, "-m", "benchmarks.logits_memory", *sys.argv[1:], "--inside"]
     sys.exit(subprocess.run(again, env=environment, check=False).returncode)
 
@@ -41,7 +41,7 @@ def measure(args: argparse.Namespace) -> None:
     """Compile both, compare them at a small size, print the line."""
     from benchmarks.rows import row
 
-    target = plan_targets.parse(args.target)
+    target = targets.parse(args.target)
     ours, plain = (peak(f, args, target) for f in (in_blocks, plainly))
     row(
         name="logits_memory",
@@ -61,16 +61,16 @@ def peak(function, args, target) -> int:
     import jax.numpy as jnp
     from jax.sharding import SingleDeviceSharding
 
-    from dinojax.plan import compiled_memory
+    from dinojax.plan.count import compiled_memory
 
-    device = SingleDeviceSharding(plan_targets.devices(target)[0])
+    device = SingleDeviceSharding(targets.devices(target)[0])
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x, jnp.float32, sharding=device),
         sizes(args.images, args.bottleneck, args.prototypes),
         is_leaf=_is_shape,
     )
     step = jax.jit(jax.value_and_grad(function)).lower(*shapes)
-    options = plan_targets.OPTIONS[target.chip.platform]
+    options = targets.OPTIONS[target.chip.platform]
     memory = compiled_memory(step.compile(compiler_options=options))
     if target.chip.platform == "cpu":  # whose peak leaves temporary arrays out
         return memory["argument"] + memory["output"] + memory["temp"]

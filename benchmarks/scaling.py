@@ -10,9 +10,10 @@ baseline: that of the fewest devices; bytes, FLOPs and peak are the compiler's a
 import argparse
 
 from benchmarks.rows import row
-from dinojax import axes, cli_plan, plan_report
+from dinojax import axes, cli_plan
 from dinojax.config import ConfigError
-from dinojax.plan_targets import GIB, replaced
+from dinojax.plan import report as reports
+from dinojax.plan.targets import GIB, replaced
 
 # Kind -> machines of 8 to 4,096 chips, or to the largest there is.
 SIZES = {
@@ -43,7 +44,7 @@ def main() -> None:
         except ConfigError as error:
             row(name="scaling", config=vars(args), value=None, unit="refused", why=str(error))
             continue
-        plan = plan_report.complete(found)
+        plan = reports.complete(found)
         devices = plan["devices"]
         rate = plan["modelled"]["images_per_second"] / devices if "memory" in plan else None
         first = rate if first is None else first
@@ -57,7 +58,7 @@ def main() -> None:
             fits=plan["fits"],
             peak_gib=round(plan["memory"]["peak"] / GIB, 2) if "memory" in plan else None,
             flops_per_device=plan["flops"] / devices,
-            wire=plan_report.wire_by_kind(plan),
+            wire=reports.wire_by_kind(plan),
         )
 
 

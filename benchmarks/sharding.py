@@ -15,9 +15,10 @@ import json
 import sys
 from pathlib import Path
 
-from dinojax import axes, cli_plan, plan_report
+from dinojax import axes, cli_plan
 from dinojax.config import ConfigError
-from dinojax.plan_targets import replaced
+from dinojax.plan import report as reports
+from dinojax.plan.targets import replaced
 
 TOLERANCE = 0.02
 
@@ -25,7 +26,7 @@ TOLERANCE = 0.02
 def plan(recipe: str, target: str, overrides: list[str]) -> dict:
     """A plan, or why there is none. mesh.strategy is one of the overrides."""
     try:
-        return plan_report.complete(cli_plan.one(recipe, target, overrides))
+        return reports.complete(cli_plan.one(recipe, target, overrides))
     except ConfigError as error:
         strategy = next(x.partition("=")[2] for x in overrides if x.startswith("mesh.strategy="))
         return {"recipe": recipe, "target": target, "strategy": strategy, "error": str(error)}
@@ -34,7 +35,7 @@ def plan(recipe: str, target: str, overrides: list[str]) -> dict:
 def measures(plan: dict) -> dict[str, float]:
     """What is compared: no seconds, because those of a plan are a model's."""
     found = {"flops": plan["flops"], "peak": plan.get("memory", {}).get("peak", 0)}
-    wire = plan_report.wire_by_kind(plan)
+    wire = reports.wire_by_kind(plan)
     return found | {f"wire {kind}": wire[kind] for kind in sorted(wire)}
 
 
@@ -86,7 +87,7 @@ def main() -> None:
                 if not args.markdown:
                     print(json.dumps(plans[-1]), flush=True)
     if args.markdown:
-        print(plan_report.summary(plans))
+        print(reports.summary(plans))
     if args.save:
         rows = [kept(found) for found in plans if "error" not in found]
         args.save.write_text(json.dumps(rows, indent=1) + "\n")

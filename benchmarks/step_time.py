@@ -21,7 +21,7 @@ from benchmarks.rows import row
 from dinojax import config as configs
 from dinojax import mesh, program
 from dinojax.config import Config
-from dinojax.plan import compiled_memory, count_flops
+from dinojax.plan.count import compiled_memory, count_flops
 from dinojax.program import Program
 
 # ViT-S/16, 2 x 224 and 8 x 96 pixels, 4 images, 4,096 prototypes, float32, no drop path.

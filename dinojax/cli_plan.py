@@ -8,10 +8,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from dinojax import axes, plan_report, plan_targets
+from dinojax import axes
 from dinojax import config as configs
 from dinojax.config import ConfigError
-from dinojax.plan_targets import replaced
+from dinojax.plan import report as reports
+from dinojax.plan import targets
+from dinojax.plan.targets import replaced
 
 PLAN = """\
 With --words: what every stage of a recipe will do, in sentences; nothing is run. It tells what a
@@ -82,8 +84,8 @@ def shard_report(args: argparse.Namespace) -> None:
     config = configs.load(args.config, args.set)
     number = args.devices or config.mesh.devices or 1
     target = f"cpu:{number}"
-    rows = _process("dinojax.plan_shards", target, {"recipe": args.config, "overrides": args.set})
-    print(json.dumps(rows, indent=1) if args.json else plan_report.shards(rows, number))
+    rows = _process("dinojax.plan.shards", target, {"recipe": args.config, "overrides": args.set})
+    print(json.dumps(rows, indent=1) if args.json else reports.shards(rows, number))
 
 
 def options(parser: argparse.ArgumentParser, set_option) -> None:
@@ -115,8 +117,8 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError("--config is planned for a --target, such as cpu:8 or v5p:4x8x8.")
     if args.images is not None:
         raise ConfigError("--images goes with --words; of a step it is --images-per-device.")
-    target = plan_targets.parse(args.target)
-    plan_targets.check_compiler(target)
+    target = targets.parse(args.target)
+    targets.check_compiler(target)
     configs.load(args.config, args.set, stage=args.stage)  # what is wrong, before any compiling
     strategies = _strategies(args.strategy)
     plans = [
@@ -128,8 +130,8 @@ def run(args: argparse.Namespace) -> None:
         return
     for plan in plans:
         if "error" not in plan:
-            print(plan_report.details(plan) + "\n")
-    print(plan_report.summary(plans))
+            print(reports.details(plan) + "\n")
+    print(reports.summary(plans))
 
 
 def _strategies(asked: str | None) -> list[list[str]]:
@@ -148,7 +150,7 @@ def _plan(args, overrides: list[str], strategy: list[str], *, alone: bool) -> di
             raise
         name = strategy[0].partition("=")[2]
         return {"target": args.target, "strategy": name, "error": str(error)}
-    plan = plan_report.complete(found, args.price)
+    plan = reports.complete(found, args.price)
     if not plan["fits"] and not args.no_changes:
         plan["changes"] = list(_changes(args, overrides))
     return plan
@@ -163,7 +165,7 @@ def _changes(args, overrides: list[str]) -> Iterator[dict]:
         except ConfigError:
             continue  # accumulate does not divide, or the recipe excludes it
         if found["fits"]:
-            fitting.append(plan_report.complete({**found, "overrides": list(change)}, args.price))
+            fitting.append(reports.complete({**found, "overrides": list(change)}, args.price))
         if len(fitting) == ENOUGH:
             break
     yield from sorted(fitting, key=lambda plan: plan["modelled"]["step_seconds"])
@@ -185,16 +187,16 @@ def one(
     stage: str | None = None,
     timeout: int = 3600,
 ) -> dict:
-    """What plan_one finds, in a process of its own. Raises ConfigError with its message."""
+    """What plan/one.py finds, in a process of its own. Raises ConfigError with its message."""
     asked: dict = {"recipe": recipe, "target": target, "overrides": overrides}
     asked |= {"images": images, "stage": stage}
-    return _process("dinojax.plan_one", target, asked, timeout=timeout)
+    return _process("dinojax.plan.one", target, asked, timeout=timeout)
 
 
 def _process(module: str, target: str, asked: dict, *, timeout: int = 3600):
     """The JSON that a module of ours prints, run where jax sees the target's devices."""
-    machine = plan_targets.parse(target)
-    environment = os.environ | plan_targets.environment(machine)
+    machine = targets.parse(target)
+    environment = os.environ | targets.environment(machine)
     root = str(Path(__file__).parent.parent)
     environment["PYTHONPATH"] = os.pathsep.join([root, environment.get("PYTHONPATH", "")])
     try:

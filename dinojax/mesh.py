@@ -71,7 +71,7 @@ def make(
 ) -> Layout:
     """A layout over all devices (None), the first n (int) or the given ones.
 
-    The devices may be those of a machine that is not there (plan_targets.py). replicas, tensor:
+    The devices may be those of a machine that is not there (plan/targets.py). replicas, tensor:
     devices along these axes, None = `axes.grid` says.
     Raises one ValueError for all of: an unknown strategy, more devices than there are, replicas or
     tensor that the strategy does not read or that do not divide the devices.

@@ -17,7 +17,7 @@ def planned(monkeypatch, answer):
         return {**FOUND, **answer(overrides)}
 
     monkeypatch.setattr(cli_plan, "one", one)
-    monkeypatch.setattr(cli_plan.plan_targets, "check_compiler", lambda target: None)
+    monkeypatch.setattr(cli_plan.targets, "check_compiler", lambda target: None)
     return asked
 
 

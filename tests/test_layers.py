@@ -29,10 +29,9 @@ LAYERS = [
     {"objective", "optim", "runs"},
     {"state", "adapters", "ailments"},
     {"step", "checkpoint", "weights", "doctor"},
-    {"eval", "curate", "viz", "plan", "inspect_checkpoint", "autopsy", "plan_targets"},
-    {"program", "plan_hlo", "plan_report"},
-    {"plan_flops"},
-    {"directory", "convert", "migrate", "plan_one", "plan_shards"},
+    {"eval", "curate", "viz", "inspect_checkpoint", "autopsy"},
+    {"program"},
+    {"directory", "convert", "migrate", "plan"},
     {"run", "start"},
     {"finish", "upkeep"},
     {"train", "distill", "replay", "measure", "words"},
@@ -96,5 +95,5 @@ def test_only_the_programs_see_the_whole_config():
     seen = {part(path) for path in FILES if "config" in set(imported_parts(path.read_text()))}
     allowed = {"config", "program", "run", "train", "distill", "convert", "replay"}
     allowed |= {"directory", "start", "measure", "words"}
-    allowed |= {"cli", "cli_config", "cli_data", "cli_plan", "plan_one", "plan_shards"}
+    allowed |= {"cli", "cli_config", "cli_data", "cli_plan", "plan"}
     assert seen <= allowed

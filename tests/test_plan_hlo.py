@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dinojax import mesh
-from dinojax.plan_hlo import Collective, collectives
+from dinojax.plan.hlo import Collective, collectives
 
 LOOP = """\
 HloModule step

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import sharding
-from dinojax import plan_one
-from dinojax.plan_targets import replaced
+from dinojax.plan import one
+from dinojax.plan.targets import replaced
 from tests import small
 
 BASELINES = Path(__file__).parent.parent / "benchmarks" / "baselines" / "sharding.json"
@@ -17,9 +17,7 @@ OVERRIDES = replaced([*small.flat_smoke(), *small.OVERRIDES], ["batch_size=64"])
 
 @pytest.fixture(scope="module")
 def fsdp():
-    return plan_one.plan(
-        recipe="tiny", target="cpu:8", overrides=[*OVERRIDES, "mesh.strategy=fsdp"]
-    )
+    return one.plan(recipe="tiny", target="cpu:8", overrides=[*OVERRIDES, "mesh.strategy=fsdp"])
 
 
 @pytest.mark.slow

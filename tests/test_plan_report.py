@@ -3,7 +3,7 @@
 import pytest
 
 from dinojax import plan_report
-from dinojax.plan_targets import GIB
+from dinojax.plan.targets import GIB
 
 FOUND = {
     "target": "v5p:2x2x2",

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from dinojax import plan_targets
-from dinojax.plan_targets import CARDS, CHIPS, GIB, parse
+from dinojax.plan import targets
+from dinojax.plan.targets import CARDS, CHIPS, GIB, parse
 
 
 @pytest.mark.parametrize(
@@ -42,26 +42,26 @@ def test_what_is_no_target_is_refused(name, message):
 
 
 def test_the_last_of_two_overrides_of_a_key_stays():
-    found = plan_targets.replaced(["a=1", "b = 2"], ["b=3", "c=4"])
+    found = targets.replaced(["a=1", "b = 2"], ["b=3", "c=4"])
     assert found == ["a=1", "b=3", "c=4"]
 
 
 def test_a_missing_compiler_is_named(monkeypatch):
-    monkeypatch.setitem(plan_targets.NEEDS, "tpu", ("no_such_module", "pip install it"))
+    monkeypatch.setitem(targets.NEEDS, "tpu", ("no_such_module", "pip install it"))
     with pytest.raises(ModuleNotFoundError, match="v5e:4x4 needs the compiler in no_such_module"):
-        plan_targets.check_compiler(parse("v5e:4x4"))
-    monkeypatch.setitem(plan_targets.NEEDS, "gpu", ("no_such_module.inner", "pip install it"))
+        targets.check_compiler(parse("v5e:4x4"))
+    monkeypatch.setitem(targets.NEEDS, "gpu", ("no_such_module.inner", "pip install it"))
     with pytest.raises(ModuleNotFoundError, match="works without the hardware: pip install it"):
-        plan_targets.check_compiler(parse("h100:1x8"))
-    plan_targets.check_compiler(parse("cpu:8"))
+        targets.check_compiler(parse("h100:1x8"))
+    targets.check_compiler(parse("cpu:8"))
 
 
 def test_a_process_for_cpus_sees_as_many(monkeypatch):
     flags = "--xla_foo=1 --xla_force_host_platform_device_count=8"
     monkeypatch.setenv("XLA_FLAGS", flags)
-    found = plan_targets.environment(parse("cpu:3"))
+    found = targets.environment(parse("cpu:3"))
     assert found["XLA_FLAGS"] == "--xla_foo=1  --xla_force_host_platform_device_count=3"
-    assert "XLA_FLAGS" not in plan_targets.environment(parse("h100:1x8"))
+    assert "XLA_FLAGS" not in targets.environment(parse("h100:1x8"))
 
 
 def test_every_gpu_has_a_card():

@@ -1,9 +1,9 @@
-"""From what plan_one found to what it means: memory by component, a modelled step time, a table."""
+"""From what one.py found to what it means: memory by component, a modelled step time, a table."""
 
 import math
 from typing import Any
 
-from dinojax.plan_targets import GIB, Chip, parse
+from dinojax.plan.targets import GIB, Chip, parse
 
 # Assumed, not measured: the share of peak FLOP/s that products reach, and of collectives that the
 # compiler lets run beside them the share that is really hidden.
@@ -172,7 +172,7 @@ LARGE = 2**24  # bytes from which a parameter that is whole on every device is w
 
 
 def shards(rows: list[dict], num_devices: int) -> str:
-    """The table of plan_shards, largest on a device first; * marks large replicated ones."""
+    """The table of shards.py, largest on a device first; * marks large replicated ones."""
     width = max(len(row["name"]) for row in rows)
     lines = []
     for row in sorted(rows, key=lambda row: -row["device_bytes"]):

@@ -6,8 +6,8 @@ import pytest
 
 from dinojax import config as configs
 from dinojax import mesh, program
-from dinojax.plan import count_flops, vit_flops
-from dinojax.plan_flops import closed_form, forward, head_layers, total
+from dinojax.plan.count import count_flops, vit_flops
+from dinojax.plan.formula import closed_form, forward, head_layers, total
 from tests import small
 
 ONE_DEVICE = ("mesh.devices=1", "mesh.strategy=dp", "model.attention=plain")

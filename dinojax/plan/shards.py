@@ -1,6 +1,6 @@
 """Where each parameter of a recipe's student lives, from shapes alone, in a process of its own.
 
-    python -m dinojax.plan_shards '{"recipe": "tiny", "overrides": []}'
+    python -m dinojax.plan.shards '{"recipe": "tiny", "overrides": []}'
 
 Prints a JSON list of {"name", "shape", "axes", "sharded", "bytes", "device_bytes"}, or
 {"refused": message}.
@@ -17,7 +17,7 @@ from dinojax import mesh, program
 from dinojax import state as states
 from dinojax.axes import device_axes
 from dinojax.models.layers import Named
-from dinojax.plan_targets import replaced
+from dinojax.plan.targets import replaced
 
 
 def main(argument: str) -> None:

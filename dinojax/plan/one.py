@@ -1,6 +1,6 @@
 """One plan: a recipe's step compiled for one target and strategy, in a process of its own.
 
-    python -m dinojax.plan_one '{"recipe": "tiny", "overrides": [], "target": "cpu:8"}'
+    python -m dinojax.plan.one '{"recipe": "tiny", "overrides": [], "target": "cpu:8"}'
 
 Prints one JSON object on its last line, {"refused": message} for what cannot be. That a step does
 not fit is a result, not an error.
@@ -16,12 +16,13 @@ from typing import Any
 import jax
 
 from dinojax import config as configs
-from dinojax import mesh, plan_targets, program
+from dinojax import mesh, program
 from dinojax.config import Config
 from dinojax.losses.scores import num_blocks
-from dinojax.plan import compiled_memory, count_flops
-from dinojax.plan_hlo import collectives
-from dinojax.plan_targets import GIB, OPTIONS, Target
+from dinojax.plan import targets
+from dinojax.plan.count import compiled_memory, count_flops
+from dinojax.plan.hlo import collectives
+from dinojax.plan.targets import GIB, OPTIONS, Target
 from dinojax.program import Program
 
 TREES = ("student", "ema", "gram", "opt_state", "centers")
@@ -51,9 +52,9 @@ def plan(
 
     Raises ValueError for a recipe, target or strategy that cannot be.
     """
-    machine = plan_targets.parse(target)
+    machine = targets.parse(target)
     config = load(recipe, machine, overrides, images=images, stage=stage)
-    layout = mesh.from_section(config.mesh, plan_targets.devices(machine))
+    layout = mesh.from_section(config.mesh, targets.devices(machine))
     built = program.build(config, layout)
     found: dict[str, Any] = {
         "recipe": recipe,
@@ -100,7 +101,7 @@ def load(
         changes.append("model.attention=plain")
     if images is not None:
         changes.append(f"batch_size={images * target.num_devices}")
-    return configs.load(recipe, plan_targets.replaced(overrides, changes), stage=stage)
+    return configs.load(recipe, targets.replaced(overrides, changes), stage=stage)
 
 
 def state_bytes(state) -> dict[str, int]:
