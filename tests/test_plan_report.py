@@ -2,7 +2,7 @@
 
 import pytest
 
-from dinojax import plan_report
+from dinojax.plan import report
 from dinojax.plan.targets import GIB
 
 FOUND = {
@@ -27,7 +27,7 @@ FOUND = {
 
 
 def test_components_add_up_to_the_peak():
-    found = plan_report.components(FOUND)
+    found = report.components(FOUND)
     assert found["logits"] == 4000 and found["sinkhorn"] == 1800
     assert found["gradients"] == found["student"]
     assert sum(found.values()) - found["sinkhorn"] == FOUND["memory"]["peak"]
@@ -35,7 +35,7 @@ def test_components_add_up_to_the_peak():
 
 def test_the_model_waits_for_what_is_not_hidden():
     """Products take two seconds at half of peak; 1.8 of 1.9 seconds of gathers hide behind them."""
-    model = plan_report.modelled(FOUND, price=3.0)
+    model = report.modelled(FOUND, price=3.0)
     assert model["compute_seconds"] == pytest.approx(2.0)
     assert model["waiting_seconds"] == pytest.approx(1.0), "a third of the torus for two devices"
     assert model["step_seconds"] == pytest.approx(2.0 + 1.0 + 0.1)
@@ -47,17 +47,17 @@ def test_the_model_waits_for_what_is_not_hidden():
 
 
 def test_tables_say_what_fits_and_what_does_not():
-    fits = plan_report.complete(FOUND)
+    fits = report.complete(FOUND)
     without = {key: value for key, value in FOUND.items() if key not in ("memory", "collectives")}
     large = without | {"fits": False, "out_of_memory": "138G exceeds", "strategy": "dp"}
     refused = {"target": "v5p:2x2x2", "strategy": "hsdp", "error": "no such mesh"}
-    text = plan_report.summary([fits, plan_report.complete(large), refused])
+    text = report.summary([fits, report.complete(large), refused])
     rows = text.splitlines()
     assert "| fsdp | 1 x 8 x 1 | 9.00 | 95.7 | yes |" in rows[2]
     assert "| dp | 1 x 8 x 1 | 138G exceeds | 95.7 | no |" in rows[3]
     assert "refused: no such mesh" in rows[4]
-    assert "does not fit: 138G exceeds" in plan_report.details(plan_report.complete(large))
-    told = plan_report.details({**fits, "changes": [fits | {"overrides": ["model.remat=full"]}]})
+    assert "does not fit: 138G exceeds" in report.details(report.complete(large))
+    told = report.details({**fits, "changes": [fits | {"overrides": ["model.remat=full"]}]})
     assert "fits with model.remat=full: peak 9.00 GiB" in told
 
 
@@ -65,8 +65,8 @@ def test_large_parameters_that_are_whole_are_marked():
     row = {"name": "a", "shape": [4096, 2048], "axes": ["width", None], "sharded": {}}
     row |= {"bytes": 2**25, "device_bytes": 2**25}
     split = row | {"name": "b", "sharded": {"width": "fsdp=8"}, "device_bytes": 2**22}
-    text = plan_report.shards([split, row], 8)
+    text = report.shards([split, row], 8)
     assert text.splitlines()[0].startswith("* a ")
     assert "width over fsdp=8" in text and "1 large ones are whole" in text
-    assert "large" not in plan_report.shards([split], 8)
-    assert "large" not in plan_report.shards([row], 1)
+    assert "large" not in report.shards([split], 8)
+    assert "large" not in report.shards([row], 1)
