@@ -66,6 +66,7 @@ def test_features_are_those_of_each_image_alone(embedded, backbone, images):
     np.testing.assert_allclose(found["layer=-2"], tokens, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", [CONVNEXT, DINOV2_REGISTERS], ids=["convnext", "dinov2"])
 def test_other_families_are_embedded_too(spec, images, tmp_path):
     export(random_network(spec, size=32), tmp_path / "own", format="dinojax", certify=False)

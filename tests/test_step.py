@@ -53,6 +53,7 @@ def eight():
     return build(8, "fsdp", 2)
 
 
+@pytest.mark.slow
 def test_eight_devices_and_two_micro_batches_take_the_same_step(eight, done):
     state, seen = eight()
     small.assert_close(seen, done[2])
@@ -66,6 +67,7 @@ def parameter_sides(student) -> set[tuple[int, ...]]:
     return found | {small.sides(leaf.shape[1:]) for leaf in blocks}
 
 
+@pytest.mark.slow
 def test_with_sharded_weights_only_weights_travel_whole(eight):
     """Gathered are parameters; summed up, gradients, Sinkhorn's sums and scalars."""
     student = eight.program.abstract_state().student
@@ -196,6 +198,7 @@ def pointers(state) -> list[int]:
 KEY = jax.dtypes.prng_key
 
 
+@pytest.mark.slow
 def test_a_step_donates_its_state_and_shares_no_buffer_between_trees(eight):
     state = small.numbers(eight.program)
     after, _ = eight(state)

@@ -202,6 +202,7 @@ def test_pixels_beyond_the_last_whole_patch_are_ignored():
     np.testing.assert_array_equal(whole.patches, cut.patches)
 
 
+@pytest.mark.slow
 def test_remat_changes_memory_not_results():
     params, images = init(TINY), crops((2, 3, 32, 32))
 

@@ -254,6 +254,7 @@ def test_the_snippet_names_the_folder_and_both_libraries(format, call, spec):
     compile(lines, "snippet", "exec")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", [RELEASED, DINOV2, CONVNEXT], ids=["dinov3", "dinov2", "convnext"])
 def test_a_stablehlo_program_makes_the_same_features_of_any_number_of_images(tmp_path, spec):
     size = 64 if spec is CONVNEXT else 16
