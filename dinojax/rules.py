@@ -58,6 +58,8 @@ OPTIONAL: dict[str, type] = {
     "checkpoint.keep_every": int,
     "checkpoint.minutes": float,
     "knn.every": int,
+    "knn.alarm": float,
+    "until.left_chance": float,
 }
 
 # Tuples of any length; all others have the length of their default.
@@ -78,7 +80,8 @@ def violations(values: Values) -> list[str]:
     # A value out of its range or list would make the rules between keys talk nonsense.
     single = [*_choices(values), *_limits(values), *_stage(values)]
     own = (_batch, _sizes, _rope, _steps, _pairs, _mixture, _adapter)
-    rules = (*own, stage_rules.start_rules, stage_rules.gram_rules, stage_rules.size_rules)
+    staged = (stage_rules.start_rules, stage_rules.freeze_rules, stage_rules.end_rules)
+    rules = (*own, *staged, stage_rules.gram_rules, stage_rules.size_rules)
     return single or [message for rule in rules for message in rule(values)]
 
 
