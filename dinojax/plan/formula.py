@@ -23,7 +23,8 @@ def closed_form(built: Program) -> dict[str, dict[str, float]]:
         size = views.gram_size or views.global_size
         parts["gram teacher"] = _once(forward(spec, size) * 2 * images)
     for name, (size, count) in crops.items():
-        parts[f"student {name}"] = _student(spec, size, count * views.group_size, groups)
+        sequences, trains = count * views.group_size, not objective.heads_only
+        parts[f"student {name}"] = _student(spec, size, sequences, groups, trains=trains)
     masked = views.masks.num_masked * groups
     for name, head, student, teacher, pairs in (
         ("dino", objective.dino_head.spec, 2 + views.num_local, 2, 2 * (2 + views.num_local)),
@@ -74,8 +75,10 @@ def forward(spec: VitSpec, size: int) -> float:
     return spec.depth * (sum(_attention(spec, size)) + _ffn(spec, size)) + _embed(spec, size)
 
 
-def _student(spec: VitSpec, size: int, sequences: int, groups: int) -> dict[str, float]:
-    """Forward and backward of the sequences that each branch keeps.
+def _student(
+    spec: VitSpec, size: int, sequences: int, groups: int, *, trains: bool
+) -> dict[str, float]:
+    """Forward and backward of the sequences that each branch keeps; of a frozen one forward alone.
 
     Gradients of pixels are not taken, so patch embedding costs two passes. `dots` computes the
     products of tokens with tokens again, `full` everything in a block.
@@ -83,6 +86,8 @@ def _student(spec: VitSpec, size: int, sequences: int, groups: int) -> dict[str,
     linear, pairs = _attention(spec, size)
     share = groups * num_kept(sequences, spec.drop_path) if spec.drop_path else groups * sequences
     block = spec.depth * share * (linear + pairs + _ffn(spec, size))
+    if not trains:
+        return _once(block + _embed(spec, size) * groups * sequences)
     again = {"none": 0.0, "dots": spec.depth * share * pairs, "full": block}[spec.remat]
     model = 3 * block + 2 * _embed(spec, size) * groups * sequences
     return {"model": model, "hardware": model + again}
