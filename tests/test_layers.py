@@ -12,6 +12,7 @@ LAYERS = [
         "config",
         "rules",
         "recipe",
+        "overrides",
         "keys",
         "metrics",
         "interrupt",
