@@ -29,7 +29,7 @@ LAYERS = [
     {"mesh", "interpolate", "passing"},
     {"data", "augment", "models", "losses", "health"},
     {"objective", "optim", "runs"},
-    {"state", "adapters", "ailments"},
+    {"state", "adapters", "ailments", "watch"},
     {"step", "checkpoint", "weights", "doctor"},
     {"eval", "curate", "viz", "inspect_checkpoint", "autopsy", "convert"},
     {"origin"},
@@ -99,6 +99,6 @@ def test_only_the_programs_see_the_whole_config():
     """Builders take sections or values; whoever imports dinojax.config sees everything."""
     seen = {part(path) for path in FILES if "config" in set(imported_parts(path.read_text()))}
     allowed = {"config", "program", "run", "train", "distill", "convert", "replay"}
-    allowed |= {"directory", "start", "measure", "words", "origin", "teacher"}
+    allowed |= {"directory", "start", "upkeep", "measure", "words", "origin", "teacher"}
     allowed |= {"cli", "cli_config", "cli_data", "cli_plan", "plan"}
     assert seen <= allowed
