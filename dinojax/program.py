@@ -18,9 +18,10 @@ from dinojax.config import Config
 from dinojax.eval.features import EvalTransform
 from dinojax.mesh import Layout
 from dinojax.models import attention, zoo
+from dinojax.models.convnext import ConvNext
 from dinojax.models.heads import Head
 from dinojax.models.vit import Vit, VitSpec, num_kept
-from dinojax.objective import GramSpec, LossSpec, Objective
+from dinojax.objective import GramSpec, LossSpec, Networks, Objective
 from dinojax.state import State
 from dinojax.step import Step
 
@@ -93,9 +94,10 @@ class Program:
         return embed
 
 
-def build(config: Config, layout: Layout) -> Program:
+def build(config: Config, layout: Layout, frozen: Networks | None = None) -> Program:
     """Everything but data and files, from a checked config.
 
+    frozen: the teacher of distillation.
     Raises ValueError if groups do not fit the devices, or a part refuses its section.
     """
     mesh.check_groups(
@@ -112,6 +114,7 @@ def build(config: Config, layout: Layout) -> Program:
         masks=config.masks,
         patch_size=config.model.patch_size,
         group_size=config.group_size,
+        teacher_patch_size=frozen.backbone.spec.patch_size if frozen else None,
     )
     for note in view_spec.notes(config.data.box_size):
         log.info("%s", note)
@@ -126,7 +129,8 @@ def build(config: Config, layout: Layout) -> Program:
     )
     if config.gram.enabled:
         _check_gram_weight(schedules, config.gram.anchor_step)
-    objective = build_objective(config, images_per_step=_images_at_once(config, layout))
+    images = _images_at_once(config, layout)
+    objective = build_objective(config, images_per_step=images, frozen=frozen)
     return Program(
         layout=layout,
         step=Step(objective, build_optimizer(config, objective), view_spec, config.accumulate),
@@ -180,39 +184,47 @@ def _check_koleo(config: Config, layout: Layout) -> None:
         )
 
 
-def build_objective(config: Config, *, images_per_step: int) -> Objective:
+def build_objective(
+    config: Config, *, images_per_step: int, frozen: Networks | None = None
+) -> Objective:
     """Networks and losses. images_per_step: those one device works on at once.
 
-    Raises ValueError for a ConvNeXt, whose patches cannot be hidden.
+    Raises ValueError for a ConvNeXt without a frozen teacher: its patches cannot be hidden.
     """
-    if config.model.name in zoo.CONVNEXTS:
+    if config.model.name in zoo.CONVNEXTS and frozen is None:
         raise ValueError(
             f"model.name={config.model.name!r} cannot be pretrained: the iBOT loss hides patches "
             "of the student's input, and a ConvNeXt has no tokens to hide. Distil it from a "
             f"teacher, or choose from {list(zoo.VITS)}."
         )
-    dtype = jnp.dtype(config.precision.compute)
-    spec = zoo.vit_spec(
-        config.model,
-        config.rope,
-        channels=config.image.channels,
-        attention="plain",
-        dtype=dtype,
-    )
-    spec = _with_attention(spec, config, images_per_step)
+    backbone = _backbone(config, images_per_step)
+    spec = backbone.spec
+    dtype = spec.dtype
 
     def head(section):
         return Head(zoo.head_spec(section, inputs=spec.width, dtype=dtype))
 
     koleo_group = config.losses.koleo_group or config.group_size
     return Objective(
-        backbone=Vit(spec),
+        backbone=backbone,
         dino_head=head(config.dino_head),
         ibot_head=head(config.ibot_head),
         losses=zoo.fill(LossSpec, config.losses, koleo_group=koleo_group),
         gram=zoo.fill(GramSpec, config.gram) if config.gram.enabled else None,
         group_size=config.group_size,
+        frozen=frozen,
     )
+
+
+def _backbone(config: Config, images: int) -> Vit | ConvNext:
+    found = zoo.backbone(
+        config.model,
+        config.rope,
+        channels=config.image.channels,
+        attention="plain",
+        dtype=jnp.dtype(config.precision.compute),
+    )
+    return Vit(_with_attention(found.spec, config, images)) if isinstance(found, Vit) else found
 
 
 def _with_attention(spec: VitSpec, config: Config, images: int) -> VitSpec:
@@ -234,11 +246,12 @@ def _with_attention(spec: VitSpec, config: Config, images: int) -> VitSpec:
 def build_optimizer(config: Config, objective: Objective):
     """AdamW with the factors of every parameter."""
     params = jax.eval_shape(lambda: nn.meta.unbox(states.init_params(objective, jax.random.key(0))))
+    # A ConvNeXt learns at one rate: read for others only, so that setting them for it is an error.
+    decay, embed = 1.0, 1.0
+    if isinstance(objective.backbone, Vit):
+        decay, embed = config.optim.layer_decay, config.optim.patch_embed_lr
     factors = optim.multipliers(
-        params,
-        depth=objective.backbone.spec.depth,
-        layer_decay=config.optim.layer_decay,
-        patch_embed_lr=config.optim.patch_embed_lr,
+        params, depth=objective.backbone.spec.depth, layer_decay=decay, patch_embed_lr=embed
     )
 
     def build(factors: optim.Multipliers):
