@@ -66,6 +66,14 @@ def get_config() -> ConfigDict:
     c.start.schedules = "restart"  # restart | continue (count on from the stage before); [R]
     c.start.steps_before = 0  # steps of the recipe's earlier stages, which fill this in; [ours]
 
+    c.distill = ConfigDict()  # a frozen teacher instead of the ema (dinojax/DISTILL.md)
+    c.distill.enabled = False  # its targets; student unmasked, masks select patches; [R]
+    # RUN[/checkpoints/STAGE[/STEP]], a file or folder of weights, random:RECIPE (plans and tests)
+    c.distill.teacher = ""  # or smoke:RECIPE, the same of a recipe's smoke; [R]
+    c.distill.targets = "heads"  # heads (the teacher's, trained) [R] | features (no heads) [ours]
+    c.distill.compute = None  # of the teacher: float32 | bfloat16, None = precision.compute; [R]
+    c.distill.strategy = None  # of its weights: dp | fsdp | hsdp | fsdp_tp, None = mesh's; [R]
+
     c.data = ConfigDict()
     c.data.source = "folder"  # folder | manifest | tar | arrayrecord | tfds | tiles; [ours]
     c.data.path = ""  # of the images; a folder is read to any depth; [ours]

@@ -62,12 +62,16 @@ def network_of_run(
     step: int | None = None,
     network: str = "ema",
     overrides: Mapping[str, Any] | None = None,
+    stage: str | None = None,
 ) -> Network:
-    """The ema (or student) of a checkpoint, backbone and heads; arrays are read when needed."""
+    """The ema (or student) of a checkpoint, backbone and heads; arrays are read when needed.
+
+    stage: of the run, None = the one it is at.
+    """
     if network not in NETWORKS:
         raise ValueError(f"--network {network} is unknown; choose of {', '.join(NETWORKS)}.")
     directory = Path(run_dir)
-    config = configs.read(directory)
+    config = configs.read(directory, stage=stage)
     backbone = zoo.backbone(
         config.model,
         config.rope,

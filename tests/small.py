@@ -7,7 +7,6 @@ import dataclasses
 import re
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,8 +18,8 @@ from dinojax.models.heads import Head, HeadSpec
 from dinojax.models.vit import Vit, VitSpec
 from dinojax.objective import Networks
 from dinojax.program import Program
-from dinojax.state import init_params
 from dinojax.step import Step
+from dinojax.teacher import Teacher
 
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
@@ -125,7 +124,7 @@ def compiled_program(built: Program, *teacher) -> Compiled:
     """The same of a program; teacher: parameters of its frozen networks, if it has any."""
     step = Recorder(**{f.name: getattr(built.step, f.name) for f in dataclasses.fields(Step)})
     with mesh.use(built.layout):
-        inputs = built.abstract_inputs()
+        inputs = built.abstract_inputs()[:3]
         shardings = jax.tree.map(lambda leaf: leaf.sharding, inputs[0])
         # What is recorded stays where it is, or recording would add collectives.
         make = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
@@ -155,22 +154,21 @@ def convnext(*overrides: str) -> Program:
         Head(HeadSpec(prototypes=section.prototypes, **own))
         for section in (loaded.dino_head, loaded.ibot_head)
     ]
-    return program.build(loaded, mesh.from_section(loaded.mesh), Networks(Vit(spec), *heads))
+    teacher = Teacher("a test's", Networks(Vit(spec), *heads), None)
+    return program.build(loaded, mesh.from_section(loaded.mesh), teacher)
 
 
 def teacher_numbers(built: Program) -> dict:
     """Parameters of the frozen networks, from numpy."""
-    frozen, rng = built.step.objective.frozen, np.random.default_rng(1)
-    parts = {f.name: getattr(frozen, f.name) for f in dataclasses.fields(frozen)}
-    whole = dataclasses.replace(built.step.objective, **parts)
-    shapes = jax.eval_shape(lambda: nn.meta.unbox(init_params(whole, jax.random.key(0))))
-    place = built.layout.sharding()
+    assert built.teaching is not None
+    rng = np.random.default_rng(1)
 
     def fill(path, leaf):
         offset = 1.0 if path[-1].key in ("scale", "scale1", "scale2") else 0.0
         value = offset + 0.1 * rng.normal(size=leaf.shape)
-        return jax.device_put(jnp.asarray(value, leaf.dtype), place)
+        return jax.device_put(jnp.asarray(value, leaf.dtype), leaf.sharding)
 
+    shapes = built.teaching.teacher.abstract(built.layout)
     return jax.tree_util.tree_map_with_path(fill, shapes)
 
 

@@ -57,7 +57,7 @@ class ViewSpec:
         teacher_patch_size = teacher_patch_size or patch_size
         problems = [
             *_size_problems(crops, patch_size, group_size),
-            *_teacher_problems(crops.global_size, patch_size, teacher_patch_size),
+            *teacher_problems(crops.global_size, patch_size, teacher_patch_size),
             *_channel_problems(image, augment),
             *_range_problems(crops, augment, masks),
         ]
@@ -149,8 +149,11 @@ def _size_problems(crops: Any, patch_size: int, group_size: int) -> list[str]:
     return problems
 
 
-def _teacher_problems(size: int, patch_size: int, teacher: int) -> list[str]:
-    """Grids align only if crops that are reduced a whole number of times give the same grid."""
+def teacher_problems(size: int, patch_size: int, teacher: int) -> list[str]:
+    """In words, why patches of a frozen teacher cannot lie on those of the student.
+
+    size: pixels of the student's global crops; the teacher sees them reduced by a whole number.
+    """
     if patch_size % teacher == 0:
         return []
     side, others = size // patch_size, size // teacher

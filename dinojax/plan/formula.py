@@ -23,7 +23,9 @@ def closed_form(built: Program) -> dict[str, dict[str, float]]:
     seen = views.global_size // views.teacher_reduction
     groups = images // views.group_size
     crops = {"global": (views.global_size, 2), "local": (views.local_size, views.num_local)}
-    parts = {"crops": _once(_crops(views, *built.batch_shape[2:]) * images)}
+    made, whole = (images * x for x in _crops(views, *built.batch_shape[2:]))
+    # The program of a frozen teacher cuts its crops itself.
+    parts = {"crops": {"model": made, "hardware": made + (built.teaching is not None) * whole}}
     parts["teacher global"] = _once(forward(teacher.backbone.spec, seen) * 2 * images)
     if objective.gram is not None and objective.gram.teacher == "frozen":
         size = views.gram_size or views.global_size
@@ -35,9 +37,13 @@ def closed_form(built: Program) -> dict[str, dict[str, float]]:
         ("dino", objective.dino_head, teacher.dino_head, images, 2 + views.num_local, 2),
         ("ibot", objective.ibot_head, teacher.ibot_head, masked, 1, 1),
     ):
-        own, theirs, pairs = head.spec, source.spec, student * taught
-        both = rows * (3 * student * head_layers(own) + taught * head_layers(theirs))
-        parts[f"{name} head"] = {"model": both, "hardware": both}
+        own, pairs = head.spec, student * taught
+        learned = 3 * rows * student * head_layers(own)
+        if source is None:  # features: cosines of projected tokens with those of the teacher
+            parts[f"{name} head"] = _once(learned + 3 * 2 * own.bottleneck * rows * pairs)
+            continue
+        theirs = source.spec
+        parts[f"{name} head"] = _once(learned + rows * taught * head_layers(theirs))
         iterations = objective.losses.sinkhorn_iterations
         passes = 2 * iterations if objective.losses.centering == "sinkhorn" else 1
         one, other = (2 * x.bottleneck * x.prototypes * rows for x in (own, theirs))
@@ -53,27 +59,24 @@ def total(parts: dict[str, dict[str, float]], kind: str) -> float:
     return sum(part[kind] for part in parts.values())
 
 
-def _crops(views: ViewSpec, box: int, channels: int) -> float:
-    """Cutting, blurring and resizing the crops of one image, two products each."""
+def _crops(views: ViewSpec, box: int, channels: int) -> tuple[float, float]:
+    """(all, global ones): two products for each cut, blur and resize of one image's crops."""
 
     def resized(num: int, before: int, after: int) -> float:
         products = after * before**2 + after**2 * before
         return 2.0 * channels * num * products if before != after else 0.0
 
+    def cut(num: int, side: int) -> float:
+        return 2.0 * channels * num * (side * box**2 + side**2 * box)
+
     base, size, gram = views.base_size, views.global_size, views.gram_size
     local, num_local = views.local_size, views.num_local
-    cut = (
-        2.0
-        * channels
-        * sum(
-            num * (side * box**2 + side**2 * box) for num, side in ((2, base), (num_local, local))
-        )
-    )
     first, second, each = views.blur_rates
     blurred = base if views.gram_distortions else size
-    blur = 8 * blurred**3 * (first + second > 0) + 4 * num_local * local**3 * (each > 0)
-    made = resized(2, base, size) + (0.0 if gram is None else resized(2, base, gram))
-    return cut + channels * blur + made + resized(2, size, size // views.teacher_reduction)
+    whole = cut(2, base) + channels * 8 * blurred**3 * (first + second > 0)
+    whole += resized(2, base, size) + (0.0 if gram is None else resized(2, base, gram))
+    whole += resized(2, size, size // views.teacher_reduction)
+    return whole + cut(num_local, local) + channels * 4 * num_local * local**3 * (each > 0), whole
 
 
 def _tokens(spec: VitSpec, size: int) -> tuple[int, int]:
