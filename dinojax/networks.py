@@ -39,6 +39,7 @@ def build_objective(
     if teacher is not None:
         frozen = teacher.networks
         theirs = frozen.backbone.spec
+        assert isinstance(theirs, VitSpec)
         reduction = config.model.patch_size // theirs.patch_size
         crops = ((config.crops.global_size // reduction, 2),)
         seen = _with_attention(theirs, config, images_per_step, crops)

@@ -242,7 +242,9 @@ def _arrays(stored: Network, networks: Networks) -> dict:
     """The tree of parameters on this host."""
     used = [name for name in HEADS if getattr(networks, name) is not None]
     parts = {"backbone": stored.tensors, **{name: _part(stored.heads, name) for name in used}}
-    heads = networks.backbone.spec.num_heads  # of attention
+    spec = networks.backbone.spec
+    assert isinstance(spec, VitSpec)
+    heads = spec.num_heads
     return {
         name: meta.to_ours({n: t.read() for n, t in tensors.items()}, num_heads=heads)
         for name, tensors in parts.items()
