@@ -66,6 +66,14 @@ def get_config() -> ConfigDict:
     c.start.schedules = "restart"  # restart | continue (count on from the stage before); [R]
     c.start.steps_before = 0  # steps of the recipe's earlier stages, which fill this in; [ours]
 
+    c.distill = ConfigDict()  # a frozen teacher instead of the ema (dinojax/DISTILL.md)
+    c.distill.enabled = False  # its targets; student unmasked, masks select patches; [R]
+    # RUN[/checkpoints/STAGE[/STEP]], a file or folder of weights, random:RECIPE (plans and tests)
+    c.distill.teacher = ""  # or smoke:RECIPE, the same of a recipe's smoke; [R]
+    c.distill.targets = "heads"  # heads (the teacher's, trained) [R] | features (no heads) [ours]
+    c.distill.compute = None  # of the teacher: float32 | bfloat16, None = precision.compute; [R]
+    c.distill.strategy = None  # of its weights: dp | fsdp | hsdp | fsdp_tp, None = mesh's; [R]
+
     c.until = ConfigDict()  # a stage may end before num_steps, as soon as its losses left chance
     c.until.left_chance = None  # share of the way to the floor, every term; None = never; [ours]
     c.until.every = 10  # steps between looks at the losses, of which three in a row count; [ours]
@@ -126,9 +134,9 @@ def get_config() -> ConfigDict:
 
     c.model = ConfigDict()
     c.model.name = "vitl"  # a row of dinojax/models/zoo.py; [R]
-    c.model.patch_size = 16  # pixels; [R]
-    c.model.width = None  # channels D, None = the zoo's row; [ours]
-    c.model.depth = None  # blocks, None = the zoo's row; [ours]
+    c.model.patch_size = 16  # pixels, 32 for every ConvNeXt; [R]
+    c.model.width = None  # channels D, None = the zoo's row; ConvNeXt: of the last stage; [ours]
+    c.model.depth = None  # blocks, None = the zoo's row; ConvNeXt: of each stage; [ours]
     c.model.num_heads = None  # attention heads A, None = the zoo's row; [ours]
     c.model.ffn = None  # None|mlp | swiglu | swiglu32 | swiglu64 | swiglu128 | swiglu_fused; [ours]
     c.model.ffn_ratio = None  # MLP width over D, None = the zoo's row; [ours]
@@ -259,7 +267,7 @@ def get_config() -> ConfigDict:
 
 
 def shrink(c: ConfigDict) -> ConfigDict:
-    """Any recipe, in any of its stages, as two steps of a narrow, shallow ViT: for its `smoke`."""
+    """Any recipe, in any of its stages, as two steps of a narrow, shallow network: its `smoke`."""
     patch = c.model.patch_size
     num_sizes = min(len(c.crops.more_rates), 1)
     c.update(num_steps=2, batch_size=4, group_size=2)
@@ -271,7 +279,9 @@ def shrink(c: ConfigDict) -> ConfigDict:
         c.crops.update(gram_size=4 * patch, more_gram=(4 * patch,) * num_sizes)
     if c.crops.more_box:
         c.crops.more_box = (5 * patch,) * num_sizes
-    c.model.update(width=32, depth=2, num_heads=2, remat="none")
+    c.model.update(width=32, depth=2, remat="none")
+    if not c.model.name.startswith("convnext"):
+        c.model.num_heads = 2
     c.dino_head.update(hidden=32, bottleneck=16, prototypes=64)
     c.ibot_head.update(hidden=32, bottleneck=16, prototypes=48)
     c.losses.koleo_group = None

@@ -27,6 +27,8 @@ FREE_KEYS = (
     "checkpoint.",
     "log.",
     "knn.",
+    "distill.teacher",  # the path; what it holds is compared with what it held
+    "distill.strategy",
 )
 PACKAGES = ("dinojax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 ACCEPT_DATA, ACCEPT_CONFIG = "new-data", "new-config"  # as the flags of `dinojax train` say it

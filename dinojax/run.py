@@ -89,6 +89,8 @@ class Run:
             "devices": self.program.layout.mesh.size,
             "versions": environment()["versions"],
         }
+        if self.program.teaching is not None:
+            meta["teacher"] = self.program.teaching.teacher.fingerprint
         self.checkpoints.save(state, step=step, meta=meta)
         reports.refresh(self.directory)
 
@@ -218,6 +220,17 @@ def open_metrics(run: Run, resume_step: int | None) -> MetricsLog:
         stage=run.stage if len(names) > 1 else None,
         is_first=run.stage == names[0],
     )
+
+
+def check_teacher(meta: dict, fingerprint: str) -> None:
+    """Raise ConfigError if a checkpoint was taught by other weights."""
+    if meta.get("teacher") != fingerprint:
+        raise ConfigError(
+            "distill.teacher is not the one that this run began with: SHA-256 "
+            f"{str(meta.get('teacher'))[:16]} then, {fingerprint[:16]} now. A run whose teacher "
+            "still trains changes; name a step of it (RUN/checkpoints/STAGE/STEP), or start "
+            "another --run."
+        )
 
 
 def check_data(meta: dict, source: Source, accept: Collection[str] = ()) -> None:

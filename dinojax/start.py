@@ -16,11 +16,12 @@ import jax.numpy as jnp
 
 from dinojax import checksum, convert, stages, watch
 from dinojax import config as configs
-from dinojax.checkpoint import COMMITTED, Checkpoints
+from dinojax.checkpoint import Checkpoints
 from dinojax.config import Config, ConfigError
 from dinojax.directory import last_step, rows_of, stage_before
 from dinojax.models import zoo
 from dinojax.models.vit import VitSpec
+from dinojax.origin import Place, find
 from dinojax.program import Program
 from dinojax.state import State
 from dinojax.weights import load as files
@@ -35,20 +36,12 @@ MEANING = (
 ROPE = ("base", "min_period", "max_period", "coords")
 
 
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """Where weights are: a checkpoint of some run, or a file (then step is None)."""
-
-    path: Path  # RUN/checkpoints/STAGE, or the file
-    step: int | None
-
-
 def first_state(built: Program, config: Config, run_dir: Path) -> State:
     """The state before the first step of a stage: its source handed over, its anchor in place."""
     state = built.new_state()
     place = _source(config, run_dir)
     if place is not None:
-        log.info("stage %s starts from %s", config.stage, _named(place))
+        log.info("stage %s starts from %s", config.stage, place)
         what, heads = config.start.what, config.start.heads
         state = _hand_over(state, place, what=what, heads=heads)
         if what != "state":  # an optimizer may hold on to the weights it began with
@@ -57,7 +50,7 @@ def first_state(built: Program, config: Config, run_dir: Path) -> State:
             state = dataclasses.replace(state, opt_state=init(state.student))
     if state.gram is not None:
         place = _anchor(config, run_dir)
-        log.info("gram anchor: %s", "the ema of step 0" if place is None else _named(place))
+        log.info("gram anchor: %s", "the ema of step 0" if place is None else place)
         gram = _copied(state.ema["backbone"])
         if place is not None:
             gram = _backbone(place, like=state.gram)
@@ -79,7 +72,7 @@ def check(config: Config, run_dir: Path, *, began: bool) -> None:
     for key, path in named.items():
         if not path or began:
             continue
-        place = _place(path, key)
+        place = find(path, key)
         if place.step is None:
             if key == "start.source" and (what, heads) != ("ema", "new"):
                 raise ConfigError(
@@ -146,7 +139,7 @@ def _restored(place: Place, like: dict[str, Any]) -> dict[str, Any]:
 def _source(config: Config, run_dir: Path) -> Place | None:
     source = config.start.source
     if path := _text(source):
-        return _place(path, "start.source")
+        return find(path, "start.source")
     before = stage_before(run_dir, config.stage) if source == stages.PREVIOUS else None
     if before is None:
         return None
@@ -171,36 +164,12 @@ def _anchor(config: Config, run_dir: Path) -> Place | None:
     own = stages.in_run(anchor)
     if own is not None and not Path(anchor).exists():
         return Place(run_dir / "checkpoints" / own[0], own[1])
-    return _place(anchor, "gram.anchor")
+    return find(anchor, "gram.anchor")
 
 
 def _text(source: str) -> str:
     """The path that a source is, empty for the words."""
     return "" if source in (stages.PREVIOUS, stages.NOTHING) else source
-
-
-def _place(path: str, key: str) -> Place:
-    """What a path names: a run (its newest checkpoint), a stage or step of one, or a file."""
-    where = Path(path)
-    if not where.exists():
-        raise ConfigError(
-            f"{key}={path} does not exist; give a run directory, RUN/checkpoints/STAGE[/STEP], or "
-            "a file or folder of weights."
-        )
-    if convert.is_run(where):
-        found = configs.read(where)
-        where = where / "checkpoints" / found.stage
-    step: int | None = None
-    if where.name.isdigit() and (where / COMMITTED).exists():
-        where, step = where.parent, int(where.name)
-    if where.parent.name != "checkpoints":
-        return Place(where, None)
-    with contextlib.closing(Checkpoints.reader(where)) as checkpoints:
-        return Place(where, checkpoints.restore_meta(step)["step"])
-
-
-def _named(place: Place) -> str:
-    return str(place.path if place.step is None else place.path / str(place.step))
 
 
 def _refuse_other_network(config: Config, path: str, key: str) -> None:

@@ -27,8 +27,16 @@ from dinojax.eval.mosaic import NAME as MOSAIC
 from dinojax.interrupt import NOT_SAVED, SAVED, Alarm, Asked, Interrupt, Interrupted, StorageError
 from dinojax.metrics import DataWait, MetricsLog, Progress, RunLog
 from dinojax.program import Program
-from dinojax.run import Run, check_data, open_metrics, open_run, open_train_source
+from dinojax.run import (
+    Run,
+    check_data,
+    check_teacher,
+    open_metrics,
+    open_run,
+    open_train_source,
+)
 from dinojax.state import State
+from dinojax.teaching import Lessons
 from dinojax.tensorboard import EventLog
 from dinojax.upkeep import Clock, Saves, check, closed_in_time, stoppable
 
@@ -157,6 +165,7 @@ def _loop(
     evaluated = _evaluated(metrics)
     try:
         with interrupt.ending(functools.partial(_last_words, run, number)):
+            lessons = _lessons(run)
             steps = [_compile(built) for built in run.programs]
             renewed = None if run.anchor is None else start.refresh(state)
         _evaluate(run, embed, state, number, report=report, done=evaluated)
@@ -170,7 +179,9 @@ def _loop(
             if number == 0 and run.pictures:
                 finish.draw_crops(run, state, batch)
             now = run.program.now(number)
-            state, scalars = steps[run.draw(number)](state, batch, now)
+            which = run.draw(number)
+            taught = () if lessons is None else (lessons.of_step(which, number, batch),)
+            state, scalars = steps[which](state, batch, now, *taught)
             number, position = number + 1, loader.position
             if renewed is not None and run.anchor is not None and run.anchor.renews(number):
                 state = renewed(state)
@@ -203,6 +214,17 @@ def _last_words(run: Run, number: int, name: str) -> int:
     log.error("stopped by %s before anything new was done; the same command continues", name)
     run.note(event="stop", step=number, reason=f"{name}, with nothing new to save")
     return SAVED if is_saved else NOT_SAVED
+
+
+def _lessons(run: Run) -> Lessons | None:
+    """The teacher of a distillation, loaded and compared with the one the run began with."""
+    teachings = [built.teaching for built in run.programs if built.teaching is not None]
+    if not teachings:
+        return None
+    lessons = Lessons(teachings, run.program.layout)
+    if (begin := run.checkpoints.latest()) is not None:
+        check_teacher(run.checkpoints.restore_meta(begin), lessons.fingerprint)
+    return lessons
 
 
 def _compile(built: Program):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-from dinojax import start
+from dinojax import distill_rules, start
 from dinojax.config import ConfigError
 from dinojax.data.loader import Loader
 from dinojax.interrupt import Interrupt
@@ -31,7 +31,8 @@ def check(run: Run) -> None:
             f"knn.alarm={run.config.knn.alarm} has nothing to watch, for want of labels; set "
             "knn.query (and knn.bank), or knn.mosaics (128, for example), which needs no labels."
         )
-    run.config.check_all_read(besides=without_knn)
+    besides = (*without_knn, *distill_rules.in_vain(run.config.values()))
+    run.config.check_all_read(besides=besides)
     layout = run.program.layout
     log.info(
         "%s: %d images, %d devices (%s), strategy %s",

@@ -33,6 +33,7 @@ def stage_lines(found: Sequence[Config], number: int, num_images: int | None = N
     lines = [
         f"stage {values['stage']} ({number + 1} of {len(found)}): {steps:,} steps",
         *_starts(values, found[number - 1].values() if number else None),
+        *_teacher(values),
         f"  images: {batch:,} a step ({_micro(values)}), {steps * batch:,} in all{epochs}",
         *_ends(values),
         *_trains(values),
@@ -73,6 +74,23 @@ def _starts(values: Mapping[str, Any], before: Mapping[str, Any] | None) -> Iter
             if on
             else "  schedules: all count from this stage's step 0"
         )
+
+
+def _teacher(values: Mapping[str, Any]) -> Iterator[str]:
+    if not values["distill.enabled"]:
+        return
+    named = values["distill.teacher"] or "(none yet: set distill.teacher)"
+    dtype = values["distill.compute"] or values["precision.compute"]
+    strategy = values["distill.strategy"] or values["mesh.strategy"]
+    yield f"  teacher: {named}, frozen, in {dtype}, sharded as {strategy}; never in checkpoints"
+    if values["distill.targets"] == "features":
+        yield (
+            "    targets: its features of cls and patches; the heads become projectors to its "
+            "width, and dino and ibot are cosine distances"
+        )
+    else:
+        yield "    targets: of its own trained heads over the same prototypes"
+    yield "    the student sees whole crops; masks choose the patches that ibot compares"
 
 
 def _ends(values: Mapping[str, Any]) -> Iterator[str]:
@@ -173,6 +191,8 @@ def _gram(config: Config) -> Iterator[str]:
 
 def _floors(values: Mapping[str, Any]) -> Iterator[str]:
     """How far the losses can fall, and what to do where that is too little."""
+    if values["distill.enabled"] and values["distill.targets"] == "features":
+        return
     ranges = loss_ranges(dict(values))
     for term, head in (("dino_local", "dino_head"), ("ibot", "ibot_head")):
         reach, prototypes = ranges[term], values[f"{head}.prototypes"]
