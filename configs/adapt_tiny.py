@@ -7,9 +7,9 @@ Run:   bash launch/quickstart.sh, then
            --set heads:start.source=runs/quickstart-hf
 Cost:  4.6 minutes of processor time, compilation included, on shared CPU cores (2026-11-21)
 Score: from the quickstart's export (seed 0): `heads` ends after 30 of 400 steps; k-NN 35.5 % at
-       step 0, then 35.1, 35.2, 35.0, 35.8, 36.0, 35.9 % every 50 steps of `adapt`; dense metric 16.8
-       and 16.3 %. On test tiles 32.9 % before and 31.8 % after, standard error 1.5: on the images
-       that the weights come from nothing is to be gained, and nothing is lost
+       step 0, then 35.1, 35.2, 35.0, 35.8, 36.0, 35.9 % every 50 steps of `adapt`; dense metric
+       16.8 and 16.3 %. On test tiles 32.9 % before and 31.8 % after, standard error 1.5: on the
+       images that the weights come from nothing is to be gained, and nothing is lost
 """
 
 from configs import base, tiny
