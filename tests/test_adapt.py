@@ -102,6 +102,8 @@ def test_heads_train_alone_until_they_left_chance_and_then_everything(whole, sou
     told = [r for r in read_metrics(directory / "metrics.jsonl") if "total" in r]
     losses = [(r["stage"], r["step"]) for r in told]
     assert losses == [("heads", n) for n in (1, 2, 3, 4)] + [("adapt", 1), ("adapt", 2)]
+    assert [r["grad_norm/backbone"] > 0 for r in told] == [False] * 4 + [True] * 2  # not computed
+    assert [r["ema_change"] > 0 for r in told] == [False] * 5 + [True]  # the first rate is 0
     assert "4" in [path.name for path in (directory / "checkpoints/heads").iterdir()]
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
