@@ -25,7 +25,7 @@ def heads(c):
     """New heads on the frozen backbone, until they know something."""
     c.start.heads = "new"
     c.num_steps = 400  # at most
-    c.until.left_chance = 0.02
+    c.until.left_chance = 0.05
     c.optim.freeze_backbone = True
     c.schedules.lr = base.schedule(0.0, 2e-3, 2e-3, warmup=20)
     c.schedules.momentum = base.schedule(0.98, 0.98, 0.98)
