@@ -18,8 +18,9 @@ import jax
 from dinojax import config as configs
 from dinojax import mesh, program
 from dinojax.config import Config
+from dinojax.losses.places import Place
 from dinojax.losses.scores import num_blocks
-from dinojax.plan import targets
+from dinojax.plan import formula, targets
 from dinojax.plan.count import compiled_memory, count_flops
 from dinojax.plan.hlo import collectives
 from dinojax.plan.targets import GIB, OPTIONS, Target
@@ -72,6 +73,7 @@ def plan(
         inputs = built.abstract_inputs()
         flops = count_flops(built.step, *inputs)
         found |= {"flops": flops, "state": state_bytes(inputs[0]), "blocks": _blocks(config, built)}
+        found["closed_form"] = formula.wire(built)
         found["batch_bytes"] = _device_bytes(inputs[1])
         lowered = built.lower()
         try:
@@ -124,7 +126,7 @@ def _blocks(config: Config, built: Program) -> dict[str, dict]:
     """Of each head: rows and prototypes a device works on, blocks, and bytes of one block."""
     layout, crops = built.layout, config.crops
     images = config.batch_size // layout.num_shards
-    tensor = layout.mesh.shape["tensor"]
+    tensor, devices = layout.mesh.shape["tensor"], Place(layout).num_gathered
     spec = built.step.view_spec
     masked = spec.masks.num_masked * images // config.group_size
     found = {}
@@ -134,7 +136,7 @@ def _blocks(config: Config, built: Program) -> dict[str, dict]:
     ):
         head = getattr(config, f"{name}_head")
         columns, rows = head.prototypes // tensor, rows * tensor // config.accumulate
-        parts = num_blocks(rows, columns)
+        parts = num_blocks(rows, columns, devices=devices)
         teacher_parts = num_blocks(teacher * tensor, columns)
         found[name] = {
             "rows": rows,
