@@ -5,13 +5,13 @@
 The last line is JSON. value: MiB above what the process held before the export, at its peak: the
 larger of what Python and numpy allocated, of which nothing is missed, and of the anonymous memory
 of the process, sampled every millisecond, which sees other libraries too. Pages of mapped files,
-which the system takes back when it wants, are in neither. baseline: twice the largest tensor.
-ratio: baseline over value. The export is `dinojax export --no-certificate`: a certificate runs the
-network, and so holds it. equal: what was written reads back bit by bit.
+which the system takes back when it wants, are in neither. What libraries allocate once is runtime:
+an export of two blocks 48 wide comes first. baseline: twice the largest tensor. ratio: baseline
+over value. The export is `dinojax export --no-certificate`: a certificate runs the network, and so
+holds it. equal: what was written reads back bit by bit.
 """
 
 import argparse
-import importlib.util
 import tempfile
 import threading
 import time
@@ -41,10 +41,11 @@ def parse_args():
     return parser.parse_args()
 
 
-def network(model: str) -> Network:
+def network(model: str, **shrunk: int) -> Network:
     """A backbone whose random tensors are made when they are read."""
-    bias = VITS[model].get("qkv_bias", True)
-    spec = VitSpec(**VITS[model], num_registers=4, norm="layernorm_1e5", mask_k_bias=bias)
+    sizes = VITS[model] | shrunk
+    bias = sizes.get("qkv_bias", True)
+    spec = VitSpec(**sizes, num_registers=4, norm="layernorm_1e5", mask_k_bias=bias)
 
     def tensor(number: int, name: str, shape: tuple[int, ...]) -> Tensor:
         def read():
@@ -94,15 +95,15 @@ def main() -> None:
         found = from_source(open_source(first), overrides={})
         largest = max(int(np.prod(t.shape)) * t.dtype.itemsize for t in found.tensors.values())
         total = (first / "backbone.safetensors").stat().st_size
-        if args.format == "meta" and importlib.util.find_spec("torch"):
-            torch = importlib.import_module("torch")  # which writes the .pth, and is runtime
-            torch.save({"once": torch.zeros(1)}, Path(folder) / "once.pth")
+        small = network(args.model, width=48, depth=2, num_heads=3)
+        options = {"format": args.format, "dtype": args.dtype, "certify": False}
+        export(small, Path(folder) / "small", **options)
         before = anonymous()
         peak = Peak()
         peak.start()
         tracemalloc.start()
         began = time.perf_counter()
-        export(found, out, format=args.format, dtype=args.dtype, certify=False)
+        export(found, out, **options)
         seconds = time.perf_counter() - began
         traced = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()

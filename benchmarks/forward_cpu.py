@@ -39,6 +39,7 @@ def parse_args():
     parser.add_argument("--sizes", type=int, nargs="+", default=[224, 256], help="pixels")
     parser.add_argument("--batch", type=int, default=8, help="images per call")
     parser.add_argument("--repeats", type=int, default=10, help="calls of each; the fastest counts")
+    parser.add_argument("--devices", type=int, help="JAX's CPU devices; default: one per core")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     return parser.parse_args()
 
@@ -58,7 +59,7 @@ def network() -> Network:
     return Network(spec, tensors, {}, own, {"from": "random numbers"})
 
 
-def open_all(folder: Path, *, compiled: bool) -> dict:
+def open_all(folder: Path, *, cores: int, compiled: bool) -> dict:
     """name -> images [B, H, W, C] to tokens [B, N, D], all the same network."""
     import torch
 
@@ -70,7 +71,7 @@ def open_all(folder: Path, *, compiled: bool) -> dict:
     import timm
     from transformers import AutoModel
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(cores)
     hf = AutoModel.from_pretrained(str(folder / "hf")).eval()
     models = {
         "transformers": lambda images: hf(images).last_hidden_state,
@@ -82,7 +83,7 @@ def open_all(folder: Path, *, compiled: bool) -> dict:
         found[f"{name} eager"] = torch_call(model)
         if compiled:
             found[f"{name} compiled"] = torch_call(torch.compile(model))
-    backbone = load(folder / "hf")
+    backbone = load(folder / "hf").over()
 
     def ours(images_BHWC):
         out = jax.block_until_ready(backbone(images_BHWC))
@@ -115,8 +116,10 @@ def measure(calls: dict, images: np.ndarray, repeats: int) -> dict[str, np.ndarr
 
 def main() -> None:
     args = parse_args()
+    cores = len(os.sched_getaffinity(0))
+    jax.config.update("jax_num_cpu_devices", args.devices or cores)
     with tempfile.TemporaryDirectory() as folder:
-        calls = open_all(Path(folder), compiled=not args.no_compile)
+        calls = open_all(Path(folder), cores=cores, compiled=not args.no_compile)
         for size in args.sizes:
             shape = (args.batch, size, size, 3)
             images = np.random.default_rng(size).normal(size=shape).astype(np.float32)
@@ -140,7 +143,7 @@ def main() -> None:
                 fastest=best,
                 all={name: round(rate, 2) for name, rate in rates.items()},
                 processor={name: round(rate, 2) for name, rate in processor.items()},
-                cores=len(os.sched_getaffinity(0)),
+                cores=cores,
                 largest_error=max(errors.values()),
                 libraries=libraries.versions("hf") | libraries.versions("timm"),
                 load=[round(value, 1) for value in os.getloadavg()],

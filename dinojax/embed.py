@@ -1,6 +1,7 @@
 """`dinojax embed`: features of every image of a folder, in parts, on all devices, resumable."""
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -14,11 +15,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from dinojax import convert, mesh
+from dinojax import convert
 from dinojax.data.example import Source
 from dinojax.data.folder import folder
 from dinojax.eval.features import EvalTransform
-from dinojax.mesh import Layout
 from dinojax.metrics import duration
 from dinojax.models.zoo import Spec, module
 from dinojax.weights.load import Backbone
@@ -62,8 +62,7 @@ def embed(backbone: Backbone, source: Source, out: str | Path, job: Job, origin:
     out = Path(out)
     transform = _transform(backbone)
     _claim(out, backbone, source, job, origin)
-    layout = mesh.make("dp", jax.local_devices())
-    apply = _apply(backbone, layout, job)
+    apply = _apply(backbone.over(jax.local_devices()), job)
     numbers = range(
         jax.process_index(), math.ceil(len(source) / job.part_size), jax.process_count()
     )
@@ -129,24 +128,22 @@ def _path(out: Path, number: int, job: Job) -> Path:
     return out / f"part-{number:05d}.{job.format}"
 
 
-def _apply(backbone: Backbone, layout: Layout, job: Job) -> Callable[[np.ndarray], dict]:
-    """images [B, H, W, C] -> the outputs of a job, computed on all devices of the layout."""
-    spec, depth = backbone.spec, backbone.spec.depth
+def _apply(backbone: Backbone, job: Job) -> Callable[[np.ndarray], dict]:
+    """images [B, H, W, C] -> the outputs of a job, computed on the backbone's devices."""
+    depth = backbone.spec.depth
     layers = {name: int(match[1]) for name in job.outputs if (match := LAYER.fullmatch(name))}
     if any(not -depth <= layer < depth for layer in layers.values()):
         raise ValueError(
             f"--outputs {','.join(layers)}: this backbone has blocks 0 to {depth - 1}."
         )
-    params = jax.device_put(backbone.params, layout.sharding())
-    run = jax.jit(lambda params, images: _outputs(spec, params, images, job.outputs, layers))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def outputs(spec, params, images_BHWC):
+        return _outputs(spec, params, images_BHWC, job.outputs, layers)
 
     def apply(images_BHWC: np.ndarray) -> dict[str, np.ndarray]:
-        num = len(images_BHWC)
-        fill = -num % layout.num_shards
-        images_BHWC = np.pad(images_BHWC, ((0, fill), (0, 0), (0, 0), (0, 0)))
-        with mesh.use(layout):
-            found = run(params, jax.device_put(images_BHWC, layout.sharding("image")))
-        return {name: np.asarray(value)[:num] for name, value in found.items()}
+        found = backbone.run(outputs, images_BHWC)
+        return {name: np.asarray(value) for name, value in found.items()}
 
     return apply
 

@@ -28,6 +28,7 @@ from dinojax.state import State
 from dinojax.topology import process_rows
 from dinojax.viz import report as reports
 from dinojax.viz.probe import Probe
+from dinojax.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class Run:
     probe: Probe | None  # the images whose features are watched
     tensorboard: bool
     mosaics: Mosaics | None  # the images of the dense metric
+    watch: Watch
 
     @property
     def program(self) -> Program:
@@ -88,6 +90,8 @@ class Run:
             "devices": self.program.layout.mesh.size,
             "versions": environment()["versions"],
         }
+        if self.program.teaching is not None:
+            meta["teacher"] = self.program.teaching.teacher.fingerprint
         self.checkpoints.save(state, step=step, meta=meta)
         reports.refresh(self.directory)
 
@@ -162,6 +166,7 @@ def open_run(config: Config, directory: Path, source: Source) -> Run:
         probe=_probe(config, directory, programs[0], source) if config.log.pictures else None,
         tensorboard=config.log.tensorboard,
         mosaics=open_mosaics(config, programs[0], source, config.knn.mosaics),
+        watch=Watch(config.until, config.knn, values=config.values()),
     )
 
 
@@ -217,6 +222,17 @@ def open_metrics(run: Run, resume_step: int | None) -> MetricsLog:
         stage=run.stage if len(names) > 1 else None,
         is_first=run.stage == names[0],
     )
+
+
+def check_teacher(meta: dict, fingerprint: str) -> None:
+    """Raise ConfigError if a checkpoint was taught by other weights."""
+    if meta.get("teacher") != fingerprint:
+        raise ConfigError(
+            "distill.teacher is not the one that this run began with: SHA-256 "
+            f"{str(meta.get('teacher'))[:16]} then, {fingerprint[:16]} now. A run whose teacher "
+            "still trains changes; name a step of it (RUN/checkpoints/STAGE/STEP), or start "
+            "another --run."
+        )
 
 
 def check_data(meta: dict, source: Source, accept: Collection[str] = ()) -> None:

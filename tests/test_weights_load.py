@@ -7,12 +7,15 @@ import pickle
 import re
 import shutil
 
+import chex
+import jax
 import numpy as np
 import pytest
 
 import dinojax
 from dinojax.weights import load as loading
 from dinojax.weights import report, specs
+from dinojax.weights.certificate import TOLERANCE
 from dinojax.weights.export import export
 from dinojax.weights.tensors import Tensor, held, open_tensors, write_safetensors
 from dinojax.weights.writers import reference_buffers
@@ -362,6 +365,21 @@ def test_images_of_other_channels_are_refused(exported):
     backbone = dinojax.load(exported / "dinojax")
     with pytest.raises(ValueError, match=r"takes \[B, H, W, 3\]"):
         backbone(np.zeros((1, 8, 8, 1), np.float32))
+
+
+@pytest.mark.parametrize("num_images", [4, 3])
+def test_a_batch_is_spread_over_devices(exported, num_images):
+    backbone = dinojax.load(exported / "hf")
+    images = np.random.default_rng(0).normal(size=(num_images, 32, 32, 3)).astype(np.float32)
+    spread = backbone.over(jax.devices()[:2])
+    want, got = backbone(images), spread(images)
+    chex.assert_trees_all_close(got, want, atol=TOLERANCE)  # products of other shapes round
+    (deep,) = spread.intermediate(images, [0])
+    chex.assert_trees_all_close(deep, backbone.intermediate(images, [0])[0], atol=TOLERANCE)
+    (whole,) = (len(x.sharding.device_set) for x in jax.tree.leaves(spread.params)[:1])
+    assert whole == 2
+    if num_images == 4:  # two images on each device
+        assert [shard.data.shape[0] for shard in got.cls.addressable_shards] == [2, 2]
 
 
 def test_intermediate_layers_come_with_and_without_the_final_norm(exported):

@@ -12,6 +12,7 @@ import numpy as np
 from dinojax.data.example import Source
 
 _MAX_ENTRIES = 2**26  # of one array of similarities or votes: 256 MiB
+_MAX_BANK = 2**23  # ranks up to twice this are whole numbers that float32 tells apart
 
 
 def knn_accuracy(
@@ -57,7 +58,7 @@ def knn_classes(
     queries and changes no result.
 
     Raises ValueError for empty or non-finite features, labels outside 0..num_classes - 1,
-    neighbors < 1 and temperature <= 0.
+    a bank of over 8 million, neighbors < 1 and temperature <= 0.
     """
     if neighbors < 1:
         raise ValueError(f"knn.neighbors={neighbors} must be at least 1.")
@@ -66,6 +67,8 @@ def knn_classes(
     labels_N = _checked_labels(bank_labels_N, num_classes, "bank")
     bank_ND = _checked_features(bank_ND, "bank")
     queries_MD = _checked_features(queries_MD, "query")
+    if len(bank_ND) > _MAX_BANK:
+        raise ValueError(f"{len(bank_ND):,} bank features are more than {_MAX_BANK:,}.")
     if len(labels_N) != len(bank_ND):
         raise ValueError(f"{len(bank_ND)} bank features have {len(labels_N)} labels.")
     if bank_ND.shape[1] != queries_MD.shape[1]:
@@ -108,16 +111,15 @@ def _nearest(similarities_MN: jax.Array, neighbors: int) -> jax.Array:
     """Indexes [M, k] of the largest similarities; among equal ones the lowest indexes.
 
     Which of several equal values top_k returns depends on the backend, so it is used for the k-th
-    value only, and once more on numbers that are all different.
+    value only, and once more on numbers that are all different. Both are of float32, and the k-th
+    is the least of the k: of integers, or with a slice behind it, XLA sorts whole rows on CPU.
     """
     num_bank = similarities_MN.shape[1]
-    kth_M1 = jax.lax.top_k(similarities_MN, neighbors)[0][:, -1:]
-    above_MN = similarities_MN > kth_M1
-    equal_MN = similarities_MN == kth_M1
-    missing_M1 = neighbors - jnp.sum(above_MN, axis=1, keepdims=True)
-    chosen_MN = above_MN | (equal_MN & (jnp.cumsum(equal_MN, axis=1) <= missing_M1))
-    order_1N = jnp.arange(num_bank, 0, -1)[None, :]
-    return jax.lax.top_k(jnp.where(chosen_MN, order_1N, 0), neighbors)[1]
+    kth_M1 = jnp.min(jax.lax.top_k(similarities_MN, neighbors)[0], axis=1, keepdims=True)
+    rank_1N = jnp.arange(num_bank, 0, -1, dtype=jnp.float32)[None, :]
+    rank_MN = jnp.where(similarities_MN == kth_M1, rank_1N, 0)
+    rank_MN = jnp.where(similarities_MN > kth_M1, rank_1N + num_bank, rank_MN)
+    return jax.lax.top_k(rank_MN, neighbors)[1]
 
 
 def _unit(features_ND: jax.Array) -> jax.Array:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dinojax import mesh
+from dinojax.mesh import Layout
 from dinojax.models.convnext import ConvNextSpec
 from dinojax.models.vit import Features
 from dinojax.models.zoo import Spec, module
@@ -21,6 +23,7 @@ from dinojax.weights.report import LoadReport, check_values, match
 from dinojax.weights.tensors import PICKLES, Tensors, open_tensors
 
 HEADS = ("dino_head.", "ibot_head.")
+HEADS_FILE = "heads.safetensors"  # beside the backbone of an own export
 WRAPPER = "module."  # of networks saved from inside PyTorch's data-parallel wrapper
 
 
@@ -36,18 +39,43 @@ class Backbone:
     params: dict[str, Any]
     preprocessing: Preprocessing
     report: LoadReport
+    layout: Layout | None = None  # None: on jax's default device
+
+    def over(self, devices: Sequence[jax.Device] | None = None) -> "Backbone":
+        """The same, with its weights on each of these devices (None: all) and batches spread over.
+
+        Images are independent of each other, so the features are those of one device.
+        """
+        layout = mesh.make("dp", devices)
+        params = jax.device_put(self.params, layout.sharding())
+        return dataclasses.replace(self, params=params, layout=layout)
 
     def __call__(self, images_BHWC) -> Features:
-        self._check(images_BHWC)
-        return _forward(self.spec, self.params, images_BHWC)
+        return self.run(_forward, images_BHWC)
 
     def intermediate(
         self, images_BHWC, layers: int | Sequence[int], *, norm: bool = True
     ) -> list[Features]:
         """Features after some blocks (stages of a ConvNeXt); `layers` as for `Vit.intermediate`."""
-        self._check(images_BHWC)
         layers = layers if isinstance(layers, int) else tuple(layers)
-        return _intermediate(self.spec, self.params, images_BHWC, layers, norm)
+        return self.run(_intermediate, images_BHWC, layers, norm)
+
+    def run(self, function: Callable, images_BHWC, *static) -> Any:
+        """function(spec, params, images, *static) where the weights are; its outputs lead with B.
+
+        A batch that does not divide over the devices is filled up with zeros, which are cut off.
+        """
+        self._check(images_BHWC)
+        if self.layout is None:
+            return function(self.spec, self.params, images_BHWC, *static)
+        num, num_shards = len(images_BHWC), self.layout.num_shards
+        if num % num_shards:
+            fill = ((0, -num % num_shards), (0, 0), (0, 0), (0, 0))
+            images_BHWC = np.pad(np.asarray(images_BHWC), fill)
+        images_BHWC = jax.device_put(images_BHWC, self.layout.sharding("image"))
+        with mesh.use(self.layout):
+            outputs = function(self.spec, self.params, images_BHWC, *static)
+        return jax.tree.map(lambda x: x[:num], outputs) if num % num_shards else outputs
 
     def _check(self, images_BHWC) -> None:
         if images_BHWC.ndim != 4 or images_BHWC.shape[3] != self.spec.channels:
@@ -92,6 +120,8 @@ def open_source(path: str | Path, *, format: str | None = None, prefix: str = ""
     tensors = {name.removeprefix(WRAPPER): tensor for name, tensor in tensors.items()}
     heads = {name: tensor for name, tensor in tensors.items() if name.startswith(HEADS)}
     tensors = {name: tensor for name, tensor in tensors.items() if name not in heads}
+    if not heads and (beside := file.parent / HEADS_FILE).is_file():
+        heads = open_tensors(beside)
     if any(name.startswith("backbone.") for name in tensors):
         tensors = {name.removeprefix("backbone."): tensor for name, tensor in tensors.items()}
     config = _json(file.parent / "config.json")
