@@ -23,10 +23,14 @@ from dinojax.plan.targets import replaced
 TOLERANCE = 0.02
 
 
-def plan(recipe: str, target: str, overrides: list[str]) -> dict:
-    """A plan, or why there is none. mesh.strategy is one of the overrides."""
+def plan(recipe: str, target: str, overrides: list[str], images: int | None = None) -> dict:
+    """A plan, or why there is none. mesh.strategy is one of the overrides.
+
+    images: on a device, None = the recipe's batch.
+    """
     try:
-        return reports.complete(cli_plan.one(recipe, target, overrides))
+        found = cli_plan.one(recipe, target, overrides, images=images)
+        return {**reports.complete(found), "images_per_device": images}
     except ConfigError as error:
         strategy = next(x.partition("=")[2] for x in overrides if x.startswith("mesh.strategy="))
         return {"recipe": recipe, "target": target, "strategy": strategy, "error": str(error)}
@@ -52,15 +56,28 @@ def differences(now: dict, before: dict) -> list[str]:
 
 def kept(plan: dict) -> dict:
     """A row of a committed table: what was asked, what is compared, and with which compiler."""
-    asked = {key: plan[key] for key in ("recipe", "target", "strategy", "overrides", "versions")}
+    keys = ("recipe", "target", "strategy", "overrides", "images_per_device", "versions")
+    asked = {key: plan[key] for key in keys}
     return {**asked, "measures": measures(plan)}
+
+
+def save(path: Path, plans: list[dict]) -> None:
+    """Write the table that `check` compares."""
+    rows = [kept(found) for found in plans if "error" not in found]
+    path.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def again(row: dict) -> dict:
+    """The plan of a row of a table, made now."""
+    return plan(row["recipe"], row["target"], row["overrides"], row["images_per_device"])
 
 
 def check(path: Path) -> int:
     """Plan the rows of a table again; the number of differences, each told."""
     told: list[str] = []
     for row in json.loads(path.read_text()):
-        told += differences(plan(row["recipe"], row["target"], row["overrides"]), row)
+        now = again(row)
+        told += [now["error"]] if "error" in now else differences(now, row)
     print("\n".join(told) or f"{path}: nothing changed")
     return len(told)
 
@@ -89,8 +106,7 @@ def main() -> None:
     if args.markdown:
         print(reports.summary(plans))
     if args.save:
-        rows = [kept(found) for found in plans if "error" not in found]
-        args.save.write_text(json.dumps(rows, indent=1) + "\n")
+        save(args.save, plans)
 
 
 if __name__ == "__main__":
