@@ -59,7 +59,9 @@ def test_tables_say_what_fits_and_what_does_not():
     assert "| pretrain | 256/112 (70%) | fsdp | 1 x 8 x 1 | 9.00 | 95.7 | yes |" in rows[2]
     assert "| dp | 1 x 8 x 1 | 138G exceeds | 95.7 | no |" in rows[3]
     assert "refused: no such mesh" in rows[4]
-    assert "all-gather 1.000, reduce-scatter 0.500, all-reduce 0.000 GB" in report.details(fits)
+    assert "all-gather 1.000 GB, reduce-scatter 0.500 GB, all-reduce 0.000 MB" in report.details(
+        fits
+    )
     assert "does not fit: 138G exceeds" in report.details(report.complete(large))
     told = report.details({**fits, "changes": [fits | {"overrides": ["model.remat=full"]}]})
     assert "fits with model.remat=full: peak 9.00 GiB" in told

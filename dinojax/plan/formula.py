@@ -123,21 +123,35 @@ def wire(built: Program) -> dict[str, float]:
         width = objective.backbone.spec.dtype.itemsize if over else 4
         size = box.value.size * width / (places / parts)
         away = size * (parts - 1) / parts * built.step.accumulate
-        found["all-gather"] += away * _passes(name, objective)
+        found["all-gather"] += away * _passes(name, objective, taught=built.teaching is not None)
         found["reduce-scatter"] += away
         copies = layout.num_shards / places
         found["all-reduce"] += 2 * size / parts * (1 - 1 / copies) * built.step.accumulate
+    if built.teaching is not None:
+        found["all-gather"] += _taught(built) * built.step.accumulate
     return found
+
+
+def _taught(built: Program) -> float:
+    """Bytes of the weights of a frozen teacher: once, prototypes for targets and the loss."""
+    assert built.teaching is not None
+    params = built.teaching.teacher.abstract(built.teaching.layout)
+    total = 0.0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        missing = leaf.size - math.prod(leaf.sharding.shard_shape(leaf.shape))
+        times = 3 if "prototypes" in jax.tree_util.keystr(path) else 1
+        total += missing * leaf.dtype.itemsize * times
+    return total
 
 
 def _devices(layout, axes) -> int:
     return math.prod(layout.mesh.shape[axis] for axis in axes)
 
 
-def _passes(name: str, objective) -> int:
-    """How often a parameter is gathered in a micro-batch."""
+def _passes(name: str, objective, *, taught: bool) -> int:
+    """How often a parameter is gathered in a micro-batch; taught: by another network's weights."""
     if "prototypes" in name:
-        return 5  # targets; both networks in the loss, forward and backward
+        return 2 if taught else 5  # targets; both networks in the loss, forward and backward
     frozen = objective.gram is not None and objective.gram.teacher == "frozen"
-    in_backbone = name.startswith("backbone")
-    return (3 if "/blocks/" in name else 2) + (frozen and in_backbone)
+    passes = (3 if "/blocks/" in name else 2) + (frozen and name.startswith("backbone"))
+    return passes - taught

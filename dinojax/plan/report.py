@@ -152,11 +152,11 @@ def details(plan: dict) -> str:
     for one in plan.get("collectives", ()):
         how = "overlapped" if one["overlapped"] else "waited for"
         lines.append(
-            f"  {one['kind']:18s} among {one['group']:4d}  {one['wire'] / 1e9:9.3f} GB "
+            f"  {one['kind']:18s} among {one['group']:4d}  {_sent(one['wire']):>12s} "
             f"in {one['count']:5d}, {how}"
         )
-    form = ", ".join(f"{kind} {size / 1e9:.3f}" for kind, size in plan["closed_form"].items())
-    lines.append(f"  of weights, in closed form: {form} GB")
+    form = ", ".join(f"{kind} {_sent(size)}" for kind, size in plan["closed_form"].items())
+    lines.append(f"  of weights, in closed form: {form}")
     model = plan["modelled"]
     if "memory" in plan:
         lines.append(
@@ -175,6 +175,10 @@ def details(plan: dict) -> str:
 
 def _size(size: float) -> str:
     return f"{size / GIB:9.3f} GiB" if size >= GIB else f"{size / 2**20:9.3f} MiB"
+
+
+def _sent(size: float) -> str:
+    return f"{size / 1e9:.3f} GB" if size >= 1e8 else f"{size / 1e6:.3f} MB"
 
 
 def _short(plan: dict) -> str:
