@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinojax import adapters, mesh, optim, stages
+from dinojax import adapters, compilers, mesh, optim, stages
 from dinojax import state as states
 from dinojax.adapters import AdapterSpec, num_trained
 from dinojax.augment.spec import ViewSpec
@@ -71,11 +71,17 @@ class Program:
         return *inputs, self.teaching.abstract_taught(self.layout)
 
     def lower(self):
-        """The step traced for this layout, from shapes alone; the state is donated."""
+        """The step traced for this layout, from shapes alone; the state is donated.
+
+        It brings the options that its devices' compiler needs.
+        """
         inputs = self.abstract_inputs()
         shardings = jax.tree.map(lambda leaf: leaf.sharding, inputs[0])
         step = jax.jit(
-            self.step, donate_argnums=0, out_shardings=(shardings, self.layout.sharding())
+            self.step,
+            donate_argnums=0,
+            out_shardings=(shardings, self.layout.sharding()),
+            compiler_options=compilers.options(self.layout.mesh.devices.flat[0]),
         )
         return step.lower(*inputs)
 

@@ -25,6 +25,7 @@ from dinojax.models import zoo
 from dinojax.program import Program
 from dinojax.stages import Anchor, BoxDraw, SizeDraw
 from dinojax.state import State
+from dinojax.topology import process_rows
 from dinojax.viz import report as reports
 from dinojax.viz.probe import Probe
 from dinojax.watch import Watch
@@ -147,6 +148,7 @@ def open_run(config: Config, directory: Path, source: Source) -> Run:
             num_threads=data.num_threads,
             prefetch=data.prefetch,
             quarantine=quarantine,
+            rows=process_rows(layout.sharding("image"), config.batch_size, jax.process_index()),
         ),
         knn=build_knn(sources, image=config.image, knn=config.knn, directory=directory)
         if sources
