@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from dinojax import distill_rules, finish, mesh, start
+from dinojax import finish, mesh, start
 from dinojax.autopsy import Autopsy, NonFiniteError
 from dinojax.config import Config, pick
 from dinojax.data.loader import Loader
@@ -38,7 +38,7 @@ from dinojax.run import (
 from dinojax.state import State
 from dinojax.teaching import Lessons
 from dinojax.tensorboard import EventLog
-from dinojax.upkeep import Clock, Saves, closed_in_time, stoppable
+from dinojax.upkeep import Clock, Saves, check, closed_in_time, stoppable
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def train(
         runs = [open_run(c, directory, sources[name_of(c)]) for c in todo]
         for run in runs:
             stack.callback(run.checkpoints.close)
-            _check(run)
+            check(run)
         for run in runs:
             if len(stages) > 1:
                 enter(directory, run.config, stages)
@@ -86,25 +86,6 @@ def train(
 
 def _number(run: Run, stages: Sequence[Config]) -> int:
     return [name_of(c) for c in stages].index(run.stage)
-
-
-def _check(run: Run) -> None:
-    """Refuse what cannot start, and settings that nothing has read."""
-    start.check(run.config, run.directory, began=run.checkpoints.latest() is not None)
-    without_knn = ("knn.",) if run.knn is None else ()
-    if without_knn:
-        log.info("no k-NN, for want of labels: set knn.query (and knn.bank) to have it")
-    besides = (*without_knn, *distill_rules.in_vain(run.config.values()))
-    run.config.check_all_read(besides=besides)
-    layout = run.program.layout
-    log.info(
-        "%s: %d images, %d devices (%s), strategy %s",
-        run.directory,
-        len(run.source),
-        layout.mesh.size,
-        jax.default_backend(),
-        layout.strategy,
-    )
 
 
 def _train(run: Run, interrupt: Interrupt, accept: Collection[str], *, is_last: bool) -> State:

@@ -6,6 +6,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+import jax
+
+from dinojax import distill_rules, start
 from dinojax.data.loader import Loader
 from dinojax.interrupt import Interrupt
 from dinojax.run import Run
@@ -14,6 +17,25 @@ from dinojax.state import State
 log = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 10  # for the loader's threads and processes to end
+
+
+def check(run: Run) -> None:
+    """Refuse what cannot start, and settings that nothing has read."""
+    start.check(run.config, run.directory, began=run.checkpoints.latest() is not None)
+    without_knn = ("knn.",) if run.knn is None else ()
+    if without_knn:
+        log.info("no k-NN, for want of labels: set knn.query (and knn.bank) to have it")
+    besides = (*without_knn, *distill_rules.in_vain(run.config.values()))
+    run.config.check_all_read(besides=besides)
+    layout = run.program.layout
+    log.info(
+        "%s: %d images, %d devices (%s), strategy %s",
+        run.directory,
+        len(run.source),
+        layout.mesh.size,
+        jax.default_backend(),
+        layout.strategy,
+    )
 
 
 @contextlib.contextmanager
