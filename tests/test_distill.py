@@ -1,6 +1,7 @@
 """Many students of one teacher: the same results wherever and with whomever they learn."""
 
 import dataclasses
+import importlib
 import json
 
 import jax
@@ -18,6 +19,7 @@ from dinojax.pupil import Pupil, StudentFailed
 from dinojax.teacher import open_teacher
 from dinojax.teaching import School
 from tests import small
+from tests.test_recipes import FAMILIES, READ_BY_THE_RUN
 
 RECIPE = """
 from configs import tiny
@@ -159,6 +161,62 @@ def test_the_step_of_a_student_holds_no_forward_pass_of_the_teacher(recipe):
         found.append((student, forward))
     (student, two), (again, four) = found
     assert student == again and four > 1.5 * two
+
+
+# -- recipes -------------------------------------------------------------------------------------
+
+TEACHERS = {"distill_7b": "vit7b16", "distill_vitl": "vitl16", "distill_tiny": "tiny"}
+TEACHERS["distill_convnext_7b"] = "vit7b16"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_resolves_says_what_it_does_and_shrinks(name, capsys):
+    found = configs.load_students(name)
+    stages = len(next(iter(found.values())))
+    for number in range(stages):
+        family.check({student: each[number] for student, each in found.items()})
+    assert cli.main(["plan", "--words", name]) == cli.FINISHED
+    told = capsys.readouterr().out
+    assert told.count("teacher: (none yet: set distill.teacher)") == stages * len(found)
+    header = importlib.import_module(f"configs.{name}").__doc__
+    assert all(word in header for word in ("Run: ", "Cost: ", "Score:", f"configs/{name}.py"))
+    for each in configs.load_students(name, smoke=True).values():
+        for small_one in each:
+            assert (small_one.num_steps, small_one.distill.teacher[:6]) == (2, "smoke:")
+            assert small_one.batch_size <= 16 and small_one.dino_head.prototypes <= 64
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if "convnext" not in name])
+def test_no_family_changes_a_key_that_nothing_reads(name):
+    """Of every student's first stage, and of the first student's last, with all its sizes."""
+    layout, read = mesh.make("fsdp", 1), ("start.", "mesh.", *READ_BY_THE_RUN)
+    found = configs.load_students(name, [f"distill.teacher=random:{TEACHERS[name]}"])
+    family.check({student: each[0] for student, each in found.items()})
+    family.check({"last": (last := next(iter(found.values()))[-1])})
+    for config in (*(each[0] for each in found.values()), last):
+        built = program.build_sizes(config, layout)
+        assert all(one.teaching is not None for one in built)
+        assert [key for key in config.unread() if not key.startswith(read)] == []
+
+
+def test_the_released_family_has_the_published_values():
+    found = configs.load_students("distill_7b")
+    assert list(found) == ["vits", "vitsplus", "vitb", "vitl", "vithplus"]
+    main, cooldown, highres = found["vitl"]
+    assert (main.num_steps, cooldown.num_steps, main.batch_size) == (1_000_000, 250_000, 1920)
+    assert (main.crops.global_size, main.crops.local_size) == (256, 112)
+    assert cooldown.start.what == "state" and highres.start.what == "ema"
+    layout = mesh.make("fsdp", 1)
+    config = configs.load_students("distill_7b", ["distill.teacher=random:vit7b16"])["vitl"][2]
+    now = program.build(config, layout).now
+    assert now(0)["lr"] == 0.0 and now(12_500)["lr"] == pytest.approx(2.634e-4)
+    assert now(0)["momentum"] == pytest.approx(0.994) and now(0)["teacher_temperature"] == 0.07
+    # The released shares of 296 GPUs are possible ones.
+    valid = shares.fitting(1920, 8, 1, 296)
+    assert {48, 80, 120} <= set(valid)
+    convnext = configs.load_students("distill_convnext_7b")
+    assert convnext["convnext_base"][0].schedules.weight_decay.start == 0.02
+    assert convnext["convnext_large"][0].schedules.lr.peak == 1e-4
 
 
 # -- at work -------------------------------------------------------------------------------------
