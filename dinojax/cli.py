@@ -9,9 +9,9 @@ from pathlib import Path
 
 from dinojax import cli_config, cli_data, cli_plan, cli_stages, cli_weights
 from dinojax.config import ConfigError, load_stages, load_students, pick
-from dinojax.interrupt import SAVED, Interrupted, StorageError, end_now, leaving
+from dinojax.interrupt import ALARMED, SAVED, Alarm, Interrupted, StorageError, end_now, leaving
 
-FINISHED, FAILED, REFUSED = 0, 1, 2  # and interrupt.SAVED, interrupt.NOT_SAVED
+FINISHED, FAILED, REFUSED = 0, 1, 2  # and ALARMED, SAVED, NOT_SAVED of interrupt.py
 
 # Flag of `train` after --accept- -> what it accepts.
 ACCEPT = {
@@ -48,6 +48,7 @@ exit codes:
   0  finished
   1  failed: a bug or the machine; the traceback is shown
   2  refused: usage, recipe, data or run directory; the message says what to change
+  3  stopped by the alarm that the recipe asked for (knn.alarm_stops), and saved
   75 interrupted by SIGTERM, SIGINT or SIGUSR1 and saved; the same command continues
   76 interrupted with nothing to save yet, or twice; the last checkpoint stands
 """
@@ -126,6 +127,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StorageError as error:
         print(f"dinojax: error: {error}", file=sys.stderr)
         return FAILED
+    except Alarm as error:
+        print(f"dinojax: {error}", file=sys.stderr)
+        return ALARMED
     except Interrupted as error:
         print(f"dinojax: {error}", file=sys.stderr)
         end_now(SAVED)  # all files are closed; only what hangs or crashes at the end is left

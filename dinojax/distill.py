@@ -22,7 +22,7 @@ from dinojax.data.mixture import parts_of
 from dinojax.data.quarantine import Quarantine
 from dinojax.directory import claim, enter, is_finished, name_of, occupy
 from dinojax.family import APART, TURN, Notes, Placement
-from dinojax.interrupt import NOT_SAVED, SAVED, Asked, Interrupt, Interrupted
+from dinojax.interrupt import NOT_SAVED, SAVED, Alarm, Asked, Interrupt, Interrupted
 from dinojax.metrics import DataWait, RunLog
 from dinojax.pupil import Pupil
 from dinojax.run import open_run, open_train_source
@@ -309,6 +309,9 @@ def _naming(pupil: Pupil) -> Iterator[None]:
     """What ends a student names it."""
     try:
         yield
+    except Alarm as alarm:
+        pupil.failed(alarm)
+        raise
     except Exception as error:
         raise pupil.failed(error) from error
 

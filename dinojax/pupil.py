@@ -55,6 +55,7 @@ class Pupil:
         self._autopsy = Autopsy(run.directory, seed=seed, steps_before=before)
         self._saves = Saves(run, Clock(meta["seconds"]))
         rows = self._metrics.rows()
+        run.watch.begin(rows)
         self._done = {r["step"] for r in rows if any(n.startswith(EVALUATED) for n in r)}
         self._pending: tuple | None = None
         self._written: tuple[int, float] | None = None  # step and time of the last row
@@ -151,6 +152,7 @@ class Pupil:
             told = ", ".join(f"{name} {value:.1f}" for name, value in found.items())
             log.info("%s: step %d, %s", self.name, number, told)
         self._done.add(number)
+        run.watch.evaluated(number, found)
 
     def save(self, position: int) -> None:
         with self._at_work():

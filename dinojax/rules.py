@@ -64,6 +64,8 @@ OPTIONAL: dict[str, type] = {
     "checkpoint.keep_every": int,
     "checkpoint.minutes": float,
     "knn.every": int,
+    "knn.alarm": float,
+    "until.left_chance": float,
 }
 
 # Tuples of any length; all others have the length of their default.
@@ -84,13 +86,9 @@ def violations(values: Values) -> list[str]:
     # A value out of its range or list would make the rules between keys talk nonsense.
     single = [*_choices(values), *_limits(values), *_stage(values)]
     own = (_batch, _sizes, _rope, _steps, _pairs, _mixture, _adapter)
-    rules = (
-        *own,
-        distill_rules.rules,
-        stage_rules.start_rules,
-        stage_rules.gram_rules,
-        stage_rules.size_rules,
-    )
+    staged = (stage_rules.start_rules, stage_rules.freeze_rules, stage_rules.end_rules)
+    sized = (stage_rules.gram_rules, stage_rules.size_rules)
+    rules = (*own, distill_rules.rules, *staged, *sized)
     return single or [message for rule in rules for message in rule(values)]
 
 

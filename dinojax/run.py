@@ -27,6 +27,7 @@ from dinojax.stages import Anchor, BoxDraw, SizeDraw
 from dinojax.state import State
 from dinojax.viz import report as reports
 from dinojax.viz.probe import Probe
+from dinojax.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ class Run:
     probe: Probe | None  # the images whose features are watched
     tensorboard: bool
     mosaics: Mosaics | None  # the images of the dense metric
+    watch: Watch
 
     @property
     def program(self) -> Program:
@@ -170,6 +172,7 @@ def open_run(
         probe=_probe(config, directory, programs[0], source) if config.log.pictures else None,
         tensorboard=config.log.tensorboard,
         mosaics=open_mosaics(config, programs[0], source, config.knn.mosaics),
+        watch=Watch(config.until, config.knn, values=config.values()),
     )
 
 

@@ -107,6 +107,7 @@ def test_the_right_command_is_named_for_a_recipe(recipe, capsys):
 
 REFUSALS = {
     "two:crops.local_size=8": "crops.local_size: 16 for one, 8 for two",
+    "until.left_chance=0.1 num_steps=30": "may end the stage of one before that of the others",
     "distill.enabled=False": "needs distill.enabled=True",
     "two:dino_head.prototypes=32": "set dino_head.prototypes=64",
     "distill.place=apart one:distill.share=2 two:distill.share=4": "do not add up: one 2 + two 4 "
