@@ -29,6 +29,8 @@ FREE_KEYS = (
     "knn.",
     "distill.teacher",  # the path; what it holds is compared with what it held
     "distill.strategy",
+    "distill.place",
+    "distill.share",
 )
 PACKAGES = ("dinojax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 ACCEPT_DATA, ACCEPT_CONFIG = "new-data", "new-config"  # as the flags of `dinojax train` say it

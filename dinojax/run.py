@@ -118,12 +118,20 @@ class Run:
         reports.refresh(self.directory)
 
 
-def open_run(config: Config, directory: Path, source: Source) -> Run:
-    """Programs, evaluation and checkpoints of a stage; nothing is computed yet."""
-    layout = mesh.from_section(config.mesh)
+def open_run(
+    config: Config,
+    directory: Path,
+    source: Source,
+    programs: tuple[Program, ...] | None = None,
+) -> Run:
+    """Programs, evaluation and checkpoints of a stage; nothing is computed yet.
+
+    programs: made already, on a part of the devices; None = of the config alone.
+    """
     data, channels = config.data, config.image.channels
     sources = open_knn_sources(data, config.knn, channels=channels)
-    programs = program.build_sizes(config, layout)
+    if programs is None:
+        programs = program.build_sizes(config, mesh.from_section(config.mesh))
     seed, boxes = programs[0].seed, tuple(built.batch_shape[1] for built in programs)
     draw = SizeDraw(seed, config.crops.more_rates)
     frozen = config.gram.enabled and config.gram.teacher == "frozen"

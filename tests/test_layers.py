@@ -26,6 +26,7 @@ LAYERS = [
         "stages",
         "axes",
         "topology",
+        "shares",
     },
     {"mesh", "compilers", "interpolate", "passing"},
     {"data", "augment", "models", "losses", "health"},
@@ -40,6 +41,7 @@ LAYERS = [
     {"directory", "migrate", "plan"},
     {"run", "start"},
     {"finish", "upkeep"},
+    {"family", "pupil"},
     {"train", "distill", "replay", "measure", "words"},
     {"embed", "cli_stages", "cli_weights", "cli_data", "cli_config", "cli_plan"},
     {"cli"},
@@ -100,6 +102,7 @@ def test_only_the_programs_see_the_whole_config():
     """Builders take sections or values; whoever imports dinojax.config sees everything."""
     seen = {part(path) for path in FILES if "config" in set(imported_parts(path.read_text()))}
     allowed = {"config", "program", "run", "train", "distill", "convert", "replay"}
-    allowed |= {"directory", "start", "upkeep", "measure", "words", "origin", "teacher", "networks"}
+    allowed |= {"directory", "start", "upkeep", "measure", "words", "origin", "teacher"}
+    allowed |= {"family", "networks"}
     allowed |= {"cli", "cli_config", "cli_data", "cli_plan", "plan"}
     assert seen <= allowed
