@@ -189,8 +189,9 @@ def _refuse_other_network(config: Config, path: str, key: str) -> None:
             "model.name to the network of the file, or give a file of this one."
         )
     pairs = [(f"model.{name}", *_both(theirs, ours, name)) for name in MEANING[type(ours)]]
-    if isinstance(ours, VitSpec) and ours.position == theirs.position == "rope":
-        pairs += [(f"rope.{name}", *_both(theirs.rope, ours.rope, name)) for name in ROPE]
+    if isinstance(ours, VitSpec) and isinstance(theirs, VitSpec):
+        if ours.position == theirs.position == "rope":
+            pairs += [(f"rope.{name}", *_both(theirs.rope, ours.rope, name)) for name in ROPE]
     lines = [f"  {name}: {a!r} there, {b!r} here" for name, a, b in pairs if a != b]
     if lines:
         move = "Set these keys to what the file has."
