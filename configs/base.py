@@ -72,7 +72,14 @@ def get_config() -> ConfigDict:
     c.distill.teacher = ""  # or smoke:RECIPE, the same of a recipe's smoke; [R]
     c.distill.targets = "heads"  # heads (the teacher's, trained) [R] | features (no heads) [ours]
     c.distill.compute = None  # of the teacher: float32 | bfloat16, None = precision.compute; [R]
+    # Of `dinojax distill`: all students in turn on every device, or each apart on its own.
+    c.distill.place = "auto"  # auto (measured) | apart | turn; [ours]
+    c.distill.share = None  # devices of this student when apart, None = by its cost; [R] given
     c.distill.strategy = None  # of its weights: dp | fsdp | hsdp | fsdp_tp, None = mesh's; [R]
+
+    c.until = ConfigDict()  # a stage may end before num_steps, as soon as its losses left chance
+    c.until.left_chance = None  # share of the way to the floor, every term; None = never; [ours]
+    c.until.every = 10  # steps between looks at the losses, of which three in a row count; [ours]
 
     c.data = ConfigDict()
     c.data.source = "folder"  # folder | manifest | tar | arrayrecord | tfds | tiles; [ours]
@@ -204,6 +211,7 @@ def get_config() -> ConfigDict:
     c.optim.layer_decay = 0.9  # learning-rate factor per block below the last; [R]
     c.optim.patch_embed_lr = 0.2  # further factor for the patch embedding; [R]
     c.optim.lr_scaling = "sqrt_1024"  # sqrt_1024 (x 4 sqrt(batch/1024)) | linear_256 | none; [R]
+    c.optim.freeze_backbone = False  # it and its ema stay to the last bit, heads train; [ours]
     c.optim.freeze_last_layer = 1250  # steps with a learning rate of 0 for the prototypes; [R]
 
     c.adapter = ConfigDict()  # low-rank adapters: LoRA, arXiv:2106.09685
@@ -252,6 +260,8 @@ def get_config() -> ConfigDict:
     c.knn.neighbors = 20  # k; [R] one of 10, 20, 100, 200
     c.knn.temperature = 0.07  # of the vote; [R]
     c.knn.mosaics = 0  # of 4 images, for the dense metric dense/mosaic; 0 = none; [ours]
+    c.knn.alarm = None  # share of step 0's result that may be lost, None = no alarm; [ours]
+    c.knn.alarm_stops = False  # the alarm also ends the run, with exit code 3; [ours]
     c.knn.features = "cls"  # cls [R] | patches (mean) | both
     c.knn.batch_size = 256  # images per forward pass; [ours]
 
@@ -279,6 +289,7 @@ def shrink(c: ConfigDict) -> ConfigDict:
     c.ibot_head.update(hidden=32, bottleneck=16, prototypes=48)
     c.losses.koleo_group = None
     c.optim.freeze_last_layer = min(c.optim.freeze_last_layer, 1)
+    c.until.left_chance = None
     for name in c.schedules:
         if isinstance(c.schedules[name], ConfigDict):
             c.schedules[name].warmup = min(c.schedules[name].warmup, 1)
@@ -288,5 +299,5 @@ def shrink(c: ConfigDict) -> ConfigDict:
     if c.gram.refresh_every is not None:
         c.gram.update(refresh_every=1, refresh_from=1, max_refreshes=1)
     c.checkpoint.update(every=1, keep_every=1)
-    c.knn.every = None
+    c.knn.update(every=None, alarm=None, alarm_stops=False)
     return c

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dinojax import cli_config, cli_data, cli_plan, cli_stages, cli_weights
-from dinojax.config import ConfigError, load_stages, pick
-from dinojax.interrupt import SAVED, Interrupted, StorageError, end_now, leaving
+from dinojax.config import ConfigError, load_stages, load_students, pick
+from dinojax.interrupt import ALARMED, SAVED, Alarm, Interrupted, StorageError, end_now, leaving
 
-FINISHED, FAILED, REFUSED = 0, 1, 2  # and interrupt.SAVED, interrupt.NOT_SAVED
+FINISHED, FAILED, REFUSED = 0, 1, 2  # and ALARMED, SAVED, NOT_SAVED of interrupt.py
 
 # Flag of `train` after --accept- -> what it accepts.
 ACCEPT = {
@@ -22,6 +22,7 @@ ACCEPT = {
 # Command -> module and function of the program behind it.
 PROGRAMS = {
     "train": ("dinojax.train", "train"),  # (config, run_dir)
+    "distill": ("dinojax.distill", "distill"),  # (students, run_dir)
     "eval knn": ("dinojax.measure", "evaluate_knn"),  # (run_dir, overrides, step)
     "plan --words": ("dinojax.words", "words_command"),  # (recipe, overrides, num_images)
     "gram pick": ("dinojax.measure", "pick_anchor"),  # (run_dir, overrides)
@@ -47,6 +48,7 @@ exit codes:
   0  finished
   1  failed: a bug or the machine; the traceback is shown
   2  refused: usage, recipe, data or run directory; the message says what to change
+  3  stopped by the alarm that the recipe asked for (knn.alarm_stops), and saved
   75 interrupted by SIGTERM, SIGINT or SIGUSR1 and saved; the same command continues
   76 interrupted with nothing to save yet, or twice; the last checkpoint stands
 """
@@ -58,6 +60,16 @@ examples:
   dinojax train --config tiny --run runs/tiny
   dinojax train --config configs/vitl16_in1k.py --run runs/vitl16 \\
       --set data.path=/data/imagenet/train --set batch_size=1024 --set optim.clip=none
+"""
+DISTILL = """\
+Train the students of a recipe from one frozen teacher, whose forward pass is taken once per step.
+Each has a run directory of its own, RUN/STUDENT, that every other command takes. A RUN that exists
+continues; students may join and leave (dinojax/DISTILL.md).
+
+examples:
+  dinojax distill --config configs/distill_tiny.py --run runs/family --set distill.teacher=runs/tiny
+  dinojax distill --config configs/distill_7b.py --run runs/family \\
+      --set distill.teacher=runs/vit7b --set data.path=/data/images --set vits:distill.share=8
 """
 KNN = """\
 Weighted k-NN classification with the frozen ema network of a run's checkpoint.
@@ -115,6 +127,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StorageError as error:
         print(f"dinojax: error: {error}", file=sys.stderr)
         return FAILED
+    except Alarm as error:
+        print(f"dinojax: {error}", file=sys.stderr)
+        return ALARMED
     except Interrupted as error:
         print(f"dinojax: {error}", file=sys.stderr)
         end_now(SAVED)  # all files are closed; only what hangs or crashes at the end is left
@@ -147,6 +162,19 @@ def _train(args: argparse.Namespace) -> None:
         _program("train")(found, Path(args.run), accept=accept, stage=args.stage)
 
 
+def _distill(args: argparse.Namespace) -> None:
+    found = load_students(args.config, args.set)
+    if args.student:
+        if unknown := [name for name in args.student if name not in found]:
+            raise ConfigError(
+                f"no student {unknown[0]} in {args.config}: it has {', '.join(found)}"
+            )
+        found = {name: found[name] for name in args.student}
+    accept = [name for name in ACCEPT if getattr(args, f"accept_{name.replace('-', '_')}")]
+    with leaving():
+        _program("distill")(found, Path(args.run), accept=accept, stage=args.stage)
+
+
 def _knn(args: argparse.Namespace) -> None:
     named = {} if args.stage is None else {"stage": args.stage}
     _program("eval knn")(Path(args.run), args.set, args.step, **named)
@@ -175,13 +203,20 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     train = _command(commands, "train", "train a recipe, or continue a run", TRAIN, _train)
-    _config_options(train, required=True)
-    train.add_argument(
-        "--stage", metavar="NAME", help="run this stage alone; default: all that are not done"
+    distill = _command(commands, "distill", "many students of one teacher", DISTILL, _distill)
+    for command in (train, distill):
+        _config_options(command, required=True)
+        command.add_argument(
+            "--stage", metavar="NAME", help="run this stage alone; default: all that are not done"
+        )
+        command.add_argument(
+            "--run", metavar="DIR", required=True, help="run directory, made if absent"
+        )
+        for name, meaning in ACCEPT.items():
+            command.add_argument(f"--accept-{name}", action="store_true", help=meaning)
+    distill.add_argument(
+        "--student", metavar="NAME", action="append", help="this one alone; may be given many times"
     )
-    train.add_argument("--run", metavar="DIR", required=True, help="run directory, made if absent")
-    for name, meaning in ACCEPT.items():
-        train.add_argument(f"--accept-{name}", action="store_true", help=meaning)
 
     evaluate = _group(commands, "eval", "evaluate a checkpoint of a run")
     knn = _command(evaluate, "knn", "k-NN classification", KNN, _knn)

@@ -34,7 +34,7 @@ def finish(run: Run, state: State, *, train_seconds: float) -> None:
         knn = dataclasses.replace(run.knn, query=test)
         found = learned(knn, embed, random=random, ema=state.ema["backbone"])
         _write_quickstart(run, found, train_seconds)
-    for line in told(run.source, run.num_drawn(run.num_steps)):
+    for line in told(run.source, run.num_drawn(int(state.step))):
         log.info("%s", line)
     reports.refresh(run.directory)
     print(f"run directory: {run.directory}")

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 SAVED, NOT_SAVED = 75, 76  # exit codes; 75 is what schedulers know as "try again"
+ALARMED = 3  # exit code that no scheduler tries again
 GRACE = 2.0  # seconds to come to an end where nothing can be saved anyway
 SAME = 2.0  # seconds in which a second signal is the first once more: some send it twice
 
@@ -32,6 +33,10 @@ class Interrupted(Exception):
     def __init__(self, name: str, step: int):
         super().__init__(f"stopped by {name} after step {step}; saved, the same command continues")
         self.name, self.step = name, step
+
+
+class Alarm(Exception):
+    """The run stopped because its results fell too far, as its recipe asked; saved."""
 
 
 class StorageError(RuntimeError):

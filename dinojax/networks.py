@@ -52,6 +52,7 @@ def build_objective(
         gram=zoo.fill(GramSpec, config.gram) if config.gram.enabled else None,
         group_size=config.group_size,
         frozen=frozen,
+        heads_only=config.optim.freeze_backbone,
     )
 
 

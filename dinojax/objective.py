@@ -94,6 +94,7 @@ class Objective:
     gram: GramSpec | None
     group_size: int
     frozen: Networks | None = None  # the teacher of distillation; None: the ema is the teacher
+    heads_only: bool = False  # no gradient for the backbone, and no time spent on it
 
     @property
     def is_features(self) -> bool:
@@ -184,7 +185,8 @@ class Objective:
         """Total loss; its terms (unweighted) and student entropies, means over `inputs`."""
         views, spec = inputs.views, self.losses
         num_images, num_global = views.global_BGHWC.shape[:2]
-        whole, local = self._student_features(student["backbone"], inputs)
+        held = jax.lax.stop_gradient if self.heads_only else lambda tree: tree
+        whole, local = self._student_features(held(student["backbone"]), inputs)
 
         cls_BGD = whole.cls.reshape(num_images, num_global, -1)
         cls_BSD = jnp.concatenate(

@@ -238,11 +238,19 @@ def build_optimizer(config: Config, objective: Objective):
     def build(factors: optim.Multipliers):
         return optim.build(config.optim, multipliers=factors)
 
+    if config.optim.freeze_backbone:
+        heads = {name: tree for name, tree in params.items() if name != "backbone"}
+        log.info("frozen backbone: %s of %s parameters train", *_with_commas(_sizes(heads, params)))
+        return optim.frozen(build, multipliers=factors)
     if not config.adapter.rank:
         return build(factors)
     spec = zoo.fill(AdapterSpec, config.adapter)
     log.info("adapters: %s of %s parameters train", *_with_commas(num_trained(params, spec)))
     return adapters.wrap(spec, build, multipliers=factors, seed=config.seed)
+
+
+def _sizes(*trees) -> list[int]:
+    return [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in trees]
 
 
 def _with_commas(numbers) -> list[str]:

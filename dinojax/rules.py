@@ -34,6 +34,7 @@ CHOICES: dict[str, tuple] = {
     "optim.lr_scaling": ("sqrt_1024", "linear_256", "none"),
     "schedules.version": (1, 2),
     "distill.targets": ("heads", "features"),
+    "distill.place": ("auto", "apart", "turn"),
     "distill.compute": ("bfloat16", "float32"),
     "distill.strategy": ("dp", "fsdp", "hsdp", "fsdp_tp"),
     "precision.compute": ("bfloat16", "float32"),
@@ -56,12 +57,15 @@ OPTIONAL: dict[str, type] = {
     **{f"rope.{name}": float for name in ("shift", "jitter", "rescale")},
     "losses.koleo_group": int,
     **{f"distill.{name}": str for name in ("compute", "strategy")},
+    "distill.share": int,
     "optim.clip": float,
     **{f"{name}.cosine": int for name in SCHEDULES},
     **{f"mesh.{name}": int for name in ("devices", "replicas", "tensor")},
     "checkpoint.keep_every": int,
     "checkpoint.minutes": float,
     "knn.every": int,
+    "knn.alarm": float,
+    "until.left_chance": float,
 }
 
 # Tuples of any length; all others have the length of their default.
@@ -82,13 +86,9 @@ def violations(values: Values) -> list[str]:
     # A value out of its range or list would make the rules between keys talk nonsense.
     single = [*_choices(values), *_limits(values), *_stage(values)]
     own = (_batch, _sizes, _rope, _steps, _pairs, _mixture, _adapter)
-    rules = (
-        *own,
-        distill_rules.rules,
-        stage_rules.start_rules,
-        stage_rules.gram_rules,
-        stage_rules.size_rules,
-    )
+    staged = (stage_rules.start_rules, stage_rules.freeze_rules, stage_rules.end_rules)
+    sized = (stage_rules.gram_rules, stage_rules.size_rules)
+    rules = (*own, distill_rules.rules, *staged, *sized)
     return single or [message for rule in rules for message in rule(values)]
 
 

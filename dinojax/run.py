@@ -27,6 +27,7 @@ from dinojax.stages import Anchor, BoxDraw, SizeDraw
 from dinojax.state import State
 from dinojax.viz import report as reports
 from dinojax.viz.probe import Probe
+from dinojax.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ class Run:
     probe: Probe | None  # the images whose features are watched
     tensorboard: bool
     mosaics: Mosaics | None  # the images of the dense metric
+    watch: Watch
 
     @property
     def program(self) -> Program:
@@ -115,12 +117,20 @@ class Run:
         reports.refresh(self.directory)
 
 
-def open_run(config: Config, directory: Path, source: Source) -> Run:
-    """Programs, evaluation and checkpoints of a stage; nothing is computed yet."""
-    layout = mesh.from_section(config.mesh)
+def open_run(
+    config: Config,
+    directory: Path,
+    source: Source,
+    programs: tuple[Program, ...] | None = None,
+) -> Run:
+    """Programs, evaluation and checkpoints of a stage; nothing is computed yet.
+
+    programs: made already, on a part of the devices; None = of the config alone.
+    """
     data, channels = config.data, config.image.channels
     sources = open_knn_sources(data, config.knn, channels=channels)
-    programs = program.build_sizes(config, layout)
+    if programs is None:
+        programs = program.build_sizes(config, mesh.from_section(config.mesh))
     seed, boxes = programs[0].seed, tuple(built.batch_shape[1] for built in programs)
     draw = SizeDraw(seed, config.crops.more_rates)
     frozen = config.gram.enabled and config.gram.teacher == "frozen"
@@ -162,6 +172,7 @@ def open_run(config: Config, directory: Path, source: Source) -> Run:
         probe=_probe(config, directory, programs[0], source) if config.log.pictures else None,
         tensorboard=config.log.tensorboard,
         mosaics=open_mosaics(config, programs[0], source, config.knn.mosaics),
+        watch=Watch(config.until, config.knn, values=config.values()),
     )
 
 

@@ -14,14 +14,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dinojax import checksum, convert, stages
+from dinojax import checksum, convert, stages, watch
 from dinojax import config as configs
-from dinojax.checkpoint import COMMITTED, Checkpoints
+from dinojax.checkpoint import Checkpoints
 from dinojax.config import Config, ConfigError
-from dinojax.directory import stage_before
+from dinojax.directory import last_step, rows_of, stage_before
 from dinojax.models import zoo
 from dinojax.models.convnext import ConvNextSpec
 from dinojax.models.vit import VitSpec
+from dinojax.models.zoo import Spec
 from dinojax.origin import Place, find
 from dinojax.program import Program
 from dinojax.state import State
@@ -82,7 +83,8 @@ def check(config: Config, run_dir: Path, *, began: bool) -> None:
                 raise ConfigError(
                     f"start.source={path} is a file of weights and holds a backbone alone, but "
                     f"start.what={what!r}, start.heads={heads!r}; set start.what='ema' and "
-                    "start.heads='new', or start from a run."
+                    "start.heads='new', or start from a run. If it is meant for another stage "
+                    "alone, say --set STAGE:start.source=FILE."
                 )
             _refuse_other_network(config, path, key)
 
@@ -146,14 +148,17 @@ def _source(config: Config, run_dir: Path) -> Place | None:
     before = stage_before(run_dir, config.stage) if source == stages.PREVIOUS else None
     if before is None:
         return None
-    last = configs.read(run_dir, stage=before).num_steps
-    folder = run_dir / "checkpoints" / before
-    if not (folder / str(last) / COMMITTED).exists():
+    earlier = configs.read(run_dir, stage=before)
+    last = last_step(run_dir, earlier)
+    if last is None:
         raise ConfigError(
             f"stage {config.stage} starts from stage {before}, which has not finished in {run_dir} "
-            f"(no checkpoint {last}); run it first: the same command without --stage does."
+            f"(no checkpoint {earlier.num_steps}); run it first: the same command without --stage "
+            "does."
         )
-    return Place(folder, last)
+    if told := watch.objection(earlier.values(), rows_of(run_dir, before)):
+        raise ConfigError(told)
+    return Place(run_dir / "checkpoints" / before, last)
 
 
 def _anchor(config: Config, run_dir: Path) -> Place | None:
@@ -175,13 +180,7 @@ def _text(source: str) -> str:
 def _refuse_other_network(config: Config, path: str, key: str) -> None:
     """Raise ConfigError where the file's network is not the config's, field by field."""
     theirs = files.resolve(files.open_source(path), overrides={})[1]
-    ours = zoo.backbone(
-        config.model,
-        config.rope,
-        channels=config.image.channels,
-        attention="plain",
-        dtype=jnp.dtype(jnp.float32),
-    ).spec
+    ours = own_spec(config)
     if type(theirs) is not type(ours):
         held = "a ViT" if isinstance(theirs, VitSpec) else "a ConvNeXt"
         raise ConfigError(
@@ -198,6 +197,17 @@ def _refuse_other_network(config: Config, path: str, key: str) -> None:
         if isinstance(ours, ConvNextSpec):
             move = "Set model.name, model.width and model.depth to what makes these of them."
         raise ConfigError("\n".join([f"{key}={path} holds another network:", *lines, move]))
+
+
+def own_spec(config: Config) -> Spec:
+    """What a file must hold for a stage to start from it."""
+    return zoo.backbone(
+        config.model,
+        config.rope,
+        channels=config.image.channels,
+        attention="plain",
+        dtype=jnp.dtype(jnp.float32),
+    ).spec
 
 
 def _both(theirs: Any, ours: Any, name: str) -> tuple[Any, Any]:

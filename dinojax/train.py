@@ -17,14 +17,14 @@ from typing import Any
 
 import jax
 
-from dinojax import distill_rules, finish, mesh, start
+from dinojax import finish, mesh, start
 from dinojax.autopsy import Autopsy, NonFiniteError
 from dinojax.config import Config, pick
 from dinojax.data.loader import Loader
 from dinojax.directory import as_stages, claim, enter, is_finished, name_of, occupy
 from dinojax.energy import EnergyMeter
 from dinojax.eval.mosaic import NAME as MOSAIC
-from dinojax.interrupt import NOT_SAVED, SAVED, Asked, Interrupt, Interrupted, StorageError
+from dinojax.interrupt import NOT_SAVED, SAVED, Alarm, Asked, Interrupt, Interrupted, StorageError
 from dinojax.metrics import DataWait, MetricsLog, Progress, RunLog
 from dinojax.program import Program
 from dinojax.run import (
@@ -38,7 +38,7 @@ from dinojax.run import (
 from dinojax.state import State
 from dinojax.teaching import Lessons
 from dinojax.tensorboard import EventLog
-from dinojax.upkeep import Clock, Saves, closed_in_time, stoppable
+from dinojax.upkeep import Clock, Saves, check, closed_in_time, stoppable
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def train(
         runs = [open_run(c, directory, sources[name_of(c)]) for c in todo]
         for run in runs:
             stack.callback(run.checkpoints.close)
-            _check(run)
+            check(run)
         for run in runs:
             if len(stages) > 1:
                 enter(directory, run.config, stages)
@@ -86,25 +86,6 @@ def train(
 
 def _number(run: Run, stages: Sequence[Config]) -> int:
     return [name_of(c) for c in stages].index(run.stage)
-
-
-def _check(run: Run) -> None:
-    """Refuse what cannot start, and settings that nothing has read."""
-    start.check(run.config, run.directory, began=run.checkpoints.latest() is not None)
-    without_knn = ("knn.",) if run.knn is None else ()
-    if without_knn:
-        log.info("no k-NN, for want of labels: set knn.query (and knn.bank) to have it")
-    besides = (*without_knn, *distill_rules.in_vain(run.config.values()))
-    run.config.check_all_read(besides=besides)
-    layout = run.program.layout
-    log.info(
-        "%s: %d images, %d devices (%s), strategy %s",
-        run.directory,
-        len(run.source),
-        layout.mesh.size,
-        jax.default_backend(),
-        layout.strategy,
-    )
 
 
 def _train(run: Run, interrupt: Interrupt, accept: Collection[str], *, is_last: bool) -> State:
@@ -149,15 +130,16 @@ def _train(run: Run, interrupt: Interrupt, accept: Collection[str], *, is_last: 
             if isinstance(error, OSError) and error.errno in FULL:
                 raise StorageError(f"{run.directory} cannot be written to: {error}") from error
             raise
-    run.note(event="stop", step=run.num_steps, reason="finished")
+    last = int(state.step)
+    run.note(event="stop", step=last, reason="finished")
     seconds = clock.seconds()
     if not is_last:
         return state
     try:
-        with interrupt.ending(functools.partial(_last_words, run, run.num_steps)):
+        with interrupt.ending(functools.partial(_last_words, run, last)):
             finish.finish(run, state, train_seconds=seconds)
     except Asked as asked:
-        raise Interrupted(str(asked), run.num_steps) from None
+        raise Interrupted(str(asked), last) from None
     return state
 
 
@@ -172,8 +154,9 @@ def _loop(
 ) -> State:
     """Steps from `state.step` to the end, with logging, saving and evaluation at boundaries.
 
-    Raises Interrupted, after saving, when a signal asks the run to stop.
+    Raises Interrupted, after saving, when a signal asks the run to stop, and so Alarm.
     """
+    run.watch.begin(metrics.rows())
     embed, batches = stoppable(run.program.embed(), interrupt), DataWait(loader)
     autopsy = Autopsy(run.directory, seed=run.program.seed, steps_before=run.steps_before)
     report = _Report(run, metrics, batches, autopsy)
@@ -186,7 +169,7 @@ def _loop(
             steps = [_compile(built) for built in run.programs]
             renewed = None if run.anchor is None else start.refresh(state)
         _evaluate(run, embed, state, number, report=report, done=evaluated)
-        while number < run.num_steps:
+        while number < run.num_steps and not run.watch.ended:
             with interrupt.breakable():
                 host_batch = next(batches)
             autopsy.keep(number + 1, host_batch)
@@ -204,9 +187,9 @@ def _loop(
                 state = renewed(state)
                 log.info("step %d: the gram anchor is now the ema", number)
             report.add(number, scalars, now)
-            if autopsy.suspicious:
+            if autopsy.suspicious or run.watch.is_look(number):
                 report.flush()  # at once, so that a stop finds the weights of the bad steps
-            if saves.due(number):
+            if saves.due(number) or run.watch.ended:
                 report.flush()  # what is on disk for a step includes its row of metrics
                 saves.save(state, number, position)
             _evaluate(run, embed, state, number, report=report, done=evaluated)
@@ -216,7 +199,7 @@ def _loop(
         saves.save(state, number, position)
         run.checkpoints.wait()
         raise Interrupted(str(asked), number) from None
-    except NonFiniteError:  # the weights are those before the bad steps
+    except (NonFiniteError, Alarm):  # the weights are those before the bad steps
         saves.save(state, number, position)
         run.checkpoints.wait()
         raise
@@ -274,14 +257,17 @@ class _Report:
         number, scalars, now = self._pending
         self._pending = None
         scalars = jax.device_get(scalars)
-        bad = scalars["bad_steps"] > 0
-        if bad or number % self._run.every.log == 0 or number == self._run.num_steps:
+        bad, is_look = scalars["bad_steps"] > 0, self._run.watch.is_look(number)
+        due = number % self._run.every.log == 0 or number == self._run.num_steps
+        if bad or is_look or due:
             waiting = self._batches.share()
             drawn = {f"images/{name}": num for name, num in self._run.num_drawn(number).items()}
             self.metrics.write(
                 number, {**scalars, **now, **drawn, "data_wait": waiting, **self._speed(number)}
             )
             self._progress.update(number, loss=float(scalars["total"]), waiting=waiting)
+        if is_look:
+            self._run.watch.look(number, scalars)
         self._autopsy.check(number, scalars, now)
 
     def _speed(self, number: int) -> dict[str, float]:
@@ -302,7 +288,8 @@ def _evaluated(metrics: MetricsLog) -> set[int]:
 def _evaluate(run: Run, embed, state: State, number: int, *, report: _Report, done: set[int]):
     """Probe and k-NN of the ema at step 0, every `knn.every` steps and at the end."""
     every = run.every.knn
-    if every is None or number in done or (number % every and number != run.num_steps):
+    is_last = number == run.num_steps or run.watch.ended
+    if every is None or number in done or (number % every and not is_last):
         return
     report.flush()  # rows in the same order whether or not a signal ends the evaluation
     params, seen, found = state.ema["backbone"], None, {}
@@ -321,3 +308,4 @@ def _evaluate(run: Run, embed, state: State, number: int, *, report: _Report, do
         log.info("step %d: k-NN %.1f %%", number, found[f"knn/{run.knn.features}"])
     if run.mosaics is not None:
         log.info("step %d: dense (mosaics) %.1f %%", number, found[MOSAIC])
+    run.watch.evaluated(number, found)

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from dinojax import optim, stages
-from dinojax.config import Config, load_stages
+from dinojax import recipe as recipe_files
+from dinojax.config import Config, load_stages, load_students
 from dinojax.models import zoo
 from dinojax.runs import loss_ranges
+from dinojax.stage_rules import IN_A_ROW
 
 NUM_GLOBAL = 2
 TIGHT = 0.5  # floor over chance above which a loss says little
@@ -19,8 +21,16 @@ TIGHT = 0.5  # floor over chance above which a loss says little
 
 def words_command(recipe: str | Path, overrides: Sequence[str], num_images: int | None) -> None:
     """Print the plan of a recipe. num_images: in the data, for epochs."""
-    found = load_stages(recipe, overrides)
-    print("\n\n".join("\n".join(stage_lines(found, i, num_images)) for i in range(len(found))))
+    path = recipe_files.find(recipe)
+    if not recipe_files.students(path):
+        families = {"": load_stages(recipe, overrides)}
+    else:
+        families = dict(load_students(recipe, overrides))
+    for name, found in families.items():
+        if name:
+            print(f"student {name}: RUN/{name}\n")
+        stages_told = (stage_lines(found, i, num_images) for i in range(len(found)))
+        print("\n\n".join(map("\n".join, stages_told)) + ("\n" if name else ""))
 
 
 def stage_lines(found: Sequence[Config], number: int, num_images: int | None = None) -> list[str]:
@@ -34,6 +44,8 @@ def stage_lines(found: Sequence[Config], number: int, num_images: int | None = N
         *_starts(values, found[number - 1].values() if number else None),
         *_teacher(values),
         f"  images: {batch:,} a step ({_micro(values)}), {steps * batch:,} in all{epochs}",
+        *_ends(values),
+        *_trains(values),
         *_sizes(config),
         *_losses(config),
         *_gram(config),
@@ -53,7 +65,9 @@ def _starts(values: Mapping[str, Any], before: Mapping[str, Any] | None) -> Iter
     source, what = values["start.source"], values["start.what"]
     heads = ", heads new" if values["start.heads"] == "new" else ""
     if source == stages.PREVIOUS and before is not None:
-        source = f"stage {before['stage']}, checkpoint {before['num_steps']}"
+        last = f"checkpoint {before['num_steps']}"
+        last = last if before["until.left_chance"] is None else "its last checkpoint"
+        source = f"stage {before['stage']}, {last}"
     if source in (stages.PREVIOUS, stages.NOTHING):
         yield f"  starts from: random weights, seed {values['seed']}"
     elif what == "ema":
@@ -86,6 +100,31 @@ def _teacher(values: Mapping[str, Any]) -> Iterator[str]:
     else:
         yield "    targets: of its own trained heads over the same prototypes"
     yield "    the student sees whole crops; masks choose the patches that ibot compares"
+
+
+def _ends(values: Mapping[str, Any]) -> Iterator[str]:
+    """What may end the stage, or the run, before its last step."""
+    share, steps = values["until.left_chance"], values["num_steps"]
+    if share is not None:
+        yield (
+            f"  ends: when the losses have gone {share:.3g} of the way from chance to their floors "
+            f"(looks every {values['until.every']} steps, {IN_A_ROW} in a row), at the latest "
+            f"after {steps:,} steps, and then no stage goes on from it"
+        )
+    if values["knn.alarm"] is not None:
+        end = "ends the run, exit code 3" if values["knn.alarm_stops"] else "a warning"
+        yield (
+            "  alarm: when k-NN (without labels the dense metric) has lost "
+            f"{values['knn.alarm']:.3g} of its value at step 0: {end}"
+        )
+
+
+def _trains(values: Mapping[str, Any]) -> Iterator[str]:
+    if values["optim.freeze_backbone"]:
+        yield "  trains: the heads; backbone and its ema stay as they are"
+    elif values["adapter.rank"]:
+        told = ", ".join(values["adapter.targets"])
+        yield f"  trains: the heads, and adapters of rank {values['adapter.rank']} on {told}"
 
 
 def _sizes(config: Config) -> Iterator[str]:

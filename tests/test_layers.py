@@ -12,6 +12,7 @@ LAYERS = [
         "config",
         "rules",
         "recipe",
+        "overrides",
         "keys",
         "metrics",
         "interrupt",
@@ -24,11 +25,12 @@ LAYERS = [
         "distill_rules",
         "stages",
         "axes",
+        "shares",
     },
     {"mesh", "interpolate", "passing"},
     {"data", "augment", "models", "losses", "health"},
     {"objective", "optim", "runs"},
-    {"state", "adapters", "ailments"},
+    {"state", "adapters", "ailments", "watch"},
     {"step", "checkpoint", "weights", "doctor"},
     {"eval", "curate", "viz", "inspect_checkpoint", "autopsy", "convert"},
     {"origin"},
@@ -38,6 +40,7 @@ LAYERS = [
     {"directory", "migrate", "plan"},
     {"run", "start"},
     {"finish", "upkeep"},
+    {"family", "pupil"},
     {"train", "distill", "replay", "measure", "words"},
     {"embed", "cli_stages", "cli_weights", "cli_data", "cli_config", "cli_plan"},
     {"cli"},
@@ -98,6 +101,7 @@ def test_only_the_programs_see_the_whole_config():
     """Builders take sections or values; whoever imports dinojax.config sees everything."""
     seen = {part(path) for path in FILES if "config" in set(imported_parts(path.read_text()))}
     allowed = {"config", "program", "run", "train", "distill", "convert", "replay"}
-    allowed |= {"directory", "start", "measure", "words", "origin", "teacher", "networks"}
+    allowed |= {"directory", "start", "upkeep", "measure", "words", "origin", "teacher"}
+    allowed |= {"family", "networks"}
     allowed |= {"cli", "cli_config", "cli_data", "cli_plan", "plan"}
     assert seen <= allowed

@@ -12,7 +12,9 @@ from dinojax import config, mesh, program
 from dinojax import state as states
 
 FOLDER = Path(__file__).parent.parent / "configs"
-RECIPES = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in ("__init__", "base"))
+NAMES = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in ("__init__", "base"))
+RECIPES = [name for name in NAMES if not name.startswith("distill_")]
+FAMILIES = [name for name in NAMES if name.startswith("distill_")]
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -40,7 +42,7 @@ def test_a_recipe_opens_with_command_cost_and_score(name):
 
 
 # What the program around the networks reads: data, files and evaluation, and schedules' lengths.
-READ_BY_THE_RUN = ("data.", "checkpoint.", "log.", "knn.", "stage", "seed")
+READ_BY_THE_RUN = ("data.", "checkpoint.", "log.", "knn.", "stage", "seed", "start.", "until.")
 
 
 @pytest.fixture(scope="module", params=RECIPES)
