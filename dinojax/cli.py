@@ -3,15 +3,24 @@
 import argparse
 import importlib
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from dinojax import cli_config, cli_data, cli_plan, cli_stages, cli_weights
+from dinojax import cli_config, cli_data, cli_hosts, cli_plan, cli_stages, cli_weights
 from dinojax.config import ConfigError, load_stages, pick
-from dinojax.interrupt import SAVED, Interrupted, StorageError, end_now, leaving
-
-FINISHED, FAILED, REFUSED = 0, 1, 2  # and interrupt.SAVED, interrupt.NOT_SAVED
+from dinojax.interrupt import (
+    FAILED,
+    FINISHED,
+    REFUSED,
+    SAVED,
+    Interrupted,
+    Lost,
+    StorageError,
+    end_now,
+    leaving,
+)
 
 # Flag of `train` after --accept- -> what it accepts.
 ACCEPT = {
@@ -49,6 +58,7 @@ exit codes:
   2  refused: usage, recipe, data or run directory; the message says what to change
   75 interrupted by SIGTERM, SIGINT or SIGUSR1 and saved; the same command continues
   76 interrupted with nothing to save yet, or twice; the last checkpoint stands
+  77 no step finishes any more, or another process of the run is gone; the same command continues
 """
 TRAIN = """\
 Train a recipe. RUN receives config.json, log.txt, metrics.jsonl and checkpoints/. A RUN that
@@ -58,6 +68,11 @@ examples:
   dinojax train --config tiny --run runs/tiny
   dinojax train --config configs/vitl16_in1k.py --run runs/vitl16 \\
       --set data.path=/data/imagenet/train --set batch_size=1024 --set optim.clip=none
+
+Several processes, one per host, each told who it is; dinojax/HOSTS.md and launch/ have more:
+  dinojax train --config vitl16_in1k --run /shared/vitl16 --coordinator host0:8476 \\
+      --num-processes 4 --process-id 0
+  srun dinojax train --config vitl16_in1k --run /shared/vitl16 --cluster slurm
 """
 KNN = """\
 Weighted k-NN classification with the frozen ema network of a run's checkpoint.
@@ -101,9 +116,15 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code is 0 finished, 1 failed, 2 refused."""
-    parser = _parser()
-    args = parser.parse_args(argv)
+    """Run a command; the exit code is one of those that the help lists."""
+    code = _run(_parser().parse_args(argv))
+    cli_hosts.end_together(code)
+    if code == SAVED:
+        end_now(SAVED)  # all files are closed; only what hangs or crashes at the end is left
+    return code
+
+
+def _run(args: argparse.Namespace) -> int:
     try:
         args.run_command(args)
     except (ValueError, OSError, ModuleNotFoundError) as error:
@@ -112,13 +133,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             print(f"dinojax: error: {error}", file=sys.stderr)
         return REFUSED if _is_refusal(error) else FAILED
-    except StorageError as error:
+    except (StorageError, Lost) as error:
         print(f"dinojax: error: {error}", file=sys.stderr)
-        return FAILED
+        return error.code if isinstance(error, Lost) else FAILED
     except Interrupted as error:
         print(f"dinojax: {error}", file=sys.stderr)
-        end_now(SAVED)  # all files are closed; only what hangs or crashes at the end is left
         return SAVED
+    except Exception:
+        if not cli_hosts.several():
+            raise
+        traceback.print_exc()
+        return FAILED
     return FINISHED
 
 
@@ -139,12 +164,16 @@ def _program(command: str):
 
 
 def _train(args: argparse.Namespace) -> None:
+    began, wall = time.monotonic(), cli_hosts.seconds(args.max_wall)
     found = load_stages(args.config, args.set)
     if args.stage is not None:
         pick(found, args.stage)
     accept = [name for name in ACCEPT if getattr(args, f"accept_{name.replace('-', '_')}")]
     with leaving():  # until the run takes signals itself; importing jax takes seconds
-        _program("train")(found, Path(args.run), accept=accept, stage=args.stage)
+        program = _program("train")
+        with cli_hosts.joined(args):
+            left = {} if wall is None else {"max_wall": wall - (time.monotonic() - began)}
+            program(found, Path(args.run), accept=accept, stage=args.stage, **left)
 
 
 def _knn(args: argparse.Namespace) -> None:
@@ -180,6 +209,10 @@ def _parser() -> argparse.ArgumentParser:
         "--stage", metavar="NAME", help="run this stage alone; default: all that are not done"
     )
     train.add_argument("--run", metavar="DIR", required=True, help="run directory, made if absent")
+    train.add_argument(
+        "--max-wall", metavar="3h50m", help="save and end with exit code 75 before this time is up"
+    )
+    cli_hosts.add(train)
     for name, meaning in ACCEPT.items():
         train.add_argument(f"--accept-{name}", action="store_true", help=meaning)
 

@@ -8,9 +8,7 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-import jax
-
-from dinojax import mesh, program
+from dinojax import hosts, mesh, program
 from dinojax.checkpoint import Checkpoints
 from dinojax.config import Config, ConfigError, saved_stages
 from dinojax.data.example import Source
@@ -61,6 +59,7 @@ class Run:
     probe: Probe | None  # the images whose features are watched
     tensorboard: bool
     mosaics: Mosaics | None  # the images of the dense metric
+    watch: dict  # options of the watchdog
 
     @property
     def program(self) -> Program:
@@ -88,7 +87,8 @@ class Run:
             "versions": environment()["versions"],
         }
         self.checkpoints.save(state, step=step, meta=meta)
-        reports.refresh(self.directory)
+        if hosts.current().is_main:
+            reports.refresh(self.directory)
 
     def num_drawn(self, step: int) -> dict[str, int]:
         """Images drawn from each source of a mixture in the first `step` steps."""
@@ -97,6 +97,8 @@ class Run:
 
     def note(self, **content) -> None:
         """A line of resumes.jsonl: when the run started or stopped, where, and why."""
+        if not hosts.current().is_main:
+            return
         if len(saved_stages(self.directory)) > 1:
             content = {"stage": self.stage, **content}
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -110,7 +112,8 @@ class Run:
     def note_stop(self, error: Exception) -> None:
         """The last line of a run that ends before its time, and the report that shows it."""
         self.note(event="stop", reason=f"{type(error).__name__}: {error}".splitlines()[0])
-        reports.refresh(self.directory)
+        if hosts.current().is_main:
+            reports.refresh(self.directory)
 
 
 def open_run(config: Config, directory: Path, source: Source) -> Run:
@@ -126,7 +129,7 @@ def open_run(config: Config, directory: Path, source: Source) -> Run:
         directory,
         max_share=data.max_bad_share,
         parts=parts_of(source),
-        host=jax.process_index(),
+        host=hosts.current().index,
     )
     return Run(
         directory=directory,
@@ -160,6 +163,11 @@ def open_run(config: Config, directory: Path, source: Source) -> Run:
         probe=_probe(config, directory, programs[0], source) if config.log.pictures else None,
         tensorboard=config.log.tensorboard,
         mosaics=open_mosaics(config, programs[0], source, config.knn.mosaics),
+        watch=dict(
+            factor=config.watch.factor,
+            seconds=config.watch.seconds,
+            minutes=config.watch.minutes,
+        ),
     )
 
 
@@ -207,10 +215,10 @@ def open_checkpoints(config: Config, directory: Path, *, read_only=False) -> Che
 
 
 def open_metrics(run: Run, resume_step: int | None) -> MetricsLog:
-    """metrics.jsonl; in a run of several stages its rows say whose they are."""
+    """metrics.jsonl, which process 0 writes; the rows of several stages say whose they are."""
     names = saved_stages(run.directory)
     return MetricsLog(
-        run.directory / "metrics.jsonl",
+        run.directory / "metrics.jsonl" if hosts.current().is_main else None,
         resume_step=resume_step,
         stage=run.stage if len(names) > 1 else None,
         is_first=run.stage == names[0],

@@ -17,25 +17,28 @@ from typing import Any
 
 import jax
 
-from dinojax import finish, mesh, start
+from dinojax import finish, hosts, mesh, preflight, start
 from dinojax.autopsy import Autopsy, NonFiniteError
+from dinojax.boundaries import Report as _Report
+from dinojax.boundaries import evaluate as _evaluate
+from dinojax.boundaries import evaluated as _evaluated
 from dinojax.config import Config, pick
 from dinojax.data.loader import Loader
 from dinojax.directory import as_stages, claim, enter, is_finished, name_of, occupy
 from dinojax.energy import EnergyMeter
-from dinojax.eval.mosaic import NAME as MOSAIC
 from dinojax.interrupt import NOT_SAVED, SAVED, Asked, Interrupt, Interrupted, StorageError
-from dinojax.metrics import DataWait, MetricsLog, Progress, RunLog
+from dinojax.metrics import DataWait, MetricsLog, RunLog
 from dinojax.program import Program
 from dinojax.run import Run, check_data, open_metrics, open_run, open_train_source
+from dinojax.shares import host_share
 from dinojax.state import State
 from dinojax.tensorboard import EventLog
-from dinojax.upkeep import Clock, Saves, closed_in_time, stoppable
+from dinojax.upkeep import Clock, Saves, closed_in_time, stoppable, within
+from dinojax.watchdog import Watchdog, dump_stacks
 
 log = logging.getLogger(__name__)
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # disks that are, or read-only ones
-EVALUATED = ("knn/", "dense/")  # columns of the last thing that an evaluation writes
 
 
 def train(
@@ -44,31 +47,50 @@ def train(
     *,
     accept: Collection[str] = (),
     stage: str | None = None,
+    max_wall: float | None = None,
 ) -> State:
     """Train every stage to its end, from the last checkpoint in `run_dir` if it has one.
 
     config: of the only stage, or of each in order. A stage that is done is not run again. accept:
     "new-data", "new-config": continue although images or config changed. stage: run this one only.
+    max_wall: seconds within which to save and end, as a signal does.
     Raises ConfigError if the directory belongs to another config, ValueError or FileNotFoundError
     for data and sizes that do not work, all before any device work; Interrupted after a signal.
     """
     directory, stages = Path(run_dir), as_stages(config)
     wanted = stages if stage is None else [pick(stages, stage)]
     sources = {name_of(c): open_train_source(c) for c in wanted}
-    with occupy(directory), contextlib.ExitStack() as stack:
-        claim(directory, stages, accept)
-        stack.enter_context(RunLog(directory / "log.txt"))
-        todo = [c for c in wanted if not is_finished(directory, c)] or wanted[-1:]
+    team = hosts.current()
+    preflight.check_same(team, wanted, sources, directory)
+    with contextlib.ExitStack() as stack:
+        if team.is_main:
+            stack.enter_context(occupy(directory))
+        preflight.check_storage(team, directory)
+        if not team.is_main:
+            stack.enter_context(occupy(directory, index=team.index))
+        stack.enter_context(
+            RunLog(directory / ("log.txt" if team.is_main else f"log.{team.index}.txt"))
+        )
+        if team.count > 1:
+            jax.devices()  # made by all processes together, which claim asks in one alone
+        if team.is_main:
+            claim(directory, stages, accept)
+        finished = team.settle("finished stages", [is_finished(directory, c) for c in wanted])
+        todo = [c for c, done in zip(wanted, finished, strict=True) if not done] or wanted[-1:]
         for done in wanted[: len(wanted) - len(todo)]:
             log.info("stage %s is done", name_of(done))
-        interrupt = stack.enter_context(Interrupt())
+        several = team if team.count > 1 else None
+        interrupt = stack.enter_context(Interrupt(team=several))
+        stack.enter_context(within(max_wall, interrupt))
+        preflight.check_devices(team, [c.expect for c in todo])
         runs = [open_run(c, directory, sources[name_of(c)]) for c in todo]
         for run in runs:
             stack.callback(run.checkpoints.close)
             _check(run)
         for run in runs:
             if len(stages) > 1:
-                enter(directory, run.config, stages)
+                if team.is_main:
+                    enter(directory, run.config, stages)
                 log.info("stage %s, %d of %d", run.stage, 1 + _number(run, stages), len(stages))
             state: Any = None  # gives back the memory of the stage before
             with mesh.use(run.program.layout), jax.default_matmul_precision(run.matmul):
@@ -100,7 +122,9 @@ def _check(run: Run) -> None:
 
 def _train(run: Run, interrupt: Interrupt, accept: Collection[str], *, is_last: bool) -> State:
     """The state of the stage's last checkpoint, or its first one, taken to the end."""
-    begin, meta = run.checkpoints.latest(), dict[str, Any](position=0, seconds=0.0)
+    team = hosts.current()
+    begin = team.settle("checkpoint", run.checkpoints.latest())
+    meta = dict[str, Any](position=0, seconds=0.0)
     if begin is None:
         state = start.first_state(run.program, run.config, run.directory)
     else:
@@ -109,12 +133,13 @@ def _train(run: Run, interrupt: Interrupt, accept: Collection[str], *, is_last: 
         state = run.checkpoints.restore(run.program.abstract_state(), begin)
         log.info("continuing from step %d", begin)
     run.note(event="start", step=begin or 0, devices=run.program.layout.mesh.size)
+    share = host_share(run.program.layout, run.loader_options["batch_size"])
     loader = Loader(
         run.source,
         **run.loader_options,
         start=meta["position"],
-        host_index=jax.process_index(),
-        num_hosts=jax.process_count(),
+        host_index=share[0],
+        num_hosts=share[1],
     )
     metrics = open_metrics(run, begin)
     clock = Clock(meta["seconds"])
@@ -122,8 +147,9 @@ def _train(run: Run, interrupt: Interrupt, accept: Collection[str], *, is_last: 
     kinds = [device.device_kind for device in devices]
     here = [d.local_hardware_id for d in devices if d.process_index == jax.process_index()]
     with closed_in_time(loader), metrics, contextlib.ExitStack() as stack:
-        stack.enter_context(EnergyMeter(kinds, run.directory / "energy.json", gpus=here))
-        if run.tensorboard:
+        if team.is_main:  # the other hosts' energy is taken to be alike
+            stack.enter_context(EnergyMeter(kinds, run.directory / "energy.json", gpus=here))
+        if run.tensorboard and team.is_main:
             events = EventLog(
                 run.directory / "tensorboard",
                 resume_step=begin,
@@ -131,8 +157,18 @@ def _train(run: Run, interrupt: Interrupt, accept: Collection[str], *, is_last: 
             )
             metrics.mirror = events
             stack.callback(events.close)
+        team.last_words = functools.partial(_lost, run)
+        watchdog = stack.enter_context(Watchdog(team.report_stall, **run.watch))
         try:
-            state = _loop(run, state, loader, metrics=metrics, interrupt=interrupt, clock=clock)
+            state = _loop(
+                run,
+                state,
+                loader,
+                metrics=metrics,
+                interrupt=interrupt,
+                clock=clock,
+                watchdog=watchdog,
+            )
         except Exception as error:
             log.error("%s", error)
             with contextlib.suppress(OSError):  # a full disk takes no notes
@@ -160,6 +196,7 @@ def _loop(
     metrics: MetricsLog,
     interrupt: Interrupt,
     clock: Clock,
+    watchdog: Watchdog,
 ) -> State:
     """Steps from `state.step` to the end, with logging, saving and evaluation at boundaries.
 
@@ -167,12 +204,13 @@ def _loop(
     """
     embed, batches = stoppable(run.program.embed(), interrupt), DataWait(loader)
     autopsy = Autopsy(run.directory, seed=run.program.seed, steps_before=run.steps_before)
-    report = _Report(run, metrics, batches, autopsy)
+    report = _Report(run, metrics=metrics, batches=batches, autopsy=autopsy, watchdog=watchdog)
     number, position = int(state.step), loader.position
-    saves = Saves(run, clock)
+    saves = Saves(run, clock, watchdog)
     evaluated = _evaluated(metrics)
     try:
-        with interrupt.ending(functools.partial(_last_words, run, number)):
+        last_words = functools.partial(_last_words, run, number)
+        with watchdog.phase("compiling"), interrupt.ending(last_words):
             steps = [_compile(built) for built in run.programs]
             renewed = None if run.anchor is None else start.refresh(state)
         _evaluate(run, embed, state, number, report=report, done=evaluated)
@@ -194,23 +232,31 @@ def _loop(
             report.add(number, scalars, now)
             if autopsy.suspicious:
                 report.flush()  # at once, so that a stop finds the weights of the bad steps
-            if saves.due(number):
+            if saves.due(number, asked="save" in interrupt.due):
+                interrupt.due.discard("save")
                 report.flush()  # what is on disk for a step includes its row of metrics
                 saves.save(state, number, position)
             _evaluate(run, embed, state, number, report=report, done=evaluated)
             interrupt.check()
     except Asked as asked:
         report.flush()
-        saves.save(state, number, position)
-        run.checkpoints.wait()
+        saves.finish(state, number, position)
         raise Interrupted(str(asked), number) from None
     except NonFiniteError:  # the weights are those before the bad steps
-        saves.save(state, number, position)
-        run.checkpoints.wait()
+        saves.finish(state, number, position)
         raise
     report.flush()
-    run.checkpoints.wait()
+    saves.wait()
     return state
+
+
+def _lost(run: Run, why: str, hangs: bool) -> None:
+    """Of a process that another one takes with it, or that hangs."""
+    if hangs:
+        path = run.directory / f"stacks.{hosts.current().index}.txt"
+        dump_stacks(path)
+        log.error("what every thread was doing is in %s", path)
+    run.note(event="stop", reason=why)
 
 
 def _last_words(run: Run, number: int, name: str) -> int:
@@ -227,74 +273,3 @@ def _compile(built: Program):
     step = built.lower().compile()
     log.info("compiled in %.0f s", time.monotonic() - began)
     return step
-
-
-class _Report:
-    """Fetches the scalars of a step when the next one is under way, then logs them."""
-
-    def __init__(self, run: Run, metrics: MetricsLog, batches: DataWait, autopsy: Autopsy):
-        self._run, self.metrics, self._batches = run, metrics, batches
-        self._autopsy = autopsy
-        self._progress = Progress(run.num_steps, batch_size=run.loader_options["batch_size"])
-        self._pending: tuple | None = None
-        self._written: tuple[int, float] | None = None  # step and time of the last row
-
-    def add(self, number: int, scalars: dict, now: dict) -> None:
-        """The scalars of the step just dispatched."""
-        self.flush()
-        self._pending = (number, scalars, now)
-
-    def flush(self) -> None:
-        """Wait for the step dispatched last; write it down where it is due."""
-        if self._pending is None:
-            return
-        number, scalars, now = self._pending
-        self._pending = None
-        scalars = jax.device_get(scalars)
-        bad = scalars["bad_steps"] > 0
-        if bad or number % self._run.every.log == 0 or number == self._run.num_steps:
-            waiting = self._batches.share()
-            drawn = {f"images/{name}": num for name, num in self._run.num_drawn(number).items()}
-            self.metrics.write(
-                number, {**scalars, **now, **drawn, "data_wait": waiting, **self._speed(number)}
-            )
-            self._progress.update(number, loss=float(scalars["total"]), waiting=waiting)
-        self._autopsy.check(number, scalars, now)
-
-    def _speed(self, number: int) -> dict[str, float]:
-        """Images per second since the last row, whatever else happened in between."""
-        before, self._written = self._written, (number, time.monotonic())
-        if before is None:
-            return {}
-        images = (number - before[0]) * self._run.loader_options["batch_size"]
-        return {"images_per_second": images / (self._written[1] - before[1])}
-
-
-def _evaluated(metrics: MetricsLog) -> set[int]:
-    """Steps evaluated already, before the run was continued, according to its metrics."""
-    rows = metrics.rows()
-    return {row["step"] for row in rows if any(name.startswith(EVALUATED) for name in row)}
-
-
-def _evaluate(run: Run, embed, state: State, number: int, *, report: _Report, done: set[int]):
-    """Probe and k-NN of the ema at step 0, every `knn.every` steps and at the end."""
-    every = run.every.knn
-    if every is None or number in done or (number % every and number != run.num_steps):
-        return
-    report.flush()  # rows in the same order whether or not a signal ends the evaluation
-    params, seen, found = state.ema["backbone"], None, {}
-    if run.probe is not None:
-        seen = run.probe.look(embed, params, number + run.steps_before)
-    if run.knn is not None:
-        accuracy = run.knn.accuracy(embed, params)
-        found = {f"knn/{name}": value for name, value in accuracy.items()}
-    if run.mosaics is not None:
-        found[MOSAIC] = run.mosaics.accuracy(embed, params)
-    if seen:  # written when all are there: an evaluation is repeated as a whole
-        report.metrics.write(number, seen)
-    if found:
-        report.metrics.write(number, found)
-    if run.knn is not None:
-        log.info("step %d: k-NN %.1f %%", number, found[f"knn/{run.knn.features}"])
-    if run.mosaics is not None:
-        log.info("step %d: dense (mosaics) %.1f %%", number, found[MOSAIC])

@@ -15,6 +15,10 @@ LAYERS = [
         "keys",
         "metrics",
         "interrupt",
+        "line",
+        "turns",
+        "watchdog",
+        "hosts",
         "lock",
         "limits",
         "energy",
@@ -25,7 +29,7 @@ LAYERS = [
         "axes",
     },
     {"mesh", "interpolate"},
-    {"data", "augment", "models", "losses", "health"},
+    {"data", "augment", "models", "losses", "health", "shares"},
     {"objective", "optim", "runs"},
     {"state", "adapters", "ailments"},
     {"step", "checkpoint", "weights", "doctor"},
@@ -33,9 +37,9 @@ LAYERS = [
     {"program"},
     {"directory", "convert", "migrate", "plan"},
     {"run", "start"},
-    {"finish", "upkeep"},
+    {"finish", "upkeep", "boundaries", "preflight"},
     {"train", "distill", "replay", "measure", "words"},
-    {"embed", "cli_stages", "cli_weights", "cli_data", "cli_config", "cli_plan"},
+    {"embed", "cli_stages", "cli_weights", "cli_data", "cli_config", "cli_plan", "cli_hosts"},
     {"cli"},
     {"__main__"},
 ]
@@ -94,6 +98,6 @@ def test_only_the_programs_see_the_whole_config():
     """Builders take sections or values; whoever imports dinojax.config sees everything."""
     seen = {part(path) for path in FILES if "config" in set(imported_parts(path.read_text()))}
     allowed = {"config", "program", "run", "train", "distill", "convert", "replay"}
-    allowed |= {"directory", "start", "measure", "words"}
+    allowed |= {"directory", "start", "measure", "words", "preflight"}
     allowed |= {"cli", "cli_config", "cli_data", "cli_plan", "plan"}
     assert seen <= allowed
