@@ -5,6 +5,7 @@ import contextlib
 import re
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 from dinojax.interrupt import Interrupted
 from dinojax.recipe import ConfigError
@@ -27,14 +28,14 @@ def add(train: argparse.ArgumentParser) -> None:
 
 
 @contextlib.contextmanager
-def joined(args: argparse.Namespace) -> Iterator[None]:
+def joined(args: argparse.Namespace) -> Iterator[Any]:
     """As the process that the flags say; all of several hear of an error that one meets."""
     from dinojax import hosts  # imports jax
 
     place = hosts.find(args.coordinator, args.num_processes, args.process_id, args.cluster)
     team = hosts.join(place, wait=args.wait)
     try:
-        yield
+        yield team
     except Interrupted:  # all of them
         raise
     except Exception as error:

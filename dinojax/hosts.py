@@ -65,7 +65,9 @@ class Team:
             line = Line(self.index, self.count, self._heard)
             self._turns = Turns(line)
             me = f"{socket.gethostname()}, pid {os.getpid()}"
-            self.line = line.open((host, int(port) + 1), me=me, seconds=wait)
+            # The last port of all has none after it; SLURM's detection may give it.
+            beside = int(port) + (1 if int(port) < 65535 else -1)
+            self.line = line.open((host, beside), me=me, seconds=wait)
 
     @property
     def is_main(self) -> bool:
@@ -299,4 +301,6 @@ def _detected(cluster: str) -> Place:
             f"--cluster {cluster}: JAX finds no cluster here; give --coordinator HOST:PORT, "
             "--num-processes and --process-id."
         )
+    if os.environ.get("SLURM_STEP_NUM_NODES") == os.environ.get("SLURM_NTASKS"):
+        devices = None  # one task per node takes all of it, where JAX would give it one device
     return Place(address, count, index, None if devices is None else list(devices))

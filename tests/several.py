@@ -1,5 +1,6 @@
 """Starts the processes of one run on this machine, each with simulated CPU devices of its own."""
 
+import contextlib
 import json
 import os
 import socket
@@ -31,9 +32,8 @@ def free_port() -> int:
 
 
 def environment(devices: int, **more: str) -> dict[str, str]:
-    """Of a process with that many devices; programs compile quickly and are not kept."""
-    plain = {name: value for name, value in os.environ.items() if "COMPILATION_CACHE" not in name}
-    return plain | {
+    """Of a process with that many devices; programs compile quickly."""
+    return os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "NPROC": "32",
@@ -81,7 +81,18 @@ def train(run: Path, settings: Sequence[str], *, count: int, devices: int, **mor
     args = ["train", "--config", "tiny", "--run", str(run), *sets, *extra]
     flags = places(count, free_port()) if count > 1 else [[]]
     order = {"ORDER": str(run) + ".order", **more}
-    return wait([start("tests.few_tiles_train", [*args, *f], devices=devices, **order) for f in flags])
+    return wait(
+        [start("tests.few_tiles_train", [*args, *f], devices=devices, **order) for f in flags]
+    )
+
+
+def cut(line) -> None:
+    """Close an end of a line as the kernel does for a process that is killed."""
+    for end in line._ends.values():
+        with contextlib.suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+    for reader in line._readers:
+        reader.join(5.0)
 
 
 def order(run: Path, *, count: int) -> dict[int, list[int]]:

@@ -1,13 +1,20 @@
 """Runs of several processes: the same results as one, stopped together, continued on fewer."""
 
 import json
+import threading
+import time
 
 import numpy as np
 import pytest
 
-from dinojax.interrupt import SAVED
+from dinojax import mesh, preflight, program
+from dinojax.checkpoint import Checkpoints
+from dinojax.config import ConfigError
+from dinojax.hosts import Place, Team, find
+from dinojax.interrupt import FAILED, LOST, REFUSED, SAVED
+from dinojax.line import HostError
 from dinojax.metrics import read_metrics
-from tests import several, small
+from tests import several, several_worker, small
 from tests.stored_run import TIMES
 
 NUM_STEPS, EVERY = 6, 3
@@ -61,3 +68,205 @@ def test_two_processes_stop_together_and_one_continues_as_if_there_had_been_one_
     }
     assert all(later[step] == wanted[step] for step in range(stopped + 1, NUM_STEPS + 1))
     assert_same_rows(rows(run), rows(whole))
+
+
+TOPOLOGIES = {(2, 4): "dp,hsdp", (4, 2): "fsdp_tp"}  # (processes, devices of each); fsdp: above
+
+
+@pytest.fixture(scope="module")
+def one():
+    """The step of several_worker on one device."""
+    return several_worker.step("dp", 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", TOPOLOGIES, ids=str)
+def test_a_step_of_several_processes_is_that_of_one_and_restores_on_fewer(topology, one, tmp_path):
+    count, devices = topology
+    flags = several.places(count, several.free_port())
+    args = [str(tmp_path), TOPOLOGIES[topology]]
+    started = [several.start("tests.several_worker", [*args, *f], devices=devices) for f in flags]
+    for ended in several.wait(started):
+        assert ended.code == 0, ended.told
+    for strategy in TOPOLOGIES[topology].split(","):
+        scalars = json.loads((tmp_path / f"{strategy}.json").read_text())
+        small.assert_close(scalars, one[1])
+        for num in (8, 4, 1):
+            chosen = several_worker.config("fsdp" if num < 8 else strategy, num)
+            built = program.build(chosen, mesh.from_section(chosen.mesh))
+            checkpoints = Checkpoints.reader(tmp_path / strategy)
+            small.assert_close(checkpoints.restore(built.abstract_state()), one[0])
+            checkpoints.close()
+
+
+# -- what goes wrong -------------------------------------------------------------------------------
+
+
+def workers(out, what, *, count=2, **more):
+    flags = several.places(count, several.free_port())
+    return [
+        several.start("tests.several_worker", [str(out), what, *f], devices=1, **more)
+        for f in flags
+    ]
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_ends_all_with_its_name(tmp_path):
+    began = time.monotonic()
+    first, second, third = several.wait(workers(tmp_path, "die", count=3, DIES="1"), 120)
+    assert (first.code, third.code) == (LOST, LOST), first.told + third.told
+    for ended in (first, third):
+        assert "process 1 (" in ended.told and "ended without a word" in ended.told
+    assert time.monotonic() - began < 100, "before JAX would have noticed"
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_ends_all_with_its_words(tmp_path):
+    first, second = several.wait(workers(tmp_path, "fail"), 120)
+    assert (first.code, second.code) == (FAILED, FAILED), first.told + second.told
+    assert "process 1 (" in first.told and "failed: OSError: no such luck" in first.told
+
+
+@pytest.mark.slow
+def test_a_process_that_never_comes_is_named_before_any_device_work(tmp_path):
+    flags = several.places(2, several.free_port())[0]
+    args = ["train", "--config", "tiny", "--run", str(tmp_path / "run"), "--wait", "2", *flags]
+    (ended,) = several.wait([several.start("dinojax", args, devices=1)], 120)
+    assert ended.code == REFUSED, ended.told
+    assert "1 of 2 processes did not come within 2 s: --process-id 1" in ended.told
+
+
+@pytest.fixture
+def teams():
+    """Two processes of a run, here two threads; together(function) calls it in both."""
+    port = several.free_port()
+    found = [None, None]
+
+    def come(index):
+        found[index] = Team(Place(f"localhost:{port}", 2, index), wait=10.0)
+
+    def together(function):
+        results = [None, None]
+
+        def call(index):
+            try:
+                results[index] = function(found[index])
+            except Exception as error:
+                results[index] = error
+
+        threads = [threading.Thread(target=call, args=(index,)) for index in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return results
+
+    threads = [threading.Thread(target=come, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    yield together
+    for team in found:
+        team._leaving = True
+        several.cut(team.line)
+
+
+class Images:
+    fingerprint = "abc"
+
+    def __len__(self):
+        return 7
+
+
+def test_processes_that_were_started_differently_are_refused_by_key_and_process(teams, tmp_path):
+    configs = [small.config(f"seed={seed}") for seed in range(2)]
+
+    def check(team):
+        config, run = configs[team.index], tmp_path / str(team.index)
+        preflight.check_same(team, [config], {"pretrain": Images()}, run)
+
+    for error in teams(check):
+        assert "process 1 (" in str(error)
+        assert "pretrain: seed is 1, in process 0 0" in str(error)
+        assert "--run is" in str(error)
+
+
+def test_storage_that_is_not_shared_is_found_within_the_deadline(teams, tmp_path, monkeypatch):
+    monkeypatch.setattr(preflight, "VISIBLE", 0.3)
+    for name in ("0", "1"):
+        (tmp_path / name).mkdir()
+    errors = teams(lambda team: preflight.check_storage(team, tmp_path / str(team.index)))
+    for error in errors:
+        assert "storage is not shared" in str(error) and "process 1 (" in str(error)
+    assert teams(lambda team: preflight.check_storage(team, tmp_path)) == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("expect.platform=gpu", "expect.platform=gpu, but the run has cpu (did JAX fall back"),
+        ("expect.devices=9", "expect.devices=9, but the run has 8"),
+        ("expect.hosts=2", "expect.hosts=2, but the run has 1"),
+    ],
+)
+def test_machines_that_are_not_as_expected_are_refused(override, told):
+    with pytest.raises(ConfigError) as refused:
+        preflight.check_devices(Team(), [small.config(override).expect])
+    assert told in str(refused.value)
+    preflight.check_devices(Team(), [small.config("expect.platform=cpu").expect])
+
+
+def test_the_table_of_processes_counts_devices_on():
+    rows = [{"name": f"process {i}", "platform": "tpu", "kind": "v5p", "num": 4} for i in range(2)]
+    assert preflight.table(rows)[1] == "process 1: devices 4 to 7, 4 x v5p (tpu)"
+
+
+def test_who_a_process_is_comes_from_flags_or_the_environment(monkeypatch):
+    assert find(None, None, None, None) is None
+    assert find("a:5", 2, 1, None) == Place("a:5", 2, 1)
+    monkeypatch.setenv("DINOJAX_COORDINATOR", "b:6")
+    monkeypatch.setenv("DINOJAX_NUM_PROCESSES", "3")
+    monkeypatch.setenv("DINOJAX_PROCESS_ID", "2")
+    assert find(None, None, None, None) == Place("b:6", 3, 2)
+    assert find(None, None, 0, None) == Place("b:6", 3, 0)
+    assert find(None, 1, None, None) is None, "alone, whatever else is said"
+
+
+@pytest.mark.parametrize(
+    ("told", "given"),
+    [
+        ("--coordinator a: give HOST:PORT", ("a", 2, 0, None)),
+        ("--process-id 2 is not one of 0 to 1", ("a:5", 2, 2, None)),
+        ("--process-id missing", ("a:5", 2, None, None)),
+    ],
+)
+def test_half_told_places_are_refused(told, given):
+    with pytest.raises(HostError, match=told):
+        find(*given)
+
+
+def test_a_process_that_a_launcher_started_among_others_does_not_run_alone(monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    with pytest.raises(HostError, match="SLURM_STEP_NUM_TASKS=4 .* --cluster auto"):
+        find(None, None, None, None)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    assert find(None, None, None, None) is None
+
+
+def test_slurm_tells_who_a_process_is(monkeypatch):
+    for name, value in {
+        "SLURM_JOB_ID": "77",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": "1",
+        "SLURM_LOCALID": "0",
+        "SLURM_STEP_NODELIST": "node[07-08]",
+        "SLURM_STEP_NUM_NODES": "2",
+    }.items():
+        monkeypatch.setenv(name, value)
+    place = find(None, None, None, "slurm")
+    assert (place.count, place.index) == (2, 1) and place.coordinator.startswith("node07:")
+    assert place.devices is None, "one task per node takes all devices of its node"
+    monkeypatch.setenv("SLURM_STEP_NUM_NODES", "1")
+    assert find(None, None, None, "slurm").devices == [0]
