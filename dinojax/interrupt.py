@@ -74,6 +74,7 @@ class Interrupt:
     def __init__(self, *, grace: float = GRACE, team: Several | None = None) -> None:
         self._asked: str | None = None
         self._why: str | None = None  # what asked, where it was no signal
+        self._installed = False  # handlers of signals
         self._breakable = False
         self._grace, self._team = grace, team
         self._last_words: Callable[[str], int] | None = None
@@ -97,15 +98,22 @@ class Interrupt:
             self._undo.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(told.fileno()))
             for number in SIGNALS:
                 self._undo.callback(signal.signal, number, signal.signal(number, self._take))
+            self._installed = True
         return self
 
     def __exit__(self, *_) -> None:
+        self._installed = False
         self._undo.close()
 
     def ask(self, why: str) -> None:
         """As a signal does, from any thread; `why` stands for the signal's name."""
         self._why = why
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+        if self._installed:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+        elif self._team is not None:
+            self._team.ask("stop", why)
+        else:
+            self._asked = self._asked or why
 
     def check(self) -> None:
         """Raise Asked if a signal came since the run began, in a team at the turn of all."""

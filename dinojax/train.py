@@ -110,6 +110,7 @@ def _check(run: Run) -> None:
         log.info("no k-NN, for want of labels: set knn.query (and knn.bank) to have it")
     run.config.check_all_read(besides=without_knn)
     layout = run.program.layout
+    host_share(layout, run.config.batch_size)  # refuses devices that leave a process without any
     log.info(
         "%s: %d images, %d devices (%s), strategy %s",
         run.directory,

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import jax
@@ -93,7 +94,8 @@ def main() -> int:
     except Lost as error:
         print(error, flush=True)
         code = error.code
-    except OSError:
+    except Exception:
+        traceback.print_exc()
         code = 1
     cli_hosts.end_together(code)
     return code

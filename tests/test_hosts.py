@@ -11,9 +11,10 @@ from dinojax import mesh, preflight, program
 from dinojax.checkpoint import Checkpoints
 from dinojax.config import ConfigError
 from dinojax.hosts import Place, Team, find
-from dinojax.interrupt import FAILED, LOST, REFUSED, SAVED
+from dinojax.interrupt import FAILED, LOST, NOT_SAVED, REFUSED, SAVED, Asked, Interrupt
 from dinojax.line import HostError
 from dinojax.metrics import read_metrics
+from dinojax.upkeep import within
 from tests import several, several_worker, small
 from tests.stored_run import TIMES
 
@@ -168,8 +169,98 @@ def teams():
         thread.join()
     yield together
     for team in found:
-        team._leaving = True
+        team._leaving = True  # or the end of one would end this process
+    for team in found:
         several.cut(team.line)
+
+
+@pytest.fixture
+def stops(teams, monkeypatch):
+    """stops(process): runs process(interrupt, team) in both; {index: exit code or the reason}."""
+    ended = {}
+
+    def end(team, code):
+        ended[team.index] = code
+        threading.Event().wait(0.5)  # the real one never returns
+
+    monkeypatch.setattr(Team, "end", end)
+    monkeypatch.setattr("dinojax.interrupt.HURRY", 1.0)
+
+    def run(process):
+        def one(team):
+            with Interrupt(grace=0.1, team=team) as interrupt:
+                try:
+                    process(interrupt, team)
+                except Asked as asked:
+                    ended.setdefault(team.index, str(asked))
+
+        teams(one)
+        return ended
+
+    return run
+
+
+def test_asked_while_all_compile_all_end_with_their_last_words(stops):
+    ended = [threading.Event(), threading.Event()]
+
+    def process(interrupt, team):
+        def last_words(why):
+            ended[team.index].set()
+            return 70 + team.index
+
+        with interrupt.ending(last_words):
+            interrupt.ask("SIGTERM")
+            for event in ended:  # a compile that takes as long as it must
+                event.wait(20.0)
+
+    assert stops(process) == {0: 70, 1: 71}
+
+
+def test_asked_while_some_compile_and_others_do_not_all_stop_at_the_next_turn(stops):
+    done, step = [], threading.Barrier(2)
+
+    def process(interrupt, team):
+        with interrupt.ending(lambda why: 70):
+            time.sleep(0.6 * team.index)  # process 0 is through, process 1 compiles
+            if team.index == 1:
+                interrupt.ask("SIGTERM")
+                time.sleep(0.4)
+        done.append(team.index)
+        for _ in range(10):
+            with interrupt.breakable():
+                pass
+            step.wait(10.0)  # process 0 is a step ahead: process 1 has to catch up
+        raise AssertionError("nobody stopped")
+
+    assert stops(process) == {0: "SIGTERM", 1: "SIGTERM"} and sorted(done) == [0, 1]
+
+
+def test_asked_while_one_waits_for_images_for_ever_all_end_in_time(stops):
+    def process(interrupt, team):
+        for _ in range(2 + team.index):
+            interrupt.check()
+        if team.index == 1:
+            interrupt.ask("SIGTERM")
+        time.sleep(3.0)  # in a collective, or in the loader
+
+    assert stops(process) == {0: NOT_SAVED, 1: NOT_SAVED}
+
+
+def test_the_wall_is_a_stop_of_all_with_time_left_to_save(stops):
+    seen = {}
+
+    def process(interrupt, team):
+        began = time.monotonic()
+        try:
+            with within(1.0 if team.index == 1 else None, interrupt):
+                while True:
+                    interrupt.check()
+                    time.sleep(0.01)
+        finally:
+            seen[team.index] = time.monotonic() - began
+
+    assert set(stops(process).values()) == {"--max-wall (1 s left when the run was opened)"}
+    assert seen[1] >= 0.9, "a tenth is kept"
 
 
 class Images:
