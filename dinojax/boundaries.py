@@ -7,6 +7,7 @@ import jax
 
 from dinojax import hosts
 from dinojax.autopsy import Autopsy
+from dinojax.compiling import Compiles
 from dinojax.eval.mosaic import NAME as MOSAIC
 from dinojax.metrics import DataWait, MetricsLog, Progress
 from dinojax.run import Run
@@ -29,9 +30,10 @@ class Report:
         batches: DataWait,
         autopsy: Autopsy,
         watchdog: Watchdog,
+        compiles: Compiles,
     ):
-        self._run, self.metrics, self._batches = run, metrics, batches
-        self._autopsy, self.watchdog = autopsy, watchdog
+        self._run, self.metrics, self.batches = run, metrics, batches
+        self.autopsy, self.watchdog, self.compiles = autopsy, watchdog, compiles
         self._progress = Progress(run.num_steps, batch_size=run.loader_options["batch_size"])
         self._pending: tuple | None = None
         self._written: tuple[int, float] | None = None  # step and time of the last row
@@ -49,16 +51,17 @@ class Report:
         self._pending = None
         scalars = jax.device_get(scalars)
         self.watchdog.beat()
+        self.compiles.step_ended(number)
         bad = scalars["bad_steps"] > 0
         if bad or number % self._run.every.log == 0 or number == self._run.num_steps:
-            waiting = self._batches.share()
+            waiting = self.batches.share()
             drawn = {f"images/{name}": num for name, num in self._run.num_drawn(number).items()}
-            self.metrics.write(
-                number, {**scalars, **now, **drawn, "data_wait": waiting, **self._speed(number)}
-            )
+            spent = self.compiles.seconds()
+            times = {"data_wait": waiting, **({"compile_seconds": spent} if spent else {})}
+            self.metrics.write(number, {**scalars, **now, **drawn, **times, **self._speed(number)})
             if hosts.current().is_main:
                 self._progress.update(number, loss=float(scalars["total"]), waiting=waiting)
-        self._autopsy.check(number, scalars, now)
+        self.autopsy.check(number, scalars, now)
 
     def _speed(self, number: int) -> dict[str, float]:
         """Images per second since the last row, whatever else happened in between."""
@@ -82,6 +85,7 @@ def evaluate(run: Run, embed, state: State, number: int, *, report: Report, done
     if every is None or number in done or (number % every and number != run.num_steps):
         return
     report.flush()  # rows in the same order whether or not a signal ends the evaluation
+    report.compiles.elsewhere()
     with report.watchdog.phase("evaluating"):
         _evaluate(run, embed, state, number, metrics=report.metrics)
 

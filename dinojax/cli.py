@@ -159,8 +159,11 @@ def _is_refusal(error: Exception) -> bool:
 
 
 def _program(command: str):
-    module, function = PROGRAMS[command]
-    return getattr(importlib.import_module(module), function)
+    return _function(*PROGRAMS[command])
+
+
+def _function(module: str, name: str):
+    return getattr(importlib.import_module(module), name)
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -171,6 +174,7 @@ def _train(args: argparse.Namespace) -> None:
     accept = [name for name in ACCEPT if getattr(args, f"accept_{name.replace('-', '_')}")]
     with leaving():  # until the run takes signals itself; importing jax takes seconds
         program = _program("train")
+        _function("dinojax.compiling", "keep_programs")()
         with cli_hosts.joined(args):
             left = {} if wall is None else {"max_wall": wall - (time.monotonic() - began)}
             program(found, Path(args.run), accept=accept, stage=args.stage, **left)

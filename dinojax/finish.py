@@ -64,7 +64,7 @@ def _write_quickstart(run: Run, found: dict[str, float], train_seconds: float) -
 
 def draw_crops(run: Run, state: State, batch: dict) -> None:
     """pictures/crops.png: the crops of the step that the state is about to take."""
-    views = jax.jit(run.programs[run.draw(0)].step.views)(state, batch)
+    views = hosts.together(jax.jit(run.programs[run.draw(0)].step.views))(state, batch)
     name = f"crops-{run.stage}.png" if run.steps_before else "crops.png"
     crops = [hosts.fetch(sets[:NUM_CROPPED]) for sets in (views.global_BGHWC, views.local_BLHWC)]
     if hosts.current().is_main:

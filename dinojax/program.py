@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinojax import adapters, mesh, optim, shares, stages
+from dinojax import adapters, hosts, mesh, optim, shares, stages
 from dinojax import state as states
 from dinojax.adapters import AdapterSpec, num_trained
 from dinojax.augment.spec import ViewSpec
@@ -79,6 +79,7 @@ class Program:
         lie on the devices of all (hosts.fetch).
         """
 
+        @hosts.together
         @jax.jit
         def apply(params, images_BHWC):
             images_BHWC = mesh.constrain(images_BHWC, "image", None, None, None)

@@ -22,12 +22,13 @@ from dinojax.autopsy import Autopsy, NonFiniteError
 from dinojax.boundaries import Report as _Report
 from dinojax.boundaries import evaluate as _evaluate
 from dinojax.boundaries import evaluated as _evaluated
+from dinojax.compiling import Compiles
 from dinojax.config import Config, pick
 from dinojax.data.loader import Loader
 from dinojax.directory import as_stages, claim, enter, is_finished, name_of, occupy
 from dinojax.energy import EnergyMeter
 from dinojax.interrupt import NOT_SAVED, SAVED, Asked, Interrupt, Interrupted, StorageError
-from dinojax.metrics import DataWait, MetricsLog, RunLog
+from dinojax.metrics import DataWait, RunLog
 from dinojax.program import Program
 from dinojax.run import Run, check_data, open_metrics, open_run, open_train_source
 from dinojax.shares import host_share
@@ -159,17 +160,16 @@ def _train(run: Run, interrupt: Interrupt, accept: Collection[str], *, is_last: 
             metrics.mirror = events
             stack.callback(events.close)
         team.last_words = functools.partial(_lost, run)
-        watchdog = stack.enter_context(Watchdog(team.report_stall, **run.watch))
+        report = _Report(
+            run,
+            metrics=metrics,
+            batches=DataWait(loader),
+            autopsy=Autopsy(run.directory, seed=run.program.seed, steps_before=run.steps_before),
+            watchdog=stack.enter_context(Watchdog(team.report_stall, **run.watch)),
+            compiles=stack.enter_context(Compiles()),
+        )
         try:
-            state = _loop(
-                run,
-                state,
-                loader,
-                metrics=metrics,
-                interrupt=interrupt,
-                clock=clock,
-                watchdog=watchdog,
-            )
+            state = _loop(run, state, loader, report=report, interrupt=interrupt, clock=clock)
         except Exception as error:
             log.error("%s", error)
             with contextlib.suppress(OSError):  # a full disk takes no notes
@@ -194,26 +194,25 @@ def _loop(
     state: State,
     loader: Loader,
     *,
-    metrics: MetricsLog,
+    report: _Report,
     interrupt: Interrupt,
     clock: Clock,
-    watchdog: Watchdog,
 ) -> State:
     """Steps from `state.step` to the end, with logging, saving and evaluation at boundaries.
 
     Raises Interrupted, after saving, when a signal asks the run to stop.
     """
-    embed, batches = stoppable(run.program.embed(), interrupt), DataWait(loader)
-    autopsy = Autopsy(run.directory, seed=run.program.seed, steps_before=run.steps_before)
-    report = _Report(run, metrics=metrics, batches=batches, autopsy=autopsy, watchdog=watchdog)
+    embed = stoppable(run.program.embed(), interrupt)
+    batches, autopsy = report.batches, report.autopsy
     number, position = int(state.step), loader.position
-    saves = Saves(run, clock, watchdog)
-    evaluated = _evaluated(metrics)
+    saves = Saves(run, clock, report.watchdog)
+    evaluated = _evaluated(report.metrics)
     try:
         last_words = functools.partial(_last_words, run, number)
-        with watchdog.phase("compiling"), interrupt.ending(last_words):
+        with report.watchdog.phase("compiling"), interrupt.ending(last_words):
             steps = [_compile(built) for built in run.programs]
             renewed = None if run.anchor is None else start.refresh(state)
+            hosts.current().settle("compiled", seconds=60.0 * run.watch["minutes"])
         _evaluate(run, embed, state, number, report=report, done=evaluated)
         while number < run.num_steps:
             with interrupt.breakable():
@@ -236,6 +235,7 @@ def _loop(
             if saves.due(number, asked="save" in interrupt.due):
                 interrupt.due.discard("save")
                 report.flush()  # what is on disk for a step includes its row of metrics
+                report.compiles.elsewhere()
                 saves.save(state, number, position)
             _evaluate(run, embed, state, number, report=report, done=evaluated)
             interrupt.check()

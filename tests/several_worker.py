@@ -57,6 +57,7 @@ def step(strategy: str, devices: int = 8):
     built = program.build(chosen, mesh.from_section(chosen.mesh))
     with mesh.use(built.layout):
         compiled = built.lower().compile(compiler_options=small.FAST)
+        hosts.current().settle("compiled")
         state, scalars = compiled(small.numbers(built), images(built), built.now(small.STEP))
         return state, {name: float(hosts.fetch(value)) for name, value in scalars.items()}
 

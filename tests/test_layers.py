@@ -18,6 +18,7 @@ LAYERS = [
         "line",
         "turns",
         "watchdog",
+        "compiling",
         "hosts",
         "lock",
         "limits",
