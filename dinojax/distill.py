@@ -6,6 +6,7 @@ that are ahead wait for the others, so that one may join, leave or fail at any t
 """
 
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dinojax import family, lock, mesh
+from dinojax import family, hosts, lock, mesh
 from dinojax.config import Config, ConfigError, pick
 from dinojax.data.loader import Loader
 from dinojax.data.mixture import parts_of
@@ -29,7 +30,8 @@ from dinojax.run import open_run, open_train_source
 from dinojax.state import State
 from dinojax.teacher import open_teacher
 from dinojax.teaching import School
-from dinojax.upkeep import check, closed_in_time
+from dinojax.upkeep import check, closed_in_time, lost, within
+from dinojax.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,7 @@ def distill(
     *,
     accept: Collection[str] = (),
     stage: str | None = None,
+    max_wall: float | None = None,
 ) -> dict[str, State]:
     """Train every student through every stage, each in RUN/STUDENT; their last states.
 
@@ -64,6 +67,7 @@ def distill(
         stack.enter_context(RunLog(root / "log.txt"))
         notes = Notes(root, students)
         interrupt = stack.enter_context(Interrupt())
+        stack.enter_context(within(max_wall, interrupt))
         for number, current in enumerate(names):
             if stage not in (None, current):
                 continue
@@ -211,9 +215,15 @@ class _Stage:
         teachings = [built.teaching for built in next(iter(runs.values())).programs]
         with jax.default_matmul_precision(self._first.precision.matmul):
             school = School([t for t in teachings if t is not None], placement.images)
+        team = hosts.current()
+        team.last_words = functools.partial(lost, self._root, list(runs.values()))
+        first = next(iter(runs.values()))
+        watchdog = stack.enter_context(Watchdog(team.report_stall, **first.watchdog))
         pupils = []
         for name, run in runs.items():
-            pupil = Pupil(name, run, school, accept=accept, interrupt=self._interrupt)
+            pupil = Pupil(
+                name, run, school, accept=accept, interrupt=self._interrupt, watchdog=watchdog
+            )
             stack.callback(pupil.close)
             pupil.note(event="start", step=pupil.number, devices=pupil.layout.mesh.size)
             pupils.append(pupil)
@@ -279,13 +289,7 @@ class _Stage:
             host=jax.process_index(),
         )
         options = {**pupil.run.loader_options, "quarantine": quarantine}
-        return Loader(
-            self._source,
-            **options,
-            start=start,
-            host_index=jax.process_index(),
-            num_hosts=jax.process_count(),
-        )
+        return Loader(self._source, **options, start=start)
 
 
 def _lesson(pupils, school: School, placement: Placement, number: int, host_batch, watch) -> None:
