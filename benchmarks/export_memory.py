@@ -5,10 +5,10 @@
 The last line is JSON. value: MiB above what the process held before the export, at its peak: the
 larger of what Python and numpy allocated, of which nothing is missed, and of the anonymous memory
 of the process, sampled every millisecond, which sees other libraries too. Pages of mapped files,
-which the system takes back when it wants, are in neither. What libraries allocate once is runtime: an export of two blocks 48
-wide comes first. baseline: twice the largest tensor.
-ratio: baseline over value. The export is `dinojax export --no-certificate`: a certificate runs the
-network, and so holds it. equal: what was written reads back bit by bit.
+which the system takes back when it wants, are in neither. What libraries allocate once is runtime:
+an export of two blocks 48 wide comes first. baseline: twice the largest tensor. ratio: baseline
+over value. The export is `dinojax export --no-certificate`: a certificate runs the network, and so
+holds it. equal: what was written reads back bit by bit.
 """
 
 import argparse

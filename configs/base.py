@@ -66,6 +66,18 @@ def get_config() -> ConfigDict:
     c.start.schedules = "restart"  # restart | continue (count on from the stage before); [R]
     c.start.steps_before = 0  # steps of the recipe's earlier stages, which fill this in; [ours]
 
+    c.distill = ConfigDict()  # a frozen teacher instead of the ema (dinojax/DISTILL.md)
+    c.distill.enabled = False  # its targets; student unmasked, masks select patches; [R]
+    # RUN[/checkpoints/STAGE[/STEP]], a file or folder of weights, random:RECIPE (plans and tests)
+    c.distill.teacher = ""  # or smoke:RECIPE, the same of a recipe's smoke; [R]
+    c.distill.targets = "heads"  # heads (the teacher's, trained) [R] | features (no heads) [ours]
+    c.distill.compute = None  # of the teacher: float32 | bfloat16, None = precision.compute; [R]
+    c.distill.strategy = None  # of its weights: dp | fsdp | hsdp | fsdp_tp, None = mesh's; [R]
+
+    c.until = ConfigDict()  # a stage may end before num_steps, as soon as its losses left chance
+    c.until.left_chance = None  # share of the way to the floor, every term; None = never; [ours]
+    c.until.every = 10  # steps between looks at the losses, of which three in a row count; [ours]
+
     c.data = ConfigDict()
     c.data.source = "folder"  # folder | manifest | tar | arrayrecord | tfds | tiles; [ours]
     c.data.path = ""  # of the images; a folder is read to any depth; [ours]
@@ -122,9 +134,9 @@ def get_config() -> ConfigDict:
 
     c.model = ConfigDict()
     c.model.name = "vitl"  # a row of dinojax/models/zoo.py; [R]
-    c.model.patch_size = 16  # pixels; [R]
-    c.model.width = None  # channels D, None = the zoo's row; [ours]
-    c.model.depth = None  # blocks, None = the zoo's row; [ours]
+    c.model.patch_size = 16  # pixels, 32 for every ConvNeXt; [R]
+    c.model.width = None  # channels D, None = the zoo's row; ConvNeXt: of the last stage; [ours]
+    c.model.depth = None  # blocks, None = the zoo's row; ConvNeXt: of each stage; [ours]
     c.model.num_heads = None  # attention heads A, None = the zoo's row; [ours]
     c.model.ffn = None  # None|mlp | swiglu | swiglu32 | swiglu64 | swiglu128 | swiglu_fused; [ours]
     c.model.ffn_ratio = None  # MLP width over D, None = the zoo's row; [ours]
@@ -196,6 +208,7 @@ def get_config() -> ConfigDict:
     c.optim.layer_decay = 0.9  # learning-rate factor per block below the last; [R]
     c.optim.patch_embed_lr = 0.2  # further factor for the patch embedding; [R]
     c.optim.lr_scaling = "sqrt_1024"  # sqrt_1024 (x 4 sqrt(batch/1024)) | linear_256 | none; [R]
+    c.optim.freeze_backbone = False  # it and its ema stay to the last bit, heads train; [ours]
     c.optim.freeze_last_layer = 1250  # steps with a learning rate of 0 for the prototypes; [R]
 
     c.adapter = ConfigDict()  # low-rank adapters: LoRA, arXiv:2106.09685
@@ -231,10 +244,10 @@ def get_config() -> ConfigDict:
     c.expect.hosts = None  # number of processes, None = any; [ours]
 
     # A run in which nothing happens any more is ended with exit code 77 (dinojax/watchdog.py).
-    c.watch = ConfigDict()
-    c.watch.factor = 20.0  # times the median step without a step, None = never ended; [ours]
-    c.watch.seconds = 300.0  # without a step at least, however short steps are; [ours]
-    c.watch.minutes = 120.0  # of compiling, of an evaluation, of a save, at most each; [ours]
+    c.hang = ConfigDict()
+    c.hang.factor = 20.0  # times the median step without a step, None = never ended; [ours]
+    c.hang.seconds = 300.0  # without a step at least, however short steps are; [ours]
+    c.hang.minutes = 120.0  # of compiling, of an evaluation, of a save, at most each; [ours]
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every = 3750  # steps; [R]
@@ -256,6 +269,8 @@ def get_config() -> ConfigDict:
     c.knn.neighbors = 20  # k; [R] one of 10, 20, 100, 200
     c.knn.temperature = 0.07  # of the vote; [R]
     c.knn.mosaics = 0  # of 4 images, for the dense metric dense/mosaic; 0 = none; [ours]
+    c.knn.alarm = None  # share of step 0's result that may be lost, None = no alarm; [ours]
+    c.knn.alarm_stops = False  # the alarm also ends the run, with exit code 3; [ours]
     c.knn.features = "cls"  # cls [R] | patches (mean) | both
     c.knn.batch_size = 256  # images per forward pass; [ours]
 
@@ -264,7 +279,7 @@ def get_config() -> ConfigDict:
 
 
 def shrink(c: ConfigDict) -> ConfigDict:
-    """Any recipe, in any of its stages, as two steps of a narrow, shallow ViT: for its `smoke`."""
+    """Any recipe, in any of its stages, as two steps of a narrow, shallow network: its `smoke`."""
     patch = c.model.patch_size
     num_sizes = min(len(c.crops.more_rates), 1)
     c.update(num_steps=2, batch_size=4, group_size=2)
@@ -276,11 +291,14 @@ def shrink(c: ConfigDict) -> ConfigDict:
         c.crops.update(gram_size=4 * patch, more_gram=(4 * patch,) * num_sizes)
     if c.crops.more_box:
         c.crops.more_box = (5 * patch,) * num_sizes
-    c.model.update(width=32, depth=2, num_heads=2, remat="none")
+    c.model.update(width=32, depth=2, remat="none")
+    if not c.model.name.startswith("convnext"):
+        c.model.num_heads = 2
     c.dino_head.update(hidden=32, bottleneck=16, prototypes=64)
     c.ibot_head.update(hidden=32, bottleneck=16, prototypes=48)
     c.losses.koleo_group = None
     c.optim.freeze_last_layer = min(c.optim.freeze_last_layer, 1)
+    c.until.left_chance = None
     for name in c.schedules:
         if isinstance(c.schedules[name], ConfigDict):
             c.schedules[name].warmup = min(c.schedules[name].warmup, 1)
@@ -290,5 +308,5 @@ def shrink(c: ConfigDict) -> ConfigDict:
     if c.gram.refresh_every is not None:
         c.gram.update(refresh_every=1, refresh_from=1, max_refreshes=1)
     c.checkpoint.update(every=1, keep_every=1)
-    c.knn.every = None
+    c.knn.update(every=None, alarm=None, alarm_stops=False)
     return c

@@ -52,7 +52,7 @@ def movement(run: RunFiles) -> Iterator[Finding]:
     """Whether the weights stand still, and the teacher with them or alone."""
     momenta = run.column("momentum", 0.5)
     lr, changes = median(run, "lr", 0.5), run.column("ema_change", 0.5)
-    if lr is None or not changes or not momenta:
+    if lr is None or not changes or not momenta or run.values["optim.freeze_backbone"]:
         return
     since = changes[0][0]
     # The momentum ends at 1, so only one that stays there counts.

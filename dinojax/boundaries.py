@@ -52,8 +52,9 @@ class Report:
         scalars = jax.device_get(scalars)
         self.watchdog.beat()
         self.compiles.step_ended(number)
-        bad = scalars["bad_steps"] > 0
-        if bad or number % self._run.every.log == 0 or number == self._run.num_steps:
+        bad, is_look = scalars["bad_steps"] > 0, self._run.watch.is_look(number)
+        due = number % self._run.every.log == 0 or number == self._run.num_steps
+        if bad or is_look or due:
             waiting = self.batches.share()
             drawn = {f"images/{name}": num for name, num in self._run.num_drawn(number).items()}
             spent = self.compiles.seconds()
@@ -61,6 +62,8 @@ class Report:
             self.metrics.write(number, {**scalars, **now, **drawn, **times, **self._speed(number)})
             if hosts.current().is_main:
                 self._progress.update(number, loss=float(scalars["total"]), waiting=waiting)
+        if is_look:
+            self._run.watch.look(number, scalars)
         self.autopsy.check(number, scalars, now)
 
     def _speed(self, number: int) -> dict[str, float]:
@@ -82,7 +85,8 @@ def evaluated(metrics: MetricsLog) -> set[int]:
 def evaluate(run: Run, embed, state: State, number: int, *, report: Report, done: set[int]):
     """Probe and k-NN of the ema at step 0, every `knn.every` steps and at the end."""
     every = run.every.knn
-    if every is None or number in done or (number % every and number != run.num_steps):
+    is_last = number == run.num_steps or run.watch.ended
+    if every is None or number in done or (number % every and not is_last):
         return
     report.flush()  # rows in the same order whether or not a signal ends the evaluation
     report.compiles.elsewhere()
@@ -107,3 +111,4 @@ def _evaluate(run: Run, embed, state: State, number: int, *, metrics: MetricsLog
         log.info("step %d: k-NN %.1f %%", number, found[f"knn/{run.knn.features}"])
     if run.mosaics is not None:
         log.info("step %d: dense (mosaics) %.1f %%", number, found[MOSAIC])
+    run.watch.evaluated(number, found)

@@ -11,10 +11,12 @@ from pathlib import Path
 from dinojax import cli_config, cli_data, cli_hosts, cli_plan, cli_stages, cli_weights
 from dinojax.config import ConfigError, load_stages, pick
 from dinojax.interrupt import (
+    ALARMED,
     FAILED,
     FINISHED,
     REFUSED,
     SAVED,
+    Alarm,
     Interrupted,
     Lost,
     StorageError,
@@ -56,6 +58,7 @@ exit codes:
   0  finished
   1  failed: a bug or the machine; the traceback is shown
   2  refused: usage, recipe, data or run directory; the message says what to change
+  3  stopped by the alarm that the recipe asked for (knn.alarm_stops), and saved
   75 interrupted by SIGTERM, SIGINT or SIGUSR1 and saved; the same command continues
   76 interrupted with nothing to save yet, or twice; the last checkpoint stands
   77 no step finishes any more, or another process of the run is gone; the same command continues
@@ -136,6 +139,9 @@ def _run(args: argparse.Namespace) -> int:
     except (StorageError, Lost) as error:
         print(f"dinojax: error: {error}", file=sys.stderr)
         return error.code if isinstance(error, Lost) else FAILED
+    except Alarm as error:
+        print(f"dinojax: {error}", file=sys.stderr)
+        return ALARMED
     except Interrupted as error:
         print(f"dinojax: {error}", file=sys.stderr)
         return SAVED

@@ -11,6 +11,7 @@ runs with jax alone, on CPU, GPU and TPU, for any number of images of the traini
 
 examples:
   dinojax export --run runs/vitl16 --format hf --out vitl16-hf
+  dinojax export --run runs/vit7b --stage pretrain --format hf --out vit7b-pretrain-hf
   dinojax export --run runs/vitl16 --format timm --dtype bfloat16 --out vitl16-timm
   dinojax export --weights dinov3_vits16.pth --format hf --set rope.periods_dtype=float32 \\
       --out vits16-hf
@@ -54,6 +55,7 @@ def _export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--with-heads", action="store_true", help="also write heads.safetensors")
     parser.add_argument("--network", choices=("ema", "student"), default="ema", help="of a run")
+    parser.add_argument("--stage", metavar="NAME", help="of a run; default: the one it is at")
     parser.add_argument("--step", type=int, metavar="N", help="of a run; default: the last")
     parser.add_argument("--no-certificate", action="store_true", help="do not run the networks")
     parser.add_argument(
@@ -72,6 +74,7 @@ def _run_export(program: Program):
             dtype=args.dtype,
             with_heads=args.with_heads,
             network=args.network,
+            stage=args.stage,
             step=args.step,
             overrides=args.set,
             certify=not args.no_certificate,

@@ -1,9 +1,7 @@
 """Load, freeze, explain and save a config: recipe -> overrides -> one checked, immutable object."""
 
-import ast
 import json
 import logging
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,14 +10,13 @@ from typing import Any, NamedTuple
 from configs import base
 from dinojax import recipe as recipe_files
 from dinojax import rules, stage_rules
+from dinojax.overrides import parse, typed
 from dinojax.recipe import ConfigError, flat, nest, unknown
 from dinojax.rules import valid_group_sizes
 
 __all__ = ["Config", "ConfigError", "Explanation", "check", "diff", "explain", "load", "read"]
 __all__ += ["load_stages", "pick", "save", "saved_stages"]
 __all__ += ["valid_group_sizes"]
-
-KINDS = {bool: "True or False", int: "an integer", float: "a number", str: "text"}
 
 
 class Config:
@@ -132,11 +129,11 @@ def load_stages(
     for name in names or (None,):
         values, sources = dict(default), dict.fromkeys(default, "base")
         for key, value in recipe_files.run(path, smoke=smoke, stage=name).items():
-            values[key] = _typed(key, value, default, place=f"{path}: ")
+            values[key] = typed(key, value, default, place=f"{path}: ")
             if values[key] != default[key]:
                 sources[key] = "recipe"
         own = _of_stage(overrides, values["stage"], names or (values["stage"],))
-        for key, value in _parse(own, default).items():
+        for key, value in parse(own, default).items():
             values[key], sources[key] = value, "--set"
         if before and sources["start.steps_before"] == "base":
             values["start.steps_before"], sources["start.steps_before"] = before, "recipe"
@@ -227,12 +224,12 @@ def read(path: str | Path, overrides: Sequence[str] = (), *, stage: str | None =
     default, saved = flat(base.get_config()), flat(content["config"])
     values, sources = dict(default), dict.fromkeys(default, "base") | content["sources"]
     for key, value in saved.items():
-        values[key] = _typed(key, value, default, place=f"{path}: ")
+        values[key] = typed(key, value, default, place=f"{path}: ")
     for key in default.keys() - saved.keys():
         logging.getLogger(__name__).warning(
             "%s lacks %s, declared since; using %r", path, key, default[key]
         )
-    for key, value in _parse(overrides, default).items():
+    for key, value in parse(overrides, default).items():
         values[key], sources[key] = value, "--set"
     return Config(values, sources, content["recipe"])
 
@@ -260,82 +257,3 @@ def explain(key: str) -> Explanation:
     if not meaning:  # choices that each carry their own source
         meaning, source = comment, " ".join(re.findall(r"\[\w+\]", comment))
     return Explanation(key, default[key], meaning.strip(), source.strip())
-
-
-def _parse(overrides: Sequence[str], default: Mapping[str, Any]) -> dict[str, Any]:
-    """Typed values of `key=value` strings."""
-    values: dict[str, Any] = {}
-    for override in overrides:
-        key, equals, text = (part.strip() for part in override.partition("="))
-        if not equals:
-            raise ConfigError(f"--set {override}: not of the form key=value")
-        if key in values:
-            raise ConfigError(f"--set {key} is given twice; keep one")
-        value: Any = text
-        if key in default and not (isinstance(default[key], str) or rules.OPTIONAL.get(key) is str):
-            try:
-                value = ast.literal_eval(_PYTHON_WORDS[text] if text in _PYTHON_WORDS else text)
-            except (ValueError, SyntaxError, MemoryError, RecursionError):
-                pass  # stays text, which _typed refuses by name
-        elif text in ("None", "none") and key in rules.OPTIONAL:
-            value = None
-        values[key] = _typed(key, value, default, place="--set ")
-    return values
-
-
-_PYTHON_WORDS = {"true": "True", "false": "False", "none": "None", "null": "None"}
-
-
-def _typed(key: str, value: Any, default: Mapping[str, Any], *, place: str) -> Any:
-    """The value in the type that configs/base.py declares for the key; else ConfigError."""
-    if key not in default:
-        raise ConfigError(f"{place}{unknown(key, default)}")
-    wanted, optional = default[key], key in rules.OPTIONAL
-    if optional and value is None:
-        return None
-    any_length = key in rules.ANY_LENGTH or key in rules.ELEMENTS
-    if key in rules.TABLES:
-        rows = _rows(value, rules.TABLES[key])
-        if rows is not None:
-            return rows
-        columns = ", ".join(KINDS[kind] for kind in rules.TABLES[key])
-        expected = f"rows of ({columns})"
-    elif isinstance(wanted, tuple):
-        kinds = {rules.ELEMENTS[key]} if key in rules.ELEMENTS else set(map(type, wanted))
-        many = isinstance(value, (tuple, list))
-        same = many and (len(value) == len(wanted) or any_length)
-        elements = [_number(element, kind) for kind in kinds for element in value] if same else []
-        if same and None not in elements:
-            return tuple(elements)
-        what = "texts" if kinds == {str} else "numbers"
-        expected = f"{'' if any_length else f'{len(wanted)} '}{what}"
-    else:
-        kind = rules.OPTIONAL[key] if optional else type(wanted)
-        cast = _number(value, kind)
-        if cast is not None:
-            return cast
-        expected = KINDS[kind] + (" or None" if optional else "")
-    raise ConfigError(f"{place}{key}={value!r} has the wrong type: expected {expected}")
-
-
-def _rows(value: Any, kinds: Sequence[type]) -> tuple | None:
-    """A table as a tuple of tuples whose columns are of these kinds; else None."""
-    if not isinstance(value, (tuple, list)):
-        return None
-    rows = []
-    for row in value:
-        if not isinstance(row, (tuple, list)) or len(row) != len(kinds):
-            return None
-        rows.append(tuple(_number(x, kind) for x, kind in zip(row, kinds, strict=True)))
-    return None if any(None in row for row in rows) else tuple(rows)
-
-
-def _number(value: Any, kind: type) -> Any:
-    """The value if it is of that kind, whole numbers as floats where a float is due; else None."""
-    if kind is float and type(value) in (int, float):
-        try:
-            number = float(value)
-        except OverflowError:  # a whole number beyond all floats
-            return None
-        return number if math.isfinite(number) else None
-    return value if type(value) is kind else None

@@ -59,15 +59,19 @@ def load(
 def network_of_run(
     run_dir: str | Path,
     *,
+    stage: str | None = None,
     step: int | None = None,
     network: str = "ema",
     overrides: Mapping[str, Any] | None = None,
 ) -> Network:
-    """The ema (or student) of a checkpoint, backbone and heads; arrays are read when needed."""
+    """The ema (or student) of a checkpoint, backbone and heads; arrays are read when needed.
+
+    stage: of the run, None = the one it is at. step: None = the last of the stage.
+    """
     if network not in NETWORKS:
         raise ValueError(f"--network {network} is unknown; choose of {', '.join(NETWORKS)}.")
     directory = Path(run_dir)
-    config = configs.read(directory)
+    config = configs.read(directory, stage=stage)
     backbone = zoo.backbone(
         config.model,
         config.rope,
@@ -98,6 +102,7 @@ def network_of_run(
         std=tuple(config.image.std) if fixed else None,
     )
     origin = {"from": str(directory), "from_format": "run", "step": step, "network": network}
+    origin |= {"stage": config.stage}
     tensors = meta.lazily_from_ours(trees["backbone"])
     return Network(spec, tensors, heads, own, {**origin, "config": config.to_dict()})
 
@@ -134,6 +139,7 @@ def export_command(
     dtype: str | None,
     with_heads: bool,
     network: str,
+    stage: str | None,
     step: int | None,
     overrides: Sequence[str],
     certify: bool,
@@ -144,9 +150,11 @@ def export_command(
     if run is not None:
         if not is_run(run):
             raise FileNotFoundError(f"--run {run} is no run directory; for files give --weights.")
-        found = network_of_run(run, step=step, network=network, overrides=fields)
+        found = network_of_run(run, stage=stage, step=step, network=network, overrides=fields)
     else:
         assert weights is not None
+        if stage is not None or step is not None:
+            raise ValueError("--stage and --step choose a checkpoint of a --run; leave them out.")
         found = _network(weights, format=None, overrides=fields, allow=(), prefix="")
     parity = export(
         found,

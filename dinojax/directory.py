@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 
 from dinojax import config as configs
-from dinojax import lock
+from dinojax import lock, watch
 from dinojax.checkpoint import COMMITTED
 from dinojax.config import Config, ConfigError
 from dinojax.metrics import read_metrics
@@ -28,7 +28,9 @@ FREE_KEYS = (
     "log.",
     "knn.",
     "expect.",
-    "watch.",
+    "hang.",
+    "distill.teacher",  # the path; what it holds is compared with what it held
+    "distill.strategy",
 )
 PACKAGES = ("dinojax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 HOSTS = "hosts.json"  # written by process 0 of a run of several
@@ -84,8 +86,28 @@ def name_of(config: Config) -> str:
 
 def is_finished(directory: Path, config: Config) -> bool:
     """Whether the last checkpoint of a stage stands."""
+    return last_step(directory, config) is not None
+
+
+def last_step(directory: Path, config: Config) -> int | None:
+    """The step that a stage ended with; None if it has not, or its checkpoint is not there.
+
+    num_steps, or a step before it where the losses left chance (until.left_chance).
+    """
     values = config.values()
-    return (_folder(directory, values["stage"]) / str(values["num_steps"]) / COMMITTED).exists()
+    ends = [values["num_steps"]]
+    if values["until.left_chance"] is not None:
+        rows = [row for row in rows_of(directory, values["stage"]) if "total" in row]
+        ends = [step for step in (watch.left_chance(values, rows), *ends) if step is not None]
+    folder = _folder(directory, values["stage"])
+    return next((step for step in ends if (folder / str(step) / COMMITTED).exists()), None)
+
+
+def rows_of(directory: Path, stage: str) -> list[dict]:
+    """The rows of a stage in metrics.jsonl; those without a stage are the first one's."""
+    rows = read_metrics(directory / "metrics.jsonl")
+    first = configs.saved_stages(directory)[0] if rows else stage
+    return [row for row in rows if row.get("stage", first) == stage]
 
 
 def stage_before(directory: Path, stage: str) -> str | None:

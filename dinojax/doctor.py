@@ -7,7 +7,7 @@ HEALTH.md says what normal looks like.
 from collections.abc import Iterator
 from pathlib import Path
 
-from dinojax import ailments
+from dinojax import ailments, watch
 from dinojax.ailments import FEWEST_ROWS, Finding, median
 from dinojax.runs import RunFiles, loss_ranges, read_run
 
@@ -26,7 +26,9 @@ def diagnose(run: RunFiles) -> list[Finding]:
         rules = () if ill else ailments.LIGHT
         found += grave + [finding for rule in rules for finding in rule(run)]
     order = ("problem", "warning", "note")
-    return sorted([*found, *_knn(run)], key=lambda finding: order.index(finding.severity))
+    return sorted(
+        [*found, *_knn(run), *_watched(run)], key=lambda finding: order.index(finding.severity)
+    )
 
 
 def main(run_dir: str | Path) -> list[Finding]:
@@ -82,6 +84,15 @@ def _progress(run: RunFiles) -> Iterator[Finding]:
             f"step {last}, one is due every {every} steps (checkpoint.every)",
             "If the run ends now, all is lost.",
             "See log.txt for errors while saving, or lower checkpoint.every.",
+        )
+    elif last < num_steps and (end := watch.left_chance(run.values, run.rows)) is not None:
+        share = run.values["until.left_chance"]
+        yield Finding(
+            "note",
+            "ended before num_steps",
+            f"at step {end} of at most {num_steps} the losses had left chance by {share:g}",
+            "That is what until.left_chance asks for.",
+            "The same command, without --stage, goes on to the next stage if there is one.",
         )
     elif last < num_steps:
         yield Finding(
@@ -140,7 +151,30 @@ def _prototypes(run: RunFiles) -> Iterator[Finding]:
         )
 
 
+def _watched(run: RunFiles) -> Iterator[Finding]:
+    """What the recipe asked to be told: results below those of step 0, losses still at chance."""
+    if lost := watch.fallen(run.values, run.evaluations):
+        yield Finding(
+            "problem",
+            "below the network it started from",
+            lost,
+            "The stage makes worse what it was given.",
+            watch.WAYS_ON,
+        )
+    if run.rows and run.rows[-1]["step"] >= run.values["num_steps"]:
+        if told := watch.never_left(run.values, run.rows):
+            yield Finding(
+                "problem",
+                "the losses never left chance",
+                told,
+                "Heads that know nothing teach a backbone nothing.",
+                "As said above: more steps, a higher rate, fewer prototypes.",
+            )
+
+
 def _knn(run: RunFiles) -> Iterator[Finding]:
+    if run.values["optim.freeze_backbone"]:
+        return  # cannot change
     name = f"knn/{run.values['knn.features']}"
     rows = [(row["step"], row[name]) for row in run.evaluations if row.get(name) is not None]
     if len(rows) < 2:
@@ -154,7 +188,7 @@ def _knn(run: RunFiles) -> Iterator[Finding]:
             "problem",
             "worse than at the start",
             told,
-            "Training has made the features less useful than those of random weights.",
+            "Training has made the features less useful than they were before the first step.",
             "Read the other findings first; if there are none, compare schedules with a recipe.",
         )
     elif last < first + noise < 100.0 and step > 0.5 * run.values["num_steps"]:
@@ -162,7 +196,7 @@ def _knn(run: RunFiles) -> Iterator[Finding]:
             "warning",
             "k-NN does not rise",
             told,
-            "Training has not made the features more useful than those of random weights.",
+            "Training has not made the features more useful than they were before the first step.",
             "Read the other findings first; if there are none, the run may be too short, or k-NN's"
             " classes may be told apart by what augmentations remove (colour, scale).",
         )

@@ -40,7 +40,7 @@ def finish(run: Run, state: State, *, train_seconds: float) -> None:
             _write_quickstart(run, found, train_seconds)
     if not is_main:
         return
-    for line in told(run.source, run.num_drawn(run.num_steps)):
+    for line in told(run.source, run.num_drawn(int(state.step))):
         log.info("%s", line)
     reports.refresh(run.directory)
     print(f"run directory: {run.directory}")
@@ -63,10 +63,14 @@ def _write_quickstart(run: Run, found: dict[str, float], train_seconds: float) -
 
 
 def draw_crops(run: Run, state: State, batch: dict) -> None:
-    """pictures/crops.png: the crops of the step that the state is about to take."""
+    """pictures/crops.png: the crops of the step that the state is about to take.
+
+    Those of a frozen teacher last, where they are smaller than the student's.
+    """
     views = hosts.together(jax.jit(run.programs[run.draw(0)].step.views))(state, batch)
     name = f"crops-{run.stage}.png" if run.steps_before else "crops.png"
-    crops = [hosts.fetch(sets[:NUM_CROPPED]) for sets in (views.global_BGHWC, views.local_BLHWC)]
+    sets = (views.global_BGHWC, views.local_BLHWC, views.teacher_BGHWC)
+    crops = [hosts.fetch(found[:NUM_CROPPED]) for found in sets if found is not None]
     if hosts.current().is_main:
         crop_sheet(_picture(run, name), *crops)
 

@@ -53,10 +53,7 @@ def teacher_health(per_crop: dict, cls_BGD: jax.Array, targets: dict, *, group_s
     prototype, number of prototypes), the first three [...]. group_size: images among which
     neighbours are sought; groups count alike.
     """
-    found: dict[str, jax.Array] = {}
-    for name, seen in targets.items():
-        if seen[0].size:  # nothing is masked with masks.rate=0
-            found |= {f"{key}/{name}": x for key, x in _target_health(*seen).items()}
+    found = target_health(targets)
     for name, values_BG in per_crop.items():
         over = jnp.max if name.endswith("max") else jnp.mean
         found[name] = over(values_BG)
@@ -64,6 +61,15 @@ def teacher_health(per_crop: dict, cls_BGD: jax.Array, targets: dict, *, group_s
     # Each device looks at its own groups, so no token travels.
     near = mesh.per_group(functools.partial(neighbors, group_size=group_size), cls_BGD)
     found |= {name: jnp.mean(values_U) for name, values_U in near.items()}
+    return jax.lax.stop_gradient(found)
+
+
+def target_health(targets: dict) -> dict[str, jax.Array]:
+    """The part of `teacher_health` that tells of targets."""
+    found: dict[str, jax.Array] = {}
+    for name, seen in targets.items():
+        if seen[0].size:  # nothing is masked with masks.rate=0
+            found |= {f"{key}/{name}": x for key, x in _target_health(*seen).items()}
     return jax.lax.stop_gradient(found)
 
 

@@ -10,7 +10,7 @@ import jax
 from dinojax import config as configs
 from dinojax import mesh, program
 from dinojax.checkpoint import COMMITTED, Checkpoints
-from dinojax.config import ConfigError
+from dinojax.config import Config, ConfigError
 from dinojax.data.sources import open_knn_sources
 from dinojax.eval.online import build_knn
 from dinojax.run import open_checkpoints, open_mosaics, open_train_source
@@ -32,12 +32,13 @@ def evaluate_knn(
         raise ConfigError("k-NN needs labels: --set knn.bank=FOLDER --set knn.query=FOLDER.")
     knn = build_knn(sources, image=config.image, knn=config.knn, directory=directory)
     layout = mesh.from_section(config.mesh)
-    built = program.build(config, layout)
+    built = program.build(_without_teacher(config), layout)
     checkpoints = open_checkpoints(config, directory, read_only=True)
     with mesh.use(layout), contextlib.closing(checkpoints):
         step = checkpoints.restore_meta(step)["step"]
-        state = checkpoints.restore(built.abstract_state(), step)
-        found = knn.accuracy(built.embed(), state.ema["backbone"])
+        like = {"ema": {"backbone": built.abstract_state().ema["backbone"]}}
+        ema = checkpoints.restore_parts(like, step)["ema"]
+        found = knn.accuracy(built.embed(), ema["backbone"])
     named = {"stage": config.stage} if len(configs.saved_stages(directory)) > 1 else {}
     row = {
         **named,
@@ -63,7 +64,7 @@ def pick_anchor(run_dir: str | Path, overrides: Sequence[str], *, num: int) -> l
     directory = Path(run_dir)
     config = configs.read(directory, overrides)
     layout = mesh.from_section(config.mesh)
-    built = program.build(config, layout)
+    built = program.build(_without_teacher(config), layout)
     mosaics = open_mosaics(config, built, open_train_source(config), num)
     assert mosaics is not None
     rows: list[dict] = []
@@ -84,6 +85,11 @@ def pick_anchor(run_dir: str | Path, overrides: Sequence[str], *, num: int) -> l
         raise FileNotFoundError(f"{directory} has no checkpoint yet; train it first.")
     print(advice(rows))
     return rows
+
+
+def _without_teacher(config: Config) -> Config:
+    """Of a distilled student, who is looked at where its teacher need not be."""
+    return config.replaced({"distill.enabled": False})
 
 
 def advice(rows: Sequence[dict]) -> str:

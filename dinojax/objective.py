@@ -2,7 +2,9 @@
 
 The teacher sees whole global crops; the student sees masked global crops and local crops.
 In distillation the teacher is another network that does not change, and nothing is hidden from
-the student: masks then choose the patches that the iBOT loss compares.
+the student: masks then choose the patches that the iBOT loss compares. Its crops may be smaller,
+never its grid of patches. A teacher without heads gives its features as targets, which the
+student's heads project its own to.
 Targets are assigned over the global batch, so nothing here depends on devices or micro-batches.
 DINOv3, arXiv:2508.10104, sections 3 and 4.
 """
@@ -21,39 +23,14 @@ from dinojax.losses import blocks
 from dinojax.losses.blocks import Columns, Rows
 from dinojax.losses.dino import pair_mean
 from dinojax.losses.gram import by_group, gram_loss, resize_patches
-from dinojax.losses.ibot import weighted_mean
+from dinojax.losses.ibot import masked_patches, weighted_mean
 from dinojax.losses.koleo import by_crop, koleo_loss
+from dinojax.losses.specs import GramSpec, LossSpec
+from dinojax.models import zoo
+from dinojax.models.convnext import ConvNext
 from dinojax.models.heads import Head
-from dinojax.models.vit import Draws, Features, Vit, make_draws
-
-
-@dataclasses.dataclass(frozen=True)
-class LossSpec:
-    """The keys of the `losses` section, but for `koleo_group`, which is resolved."""
-
-    dino: float
-    ibot: float
-    koleo: float
-    student_temperature: float
-    skip_same_crop: bool
-    koleo_neighbors: int
-    centering: str
-    sinkhorn_iterations: int
-    center_momentum: float
-    koleo_group: int
-
-
-@dataclasses.dataclass(frozen=True)
-class GramSpec:
-    """The keys of the `gram` section."""
-
-    teacher: str
-    normalize: bool
-    per_image: bool
-    clip: str
-    tokens: str
-    resize: str
-    antialias: bool
+from dinojax.models.layers import l2_normalize, wide
+from dinojax.models.vit import Features, Vit
 
 
 @struct.dataclass
@@ -77,35 +54,52 @@ class TeacherOutputs:
 
 
 @struct.dataclass
+class Taught:
+    """What a student needs of a frozen teacher's forward pass, which was another program."""
+
+    dino_BGZ: jax.Array
+    ibot_UMZ: jax.Array
+    health: dict  # scalars
+    heads: dict  # the parameters of the prototypes; empty for features
+    gram_BGPD: None = None
+
+
+@struct.dataclass
 class Targets:
     """Rows that sum to 1, as factors, and the patches to be similar to; no gradient."""
 
-    dino: Rows  # [B, G]
-    ibot: Rows  # [U, M]
+    dino: Rows | jax.Array  # [B, G], of features [B, G, D]
+    ibot: Rows | jax.Array  # [U, M], of features [U, M, D]
     gram_BGPD: jax.Array | None
     columns: dict[str, Columns] | None  # of dino and ibot; all else leads with images or groups
 
 
 @dataclasses.dataclass(frozen=True)
 class Networks:
-    """A backbone and its two heads."""
+    """A backbone and its two heads, or neither of them."""
 
-    backbone: Vit
-    dino_head: Head
-    ibot_head: Head
+    backbone: Vit | ConvNext
+    dino_head: Head | None
+    ibot_head: Head | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
     """The networks and how their outputs become one loss."""
 
-    backbone: Vit
+    backbone: Vit | ConvNext
     dino_head: Head
     ibot_head: Head
     losses: LossSpec
     gram: GramSpec | None
     group_size: int
     frozen: Networks | None = None  # the teacher of distillation; None: the ema is the teacher
+    heads_only: bool = False  # no gradient for the backbone, and no time spent on it
+
+    @property
+    def is_features(self) -> bool:
+        """Whether targets are features of a teacher without heads."""
+        return self.frozen is not None and self.frozen.dino_head is None
 
     # -- the teacher's side ------------------------------------------------------------------
 
@@ -116,12 +110,12 @@ class Objective:
         gram: of a backbone, or None.
         """
         views, networks = inputs.views, self.frozen or self
-        features = _features(networks.backbone, teacher["backbone"], views.global_BGHWC)
+        features = _features(networks.backbone, teacher["backbone"], views.of_teacher_BGHWC)
         num_crops = views.global_BGHWC.shape[:2]
         shown = (features.cls, features.patches, features.prenorm)
         cls_BGD, *tokens = (x.reshape(*num_crops, *x.shape[1:]) for x in shown)
         per_crop = health.image_health(cls_BGD, *tokens)
-        masked_UMD = self._masked(features.patches, views.masked_UM)
+        masked_UMD = masked_patches(features.patches, views.masks_BGP, views.masked_UM)
         gram_BGPD = None
         if self.gram is not None:
             if self.gram.teacher == "frozen":
@@ -134,18 +128,27 @@ class Objective:
                 patches = resize_patches(patches, side, method=method, antialias=antialias)
             gram_BGPD = patches.reshape(*num_crops, *patches.shape[1:])
         return TeacherOutputs(
-            dino_BGZ=_bottleneck(networks.dino_head, teacher["dino_head"], cls_BGD),
-            ibot_UMZ=_bottleneck(networks.ibot_head, teacher["ibot_head"], masked_UMD),
+            dino_BGZ=_bottleneck(networks.dino_head, teacher.get("dino_head"), cls_BGD),
+            ibot_UMZ=_bottleneck(networks.ibot_head, teacher.get("ibot_head"), masked_UMD),
             gram_BGPD=gram_BGPD,
             cls_BGD=cls_BGD,
             health=per_crop,
         )
 
-    def assign(self, teacher, outputs: TeacherOutputs, centers: dict, now: dict):
+    def taught(self, outputs: TeacherOutputs) -> Taught:
+        """Of the whole batch, what a student needs beside the teacher's prototypes."""
+        seen = outputs.health, outputs.cls_BGD
+        scalars = health.teacher_health(*seen, {}, group_size=self.group_size)
+        return Taught(outputs.dino_BGZ, outputs.ibot_UMZ, health=scalars, heads={})
+
+    def assign(self, teacher, outputs: TeacherOutputs | Taught, centers: dict, now: dict):
         """(Targets over the whole batch, next centers); teacher: what made the outputs.
 
         Centers are empty unless centering=softmax.
         """
+        if self.is_features:
+            targets = Targets(outputs.dino_BGZ, outputs.ibot_UMZ, None, {})
+            return jax.lax.stop_gradient((targets, centers))
         spec, temperature = self.losses, now["teacher_temperature"]
         rows, columns, next_centers = {}, {}, dict(centers)
         for name, head in _heads(self.frozen or self).items():
@@ -164,12 +167,15 @@ class Objective:
         targets = Targets(rows["dino"], rows["ibot"], outputs.gram_BGPD, columns)
         return jax.lax.stop_gradient((targets, next_centers))
 
-    def teacher_health(self, outputs: TeacherOutputs, targets: Targets) -> dict:
+    def teacher_health(self, outputs: TeacherOutputs | Taught, targets: Targets) -> dict:
         """Scalars that show the state of the teacher; both arguments of the whole batch."""
         seen = {}
-        for name, head in _heads(self.frozen or self).items():
+        heads = {} if self.is_features else _heads(self.frozen or self)
+        for name, head in heads.items():
             rows = getattr(targets, name)
             seen[name] = (rows.entropy_BT, rows.largest_BT, rows.first_BT, head.spec.prototypes)
+        if isinstance(outputs, Taught):
+            return outputs.health | health.target_health(seen)
         crops = outputs.health, outputs.cls_BGD
         return health.teacher_health(*crops, seen, group_size=self.group_size)
 
@@ -179,21 +185,24 @@ class Objective:
         """Total loss; its terms (unweighted) and student entropies, means over `inputs`."""
         views, spec = inputs.views, self.losses
         num_images, num_global = views.global_BGHWC.shape[:2]
-        whole, local = self._student_features(student["backbone"], inputs)
+        held = jax.lax.stop_gradient if self.heads_only else lambda tree: tree
+        whole, local = self._student_features(held(student["backbone"]), inputs)
 
         cls_BGD = whole.cls.reshape(num_images, num_global, -1)
         cls_BSD = jnp.concatenate(
             [cls_BGD, local.cls.reshape(num_images, -1, cls_BGD.shape[-1])], 1
         )
-        masked_UMD = self._masked(whole.patches, views.masked_UM)
+        masked_UMD = masked_patches(whole.patches, views.masks_BGP, views.masked_UM)
         found = {
-            name: self._cross_entropy(name, student, tokens, targets)
+            name: self._differences(name, student, tokens, targets)
             for name, tokens in (("dino", cls_BSD), ("ibot", masked_UMD))
         }
         dino_BST, ibot_M = (loss for loss, _ in found.values())
         terms = {
             "dino_local": pair_mean(dino_BST[:, num_global:]),
-            "dino_global": pair_mean(dino_BST[:, :num_global], skip_same_crop=spec.skip_same_crop),
+            "dino_global": pair_mean(
+                dino_BST[:, :num_global], skip_same_crop=self._skips_same_crop
+            ),
             "ibot": weighted_mean(
                 ibot_M.reshape(-1),
                 views.mask_weights_UM.reshape(-1),
@@ -213,22 +222,29 @@ class Objective:
                 terms[f"student_entropy/{name}"] = share
         return total, {"total": total, **terms}
 
-    def _cross_entropy(self, name: str, student, tokens, targets: Targets):
+    @property
+    def _skips_same_crop(self) -> bool:
+        """A feature is compared with that of the same crop above all, for nothing is hidden."""
+        return self.losses.skip_same_crop and not self.is_features
+
+    def _differences(self, name: str, student, tokens, targets: Targets):
         """Of all crops of an image with all its targets, or of each masked patch with its own."""
-        head = _heads(self)[name]
-        assert targets.columns is not None
-        rows, columns = getattr(targets, name), targets.columns[name]
+        head, rows = _heads(self)[name], getattr(targets, name)
         if name == "ibot":
             tokens = tokens.reshape(-1, 1, tokens.shape[-1])
             rows = jax.tree.map(lambda x: x.reshape(-1, 1, *x.shape[2:]), rows)
         params, temperature = student[f"{name}_head"], self.losses.student_temperature
+        if self.is_features:
+            return cosine_distances(_bottleneck(head, params, tokens), rows), jnp.zeros(0)
+        assert targets.columns is not None
+        columns = targets.columns[name]
         made = _bottleneck(head, params, tokens), _kernel(head, params)
         return blocks.cross_entropy(*made, (rows, columns), temperature)
 
     def _total(self, terms, now, num_global: int, *, num_local: int):
         """The weighted sum: DINO terms by their number of crop pairs, KoLeo once per crop."""
         spec = self.losses
-        skipped = num_global if spec.skip_same_crop else 0
+        skipped = num_global if self._skips_same_crop else 0
         global_pairs, local_pairs = num_global**2 - skipped, num_global * num_local
         pairs = global_pairs + local_pairs
         dino = (
@@ -242,25 +258,17 @@ class Objective:
         return total
 
     def _student_features(self, params, inputs: Inputs):
-        views = inputs.views
+        views, keys = inputs.views, (inputs.drop_keys_U, inputs.rope_keys_U)
         sets = [_flat(views.global_BGHWC), _flat(views.local_BLHWC)]
-        num_groups = inputs.drop_keys_U.shape[0]
         draws = [
-            self.make_draws(inputs, num_sequences=crops.shape[0] // num_groups, tag=tag)
-            for tag, crops in enumerate(sets)
+            zoo.make_draws(
+                *keys, self.backbone.spec, num_sequences=len(crops) // len(keys[0]), tag=i
+            )
+            for i, crops in enumerate(sets)
         ]
         masks = [None if self.frozen else _flat(views.masks_BGP), None]
         found = self.backbone.apply({"params": params}, sets, masks, draws, train=True)
         return cast(list[Features], found)
-
-    def make_draws(self, inputs: Inputs, *, num_sequences: int, tag: int) -> Draws:
-        keys = (inputs.drop_keys_U, inputs.rope_keys_U)
-        return make_draws(*keys, self.backbone.spec, num_sequences=num_sequences, tag=tag)
-
-    def _masked(self, patches, masked_UM):
-        """Patches [B G, P, D] at the masked positions of each group: [U, M, D]."""
-        per_group_UPD = patches.reshape(masked_UM.shape[0], -1, patches.shape[-1])
-        return jax.vmap(lambda patches, masked: patches[masked])(per_group_UPD, masked_UM)
 
     def _gram(self, student_BGPD, teacher_BGPD, views: Views):
         """Gram loss per image, or per group over all, masked or unmasked patches."""
@@ -276,15 +284,24 @@ class Objective:
         return jnp.mean(jax.vmap(loss)(*by_group(both, *masks, tokens=spec.tokens)))
 
 
-def _features(backbone: Vit, params, crops_BGHWC) -> Features:
+def _features(backbone: Vit | ConvNext, params, crops_BGHWC) -> Features:
     return cast(Features, backbone.apply({"params": params}, [_flat(crops_BGHWC)])[0])
 
 
 def _heads(networks: Networks | Objective) -> dict[str, Head]:
-    return {"dino": networks.dino_head, "ibot": networks.ibot_head}
+    return cast(dict[str, Head], {"dino": networks.dino_head, "ibot": networks.ibot_head})
 
 
-def _bottleneck(head: Head, params, tokens) -> jax.Array:
+def cosine_distances(rows_BSZ: jax.Array, targets_BTZ: jax.Array) -> jax.Array:
+    """1 - cosine of unit vectors, every row with every target of the same b: [B, S, T]."""
+    rows_BSZ, targets_BTZ = (wide(x) for x in (rows_BSZ, targets_BTZ))
+    return 1.0 - jnp.einsum("bsz,btz->bst", rows_BSZ, targets_BTZ, precision="highest")
+
+
+def _bottleneck(head: Head | None, params, tokens) -> jax.Array:
+    """Unit vectors: of a head, or without one those of the tokens themselves."""
+    if head is None:
+        return l2_normalize(tokens).astype(tokens.dtype)
     return cast(jax.Array, head.apply({"params": params}, tokens, method=Head.bottleneck))
 
 

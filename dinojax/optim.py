@@ -214,6 +214,34 @@ def build(section, *, multipliers: Multipliers) -> optax.GradientTransformationE
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def frozen(
+    make_optimizer: Callable[[Multipliers], optax.GradientTransformationExtraArgs],
+    *,
+    multipliers: Multipliers,
+    part: str = "backbone",
+) -> optax.GradientTransformationExtraArgs:
+    """An optimizer that leaves one part of the parameters as it is, to the last bit.
+
+    make_optimizer: from the factors of all else. The part has no moments and no memory for them.
+    """
+
+    def others(tree: Tree) -> Tree:
+        return {name: value for name, value in tree.items() if name != part}
+
+    inner = make_optimizer(Multipliers(*map(others, multipliers)))
+
+    def init(params):
+        return inner.init(others(params))
+
+    def update(grads, state, params=None, *, now, **_):
+        if params is None:
+            raise ValueError("Weight decay needs params: update(grads, state, params, now=...).")
+        updates, state = inner.update(others(grads), state, others(params), now=now)
+        return {**updates, part: jax.tree.map(jnp.zeros_like, params[part])}, state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
 def _adam(grads: Tree, state: optax.ScaleByAdamState, *, betas: tuple[float, float], eps: float):
     """(updates, next state) of Adam, arXiv:1412.6980, algorithm 1.
 

@@ -17,12 +17,14 @@ from dinojax.augment.spec import ViewSpec
 from dinojax.config import Config
 from dinojax.eval.features import EvalTransform
 from dinojax.mesh import Layout
-from dinojax.models import attention, zoo
-from dinojax.models.heads import Head
-from dinojax.models.vit import Vit, VitSpec, num_kept
-from dinojax.objective import GramSpec, LossSpec, Objective
+from dinojax.models import zoo
+from dinojax.models.vit import Vit
+from dinojax.networks import build_objective
+from dinojax.objective import Objective
 from dinojax.state import State
-from dinojax.step import Step
+from dinojax.step import Forward, Step, abstract_batch
+from dinojax.teacher import Teacher, open_teacher
+from dinojax.teaching import Teaching
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ class Program:
     seed: int
     batch_shape: tuple[int, int, int, int]  # B, S, S, C of the global batch
     eval_transform: EvalTransform
+    teaching: Teaching | None = None  # of distillation: the frozen teacher's half of the step
 
     def new_state(self) -> State:
         """The state before the first step, a function of the seed alone."""
@@ -49,18 +52,23 @@ class Program:
         """The schedules' values at a step, as the compiled step takes them."""
         return {name: np.float32(value) for name, value in self.schedules(step).items()}
 
-    def abstract_inputs(self) -> tuple[State, dict, dict]:
-        """(state, batch, now): what the step takes, as shapes and shardings."""
+    def abstract_inputs(self) -> tuple[Any, ...]:
+        """(state, batch, now): what the step takes, as shapes and shardings.
+
+        In distillation also, last, what the teacher's forward pass gives.
+        """
         images, scalar = self.layout.sharding("image"), self.layout.sharding()
-        batch = {
-            "images": jax.ShapeDtypeStruct(self.batch_shape, jnp.uint8, sharding=images),
-            "sizes": jax.ShapeDtypeStruct((self.batch_shape[0], 2), jnp.int32, sharding=images),
-        }
+        if self.teaching is not None:
+            images = self.teaching.student_sharding(self.layout)
+        batch = abstract_batch(self.batch_shape, images)
         now = {
             name: jax.ShapeDtypeStruct((), jnp.float32, sharding=scalar)
             for name in self.schedules(0)
         }
-        return self.abstract_state(), batch, now
+        inputs = (self.abstract_state(), batch, now)
+        if self.teaching is None:
+            return inputs
+        return *inputs, self.teaching.abstract_taught(self.layout)
 
     def lower(self):
         """The step traced for this layout, from shapes alone; the state is donated."""
@@ -98,18 +106,21 @@ class Program:
         return embed
 
 
-def build(config: Config, layout: Layout) -> Program:
+def build(
+    config: Config,
+    layout: Layout,
+    teacher: Teacher | None = None,
+    teacher_layout: Layout | None = None,
+) -> Program:
     """Everything but data and files, from a checked config.
 
+    teacher: of a distillation, None = the config's; teacher_layout: its devices, of which `layout`
+    has all or a part, None = those of `layout`.
     Raises ValueError if groups do not fit the devices, or a part refuses its section.
     """
-    mesh.check_groups(
-        layout,
-        batch_size=config.batch_size,
-        group_size=config.group_size,
-        accumulate=config.accumulate,
-    )
-    _check_koleo(config, layout)
+    _check_groups(config, layout)
+    if config.distill.enabled and teacher is None:
+        teacher = open_teacher(config)
     view_spec = ViewSpec.from_sections(
         image=config.image,
         crops=config.crops,
@@ -117,6 +128,7 @@ def build(config: Config, layout: Layout) -> Program:
         masks=config.masks,
         patch_size=config.model.patch_size,
         group_size=config.group_size,
+        teacher_patch_size=teacher.networks.backbone.spec.patch_size if teacher else None,
     )
     for note in view_spec.notes(config.data.box_size):
         log.info("%s", note)
@@ -131,28 +143,60 @@ def build(config: Config, layout: Layout) -> Program:
     )
     if config.gram.enabled:
         _check_gram_weight(schedules, config.gram.anchor_step)
-    objective = build_objective(config, images_per_step=_images_at_once(config, layout))
+    objective = build_objective(
+        config, images_per_step=_images_at_once(config, layout), teacher=teacher
+    )
+    seed = stages.stage_seed(config.seed, before)
+    batch_shape = (config.batch_size, *[config.data.box_size] * 2, config.image.channels)
+    teaching = None
+    if teacher is not None:
+        forward = Forward(objective, view_spec, config.accumulate)
+        own = _teacher_layout(config, layout) if teacher_layout is None else teacher_layout
+        _check_groups(config, own)
+        spread = list(own.mesh.devices.flat) == list(layout.mesh.devices.flat)
+        teaching = Teaching(teacher, forward, own, batch_shape, seed, is_spread=spread)
     return Program(
         layout=layout,
         step=Step(objective, build_optimizer(config, objective), view_spec, config.accumulate),
         schedules=schedules,
-        seed=stages.stage_seed(config.seed, before),
-        batch_shape=(config.batch_size, *[config.data.box_size] * 2, config.image.channels),
+        seed=seed,
+        batch_shape=batch_shape,
+        teaching=teaching,
         eval_transform=EvalTransform.from_sections(image=config.image, knn=config.knn),
     )
 
 
-def build_sizes(config: Config, layout: Layout) -> tuple[Program, ...]:
+def build_sizes(
+    config: Config,
+    layout: Layout,
+    teacher: Teacher | None = None,
+    teacher_layout: Layout | None = None,
+) -> tuple[Program, ...]:
     """A program for every size that the steps of a stage may have, that of the plain keys first."""
     found = stages.sizes(config.crops, config.data.box_size)
+    if config.distill.enabled and teacher is None:
+        teacher = open_teacher(config)
+    places = (layout, teacher, teacher_layout)
     if len(found) == 1:
-        return (build(config, layout),)
+        return (build(config, *places),)
     shares = stages.rates(config.crops.more_rates)
     log.info("%d programs, one per size of crops:", len(found))
     for share, keys in zip(shares, found, strict=True):
         told = ", ".join(f"{key}={value}" for key, value in keys.items())
         log.info("  %.4g %% of the steps: %s", 100 * share, told)
-    return tuple(build(config.replaced(keys), layout) for keys in found)
+    return tuple(build(config.replaced(keys), *places) for keys in found)
+
+
+def _teacher_layout(config: Config, layout: Layout) -> Layout:
+    """The student's devices, with the teacher's weights where distill.strategy wants them."""
+    strategy = config.distill.strategy
+    return layout if strategy is None else mesh.make(strategy, list(layout.mesh.devices.flat))
+
+
+def _check_groups(config: Config, layout: Layout) -> None:
+    batch, group, parts = config.batch_size, config.group_size, config.accumulate
+    mesh.check_groups(layout, batch_size=batch, group_size=group, accumulate=parts)
+    _check_koleo(config, layout)
 
 
 def _images_at_once(config: Config, layout: Layout) -> int:
@@ -185,75 +229,33 @@ def _check_koleo(config: Config, layout: Layout) -> None:
         )
 
 
-def build_objective(config: Config, *, images_per_step: int) -> Objective:
-    """Networks and losses. images_per_step: those one device works on at once.
-
-    Raises ValueError for a ConvNeXt, whose patches cannot be hidden.
-    """
-    if config.model.name in zoo.CONVNEXTS:
-        raise ValueError(
-            f"model.name={config.model.name!r} cannot be pretrained: the iBOT loss hides patches "
-            "of the student's input, and a ConvNeXt has no tokens to hide. Distil it from a "
-            f"teacher, or choose from {list(zoo.VITS)}."
-        )
-    dtype = jnp.dtype(config.precision.compute)
-    spec = zoo.vit_spec(
-        config.model,
-        config.rope,
-        channels=config.image.channels,
-        attention="plain",
-        dtype=dtype,
-    )
-    spec = _with_attention(spec, config, images_per_step)
-
-    def head(section):
-        return Head(zoo.head_spec(section, inputs=spec.width, dtype=dtype))
-
-    koleo_group = config.losses.koleo_group or config.group_size
-    return Objective(
-        backbone=Vit(spec),
-        dino_head=head(config.dino_head),
-        ibot_head=head(config.ibot_head),
-        losses=zoo.fill(LossSpec, config.losses, koleo_group=koleo_group),
-        gram=zoo.fill(GramSpec, config.gram) if config.gram.enabled else None,
-        group_size=config.group_size,
-    )
-
-
-def _with_attention(spec: VitSpec, config: Config, images: int) -> VitSpec:
-    """The attention that works on the shapes this run has, with the reasons in the log."""
-    heads, shapes = (spec.num_heads, spec.head_width), []
-    for size, count in (
-        (config.crops.global_size, 2),
-        (config.crops.local_size, config.crops.num_local),
-    ):
-        rows, columns = spec.grid(size, size)
-        kept = num_kept(count * config.group_size, spec.drop_path) * images // config.group_size
-        shapes.append((kept, 1 + spec.num_registers + rows * columns, *heads))
-    choice = attention.choose(config.model.attention, shapes=shapes, dtype=spec.dtype)
-    for reason in choice.reasons:
-        log.info("%s", reason)
-    return dataclasses.replace(spec, attention=choice.implementation)
-
-
 def build_optimizer(config: Config, objective: Objective):
     """AdamW with the factors of every parameter."""
     params = jax.eval_shape(lambda: nn.meta.unbox(states.init_params(objective, jax.random.key(0))))
+    # A ConvNeXt learns at one rate: read for others only, so that setting them for it is an error.
+    decay, embed = 1.0, 1.0
+    if isinstance(objective.backbone, Vit):
+        decay, embed = config.optim.layer_decay, config.optim.patch_embed_lr
     factors = optim.multipliers(
-        params,
-        depth=objective.backbone.spec.depth,
-        layer_decay=config.optim.layer_decay,
-        patch_embed_lr=config.optim.patch_embed_lr,
+        params, depth=objective.backbone.spec.depth, layer_decay=decay, patch_embed_lr=embed
     )
 
     def build(factors: optim.Multipliers):
         return optim.build(config.optim, multipliers=factors)
 
+    if config.optim.freeze_backbone:
+        heads = {name: tree for name, tree in params.items() if name != "backbone"}
+        log.info("frozen backbone: %s of %s parameters train", *_with_commas(_sizes(heads, params)))
+        return optim.frozen(build, multipliers=factors)
     if not config.adapter.rank:
         return build(factors)
     spec = zoo.fill(AdapterSpec, config.adapter)
     log.info("adapters: %s of %s parameters train", *_with_commas(num_trained(params, spec)))
     return adapters.wrap(spec, build, multipliers=factors, seed=config.seed)
+
+
+def _sizes(*trees) -> list[int]:
+    return [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in trees]
 
 
 def _with_commas(numbers) -> list[str]:

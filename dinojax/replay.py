@@ -43,27 +43,28 @@ def replay(folder: str | Path) -> dict[str, Any]:
         state, apart = _state(built, folder, seen["step"], config)
         batch = mesh.global_batch(layout, _batch(folder))
         now = built.now(seen["step"] - 1)
+        teacher = None if built.teaching is None else built.teaching.teacher.load(layout)
         look = jax.jit(functools.partial(_look, built))
-        scalars, finite = jax.device_get(look(state, batch, now))
+        scalars, finite = jax.device_get(look(state, batch, now, teacher))
     bad = [name for name, fine in _named(finite) if not fine]
     found = {"step": seen["step"], "updates_apart": apart, "scalars": scalars, "bad": bad}
     _print(found, seen)
     return found
 
 
-def _look(built: Program, state, batch, now):
+def _look(built: Program, state, batch, now, teacher):
     """The scalars of the step, and for every array that goes in or comes out if it is finite."""
     step = built.step
     views = step.views(state, batch)
     parts = mesh.split_batch(step.inputs(state, views), step.accumulate)
-    targets, _ = step.targets(state, parts, now)
+    targets, _ = step.targets(state, parts, now, teacher)
     grads, terms = step.gradients(state.student, parts, targets, now)
     fine = lambda x: jnp.all(jnp.isfinite(x))  # noqa: E731
     looked_at = {
         "crops": {"global": views.global_BGHWC, "local": views.local_BLHWC},
         "student weights": state.student,
         "ema weights": state.ema,
-        "targets": {"dino": targets.dino.log_v_BT, "ibot": targets.ibot.log_v_BT},
+        "targets": {"dino": targets.dino, "ibot": targets.ibot},
         "gradients": grads,
     }
     return terms, jax.tree.map(fine, looked_at)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dinojax import stage_rules, stages
+from dinojax import distill_rules, stage_rules, stages
 from dinojax.limits import COUNT, FLOAT, HEADS, LIMITS, SCHEDULES
 
 Values = Mapping[str, Any]  # dotted key -> value
@@ -33,6 +33,9 @@ CHOICES: dict[str, tuple] = {
     "gram.resize": ("bicubic", "bilinear"),
     "optim.lr_scaling": ("sqrt_1024", "linear_256", "none"),
     "schedules.version": (1, 2),
+    "distill.targets": ("heads", "features"),
+    "distill.compute": ("bfloat16", "float32"),
+    "distill.strategy": ("dp", "fsdp", "hsdp", "fsdp_tp"),
     "precision.compute": ("bfloat16", "float32"),
     "precision.matmul": ("default", "highest"),
     "mesh.strategy": ("dp", "fsdp", "hsdp", "fsdp_tp"),
@@ -53,15 +56,18 @@ OPTIONAL: dict[str, type] = {
     **{f"rope.{name}": float for name in ("base", "min_period", "max_period")},
     **{f"rope.{name}": float for name in ("shift", "jitter", "rescale")},
     "losses.koleo_group": int,
+    **{f"distill.{name}": str for name in ("compute", "strategy")},
     "optim.clip": float,
     **{f"{name}.cosine": int for name in SCHEDULES},
     **{f"mesh.{name}": int for name in ("devices", "replicas", "tensor")},
     "expect.platform": str,
-    "watch.factor": float,
+    "hang.factor": float,
     **{f"expect.{name}": int for name in ("devices", "hosts")},
     "checkpoint.keep_every": int,
     "checkpoint.minutes": float,
     "knn.every": int,
+    "knn.alarm": float,
+    "until.left_chance": float,
 }
 
 # Tuples of any length; all others have the length of their default.
@@ -82,7 +88,9 @@ def violations(values: Values) -> list[str]:
     # A value out of its range or list would make the rules between keys talk nonsense.
     single = [*_choices(values), *_limits(values), *_stage(values)]
     own = (_batch, _sizes, _rope, _steps, _pairs, _mixture, _adapter)
-    rules = (*own, stage_rules.start_rules, stage_rules.gram_rules, stage_rules.size_rules)
+    staged = (stage_rules.start_rules, stage_rules.freeze_rules, stage_rules.end_rules)
+    sized = (stage_rules.gram_rules, stage_rules.size_rules)
+    rules = (*own, distill_rules.rules, *staged, *sized)
     return single or [message for rule in rules for message in rule(values)]
 
 

@@ -25,6 +25,7 @@ from dinojax.stages import Anchor, BoxDraw, SizeDraw
 from dinojax.state import State
 from dinojax.viz import report as reports
 from dinojax.viz.probe import Probe
+from dinojax.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,8 @@ class Run:
     probe: Probe | None  # the images whose features are watched
     tensorboard: bool
     mosaics: Mosaics | None  # the images of the dense metric
-    watch: dict  # options of the watchdog
+    hang: dict  # options of the watchdog
+    watch: Watch
 
     @property
     def program(self) -> Program:
@@ -86,6 +88,8 @@ class Run:
             "devices": self.program.layout.mesh.size,
             "versions": environment()["versions"],
         }
+        if self.program.teaching is not None:
+            meta["teacher"] = self.program.teaching.teacher.fingerprint
         self.checkpoints.save(state, step=step, meta=meta)
         if hosts.current().is_main:
             reports.refresh(self.directory)
@@ -163,11 +167,12 @@ def open_run(config: Config, directory: Path, source: Source) -> Run:
         probe=_probe(config, directory, programs[0], source) if config.log.pictures else None,
         tensorboard=config.log.tensorboard,
         mosaics=open_mosaics(config, programs[0], source, config.knn.mosaics),
-        watch=dict(
-            factor=config.watch.factor,
-            seconds=config.watch.seconds,
-            minutes=config.watch.minutes,
+        hang=dict(
+            factor=config.hang.factor,
+            seconds=config.hang.seconds,
+            minutes=config.hang.minutes,
         ),
+        watch=Watch(config.until, config.knn, values=config.values()),
     )
 
 
@@ -223,6 +228,17 @@ def open_metrics(run: Run, resume_step: int | None) -> MetricsLog:
         stage=run.stage if len(names) > 1 else None,
         is_first=run.stage == names[0],
     )
+
+
+def check_teacher(meta: dict, fingerprint: str) -> None:
+    """Raise ConfigError if a checkpoint was taught by other weights."""
+    if meta.get("teacher") != fingerprint:
+        raise ConfigError(
+            "distill.teacher is not the one that this run began with: SHA-256 "
+            f"{str(meta.get('teacher'))[:16]} then, {fingerprint[:16]} now. A run whose teacher "
+            "still trains changes; name a step of it (RUN/checkpoints/STAGE/STEP), or start "
+            "another --run."
+        )
 
 
 def check_data(meta: dict, source: Source, accept: Collection[str] = ()) -> None:

@@ -6,9 +6,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+from configs import base
 from dinojax.augment.masks import mask_counts
 from dinojax.data.quarantine import KNN_FILE
 from dinojax.metrics import read_metrics
+from dinojax.recipe import flat
 
 NUM_GLOBAL = 2  # global crops of an image
 
@@ -52,7 +54,8 @@ def read_run(directory: str | Path, *, stage: str | None = None) -> RunFiles:
     stages = saved["stages"] if "stages" in saved else [saved["config"]["stage"]]
     if stage is not None and stage != saved["config"]["stage"]:
         saved = _json(directory / "stages" / f"{stage}.json")
-    values = dict(_flat(saved["config"]))
+    default = flat(base.get_config())  # for keys declared since
+    values = {**default, **flat(saved["config"])}
     rows = [
         row
         for row in read_metrics(directory / "metrics.jsonl")
@@ -60,7 +63,7 @@ def read_run(directory: str | Path, *, stage: str | None = None) -> RunFiles:
     ]
     folder = directory / "checkpoints" / values["stage"]
     lists = sorted(directory.glob("bad_images*.jsonl"))  # one for each host
-    before = values.get("start.steps_before", 0)  # counted in the names of autopsies
+    before = values["start.steps_before"]  # counted in the names of autopsies
     own = range(before + 1, before + values["num_steps"] + 1)
     autopsies = sorted(directory.glob("autopsy/*/step.json"), key=lambda p: int(p.parent.name))
     autopsies = [path for path in autopsies if int(path.parent.name) in own]
@@ -70,7 +73,7 @@ def read_run(directory: str | Path, *, stage: str | None = None) -> RunFiles:
         stages=stages,
         recipe=saved["recipe"],
         values=values,
-        sources=saved["sources"],
+        sources=dict.fromkeys(default, "base") | saved["sources"],
         rows=[row for row in rows if "total" in row],
         evaluations=[row for row in rows if "total" not in row],
         checkpoints=sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit()),
@@ -90,7 +93,7 @@ def read_whole(directory: str | Path) -> RunFiles:
     parts = [read_run(directory, stage=name) for name in names[:-1]] + [newest]
 
     def counted_on(part: RunFiles, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        before = part.values.get("start.steps_before", 0)
+        before = part.values["start.steps_before"]
         return [{**row, "step": row["step"] + before} for row in rows]
 
     return dataclasses.replace(
@@ -136,14 +139,6 @@ def loss_ranges(values: dict[str, Any]) -> dict[str, Range]:
     num_masked = sum(counts) * batch // group
     ibot = make(values["ibot_head.prototypes"], num_masked, share)
     return {"dino_local": dino, "dino_global": dino, "ibot": ibot}
-
-
-def _flat(tree: dict[str, Any], prefix: str = ""):
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _json(path: Path) -> dict[str, Any]:

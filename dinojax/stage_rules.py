@@ -21,7 +21,9 @@ HEAD_KEYS = tuple(
     for head in ("dino_head", "ibot_head")
     for name in ("num_layers", "hidden", "bottleneck", "prototypes", "bias", "prototype_norm")
 )
-STATE_KEYS = ("losses.centering",)
+IN_A_ROW = 3  # looks at the losses that have to agree: one may be luck
+ADAPTER_KEYS = tuple(f"adapter.{name}" for name in ("rank", "targets", "norms"))
+STATE_KEYS = ("losses.centering", "optim.freeze_backbone", *ADAPTER_KEYS)
 
 
 # -- rules of one stage ---------------------------------------------------------------------------
@@ -41,6 +43,52 @@ def start_rules(values: Values) -> Iterator[str]:
                     f"start.source='nothing'; use start.source='previous' or a path, or "
                     f"start.{key}={plain!r}."
                 )
+
+
+def freeze_rules(values: Values) -> Iterator[str]:
+    """Rules of optim.freeze_backbone."""
+    if not values["optim.freeze_backbone"]:
+        return
+    frozen = "optim.freeze_backbone=True"
+    if values["start.what"] == "state":
+        yield (
+            f"start.what='state' brings a student and an ema that differ, so under {frozen} the "
+            "ema would still move; use start.what='ema'."
+        )
+    if values["adapter.rank"]:
+        yield (
+            f"adapter.rank={values['adapter.rank']} trains adapters of the backbone that {frozen} "
+            "holds; set adapter.rank=0 here and use adapters in the next stage."
+        )
+    if values["gram.enabled"]:
+        yield (
+            f"gram.enabled=True moves patches of the backbone that {frozen} holds; set it to "
+            "False here and anchor the next stage."
+        )
+
+
+def end_rules(values: Values) -> Iterator[str]:
+    """Rules of what ends a stage, or a run, before its last step."""
+    every, steps = values["until.every"], values["num_steps"]
+    if values["until.left_chance"] is not None:
+        if steps < IN_A_ROW * every:
+            yield (
+                f"until.left_chance needs {IN_A_ROW} looks in a row, one every until.every={every} "
+                f"steps, and num_steps={steps} has fewer; set until.every={steps // IN_A_ROW} "
+                f"or less, or raise num_steps to {IN_A_ROW * every} or more."
+            )
+        if not values["losses.dino"] and not values["losses.ibot"]:
+            yield (
+                "until.left_chance watches losses with a weight, but losses.dino and losses.ibot "
+                "are 0; give one a weight, or set until.left_chance=None."
+            )
+    if values["knn.alarm"] is not None and values["knn.every"] is None:
+        yield (
+            f"knn.alarm={values['knn.alarm']} needs evaluations to compare, but knn.every is None; "
+            "set knn.every, or knn.alarm=None."
+        )
+    if values["knn.alarm_stops"] and values["knn.alarm"] is None:
+        yield "knn.alarm_stops=True but knn.alarm is None; set it, 0.05 for example, or unset both."
 
 
 def gram_rules(values: Values) -> Iterator[str]:
@@ -193,6 +241,12 @@ def _hand_over(values: Values, before: Values | None) -> Iterator[str]:
                     f"weights in start.source, or use start.{key}={plain!r}."
                 )
         return
+    if before["until.left_chance"] is not None and values["start.schedules"] == "continue":
+        yield (
+            f"start.schedules='continue' counts on from the last step of stage {before['stage']}, "
+            f"which may end before it (until.left_chance={before['until.left_chance']}); use "
+            "start.schedules='restart'."
+        )
     keys = BACKBONE_KEYS + (HEAD_KEYS if values["start.heads"] == "keep" else ())
     keys += STATE_KEYS if values["start.what"] == "state" else ()
     for key in keys:
@@ -228,6 +282,13 @@ def _anchored(values: Values, earlier: Sequence[Values]) -> Iterator[str]:
         )
         return
     owner = earlier[names.index(place[0])]
+    if owner["until.left_chance"] is not None:
+        yield (
+            f"gram.anchor={anchor!r}: stage {place[0]} may end before that step "
+            f"(until.left_chance={owner['until.left_chance']}); use gram.anchor='ema', which at "
+            "step 0 is the network that this stage starts from."
+        )
+        return
     kept = kept_steps(owner)
     if place[1] not in kept:
         near = sorted(kept, key=lambda step: abs(step - place[1]))[:3]

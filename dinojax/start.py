@@ -14,13 +14,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dinojax import checksum, convert, stages
+from dinojax import checksum, convert, stages, watch
 from dinojax import config as configs
-from dinojax.checkpoint import COMMITTED, Checkpoints
+from dinojax.checkpoint import Checkpoints
 from dinojax.config import Config, ConfigError
-from dinojax.directory import stage_before
+from dinojax.directory import last_step, rows_of, stage_before
 from dinojax.models import zoo
 from dinojax.models.vit import VitSpec
+from dinojax.origin import Place, find
 from dinojax.program import Program
 from dinojax.state import State
 from dinojax.weights import load as files
@@ -35,20 +36,12 @@ MEANING = (
 ROPE = ("base", "min_period", "max_period", "coords")
 
 
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """Where weights are: a checkpoint of some run, or a file (then step is None)."""
-
-    path: Path  # RUN/checkpoints/STAGE, or the file
-    step: int | None
-
-
 def first_state(built: Program, config: Config, run_dir: Path) -> State:
     """The state before the first step of a stage: its source handed over, its anchor in place."""
     state = built.new_state()
     place = _source(config, run_dir)
     if place is not None:
-        log.info("stage %s starts from %s", config.stage, _named(place))
+        log.info("stage %s starts from %s", config.stage, place)
         what, heads = config.start.what, config.start.heads
         state = _hand_over(state, place, what=what, heads=heads)
         if what != "state":  # an optimizer may hold on to the weights it began with
@@ -57,7 +50,7 @@ def first_state(built: Program, config: Config, run_dir: Path) -> State:
             state = dataclasses.replace(state, opt_state=init(state.student))
     if state.gram is not None:
         place = _anchor(config, run_dir)
-        log.info("gram anchor: %s", "the ema of step 0" if place is None else _named(place))
+        log.info("gram anchor: %s", "the ema of step 0" if place is None else place)
         gram = _copied(state.ema["backbone"])
         if place is not None:
             gram = _backbone(place, like=state.gram)
@@ -79,13 +72,14 @@ def check(config: Config, run_dir: Path, *, began: bool) -> None:
     for key, path in named.items():
         if not path or began:
             continue
-        place = _place(path, key)
+        place = find(path, key)
         if place.step is None:
             if key == "start.source" and (what, heads) != ("ema", "new"):
                 raise ConfigError(
                     f"start.source={path} is a file of weights and holds a backbone alone, but "
                     f"start.what={what!r}, start.heads={heads!r}; set start.what='ema' and "
-                    "start.heads='new', or start from a run."
+                    "start.heads='new', or start from a run. If it is meant for another stage "
+                    "alone, say --set STAGE:start.source=FILE."
                 )
             _refuse_other_network(config, path, key)
 
@@ -145,18 +139,21 @@ def _restored(place: Place, like: dict[str, Any]) -> dict[str, Any]:
 def _source(config: Config, run_dir: Path) -> Place | None:
     source = config.start.source
     if path := _text(source):
-        return _place(path, "start.source")
+        return find(path, "start.source")
     before = stage_before(run_dir, config.stage) if source == stages.PREVIOUS else None
     if before is None:
         return None
-    last = configs.read(run_dir, stage=before).num_steps
-    folder = run_dir / "checkpoints" / before
-    if not (folder / str(last) / COMMITTED).exists():
+    earlier = configs.read(run_dir, stage=before)
+    last = last_step(run_dir, earlier)
+    if last is None:
         raise ConfigError(
             f"stage {config.stage} starts from stage {before}, which has not finished in {run_dir} "
-            f"(no checkpoint {last}); run it first: the same command without --stage does."
+            f"(no checkpoint {earlier.num_steps}); run it first: the same command without --stage "
+            "does."
         )
-    return Place(folder, last)
+    if told := watch.objection(earlier.values(), rows_of(run_dir, before)):
+        raise ConfigError(told)
+    return Place(run_dir / "checkpoints" / before, last)
 
 
 def _anchor(config: Config, run_dir: Path) -> Place | None:
@@ -167,7 +164,7 @@ def _anchor(config: Config, run_dir: Path) -> Place | None:
     own = stages.in_run(anchor)
     if own is not None and not Path(anchor).exists():
         return Place(run_dir / "checkpoints" / own[0], own[1])
-    return _place(anchor, "gram.anchor")
+    return find(anchor, "gram.anchor")
 
 
 def _text(source: str) -> str:
@@ -175,42 +172,12 @@ def _text(source: str) -> str:
     return "" if source in (stages.PREVIOUS, stages.NOTHING) else source
 
 
-def _place(path: str, key: str) -> Place:
-    """What a path names: a run (its newest checkpoint), a stage or step of one, or a file."""
-    where = Path(path)
-    if not where.exists():
-        raise ConfigError(
-            f"{key}={path} does not exist; give a run directory, RUN/checkpoints/STAGE[/STEP], or "
-            "a file or folder of weights."
-        )
-    if convert.is_run(where):
-        found = configs.read(where)
-        where = where / "checkpoints" / found.stage
-    step: int | None = None
-    if where.name.isdigit() and (where / COMMITTED).exists():
-        where, step = where.parent, int(where.name)
-    if where.parent.name != "checkpoints":
-        return Place(where, None)
-    with contextlib.closing(Checkpoints.reader(where)) as checkpoints:
-        return Place(where, checkpoints.restore_meta(step)["step"])
-
-
-def _named(place: Place) -> str:
-    return str(place.path if place.step is None else place.path / str(place.step))
-
-
 def _refuse_other_network(config: Config, path: str, key: str) -> None:
     """Raise ConfigError where the file's network is not the config's, field by field."""
     theirs = files.resolve(files.open_source(path), overrides={})[1]
     if not isinstance(theirs, VitSpec):
         raise ConfigError(f"{key}={path} holds a ConvNeXt, which only distillation trains.")
-    ours = zoo.vit_spec(
-        config.model,
-        config.rope,
-        channels=config.image.channels,
-        attention="plain",
-        dtype=jnp.dtype(jnp.float32),
-    )
+    ours = own_spec(config)
     pairs = [(f"model.{name}", *_both(theirs, ours, name)) for name in MEANING]
     if ours.position == theirs.position == "rope":
         pairs += [(f"rope.{name}", *_both(theirs.rope, ours.rope, name)) for name in ROPE]
@@ -220,6 +187,17 @@ def _refuse_other_network(config: Config, path: str, key: str) -> None:
             "\n".join([f"{key}={path} holds another network:", *lines])
             + "\nSet these keys to what the file has."
         )
+
+
+def own_spec(config: Config) -> VitSpec:
+    """What a file must hold for a stage to start from it."""
+    return zoo.vit_spec(
+        config.model,
+        config.rope,
+        channels=config.image.channels,
+        attention="plain",
+        dtype=jnp.dtype(jnp.float32),
+    )
 
 
 def _both(theirs: VitSpec | Any, ours: VitSpec | Any, name: str) -> tuple[Any, Any]:

@@ -8,7 +8,7 @@ from flax import struct
 from dinojax import keys, mesh
 from dinojax.mesh import Layout
 from dinojax.models.layers import Named
-from dinojax.objective import Objective
+from dinojax.objective import Networks, Objective
 
 
 @struct.dataclass
@@ -25,24 +25,25 @@ class State:
     bad_steps: jax.Array  # int32, steps in a row, up to the last, that were not finite
 
 
-def init_params(objective: Objective, key: jax.Array) -> dict:
+def init_params(networks: Networks | Objective, key: jax.Array) -> dict:
     """Random parameters of backbone and heads, with the names of their axes still attached."""
-    spec = objective.backbone.spec
+    spec = networks.backbone.spec
+    heads = {"dino_head": networks.dino_head, "ibot_head": networks.ibot_head}
     init_keys = jax.random.split(keys.stream(key, "init"), 3)
     pixels = jnp.zeros((1, spec.patch_size, spec.patch_size, spec.channels), spec.dtype)
     token = jnp.zeros((1, spec.width), spec.dtype)
     with mesh.off():  # one image is as good as any, and does not divide over devices
-        return {
-            "backbone": objective.backbone.init(init_keys[0], [pixels])["params"],
-            "dino_head": objective.dino_head.init(init_keys[1], token)["params"],
-            "ibot_head": objective.ibot_head.init(init_keys[2], token)["params"],
-        }
+        params = {"backbone": networks.backbone.init(init_keys[0], [pixels])["params"]}
+        for (name, head), key in zip(heads.items(), init_keys[1:], strict=True):
+            if head is not None:
+                params[name] = head.init(key, token)["params"]
+        return params
 
 
 def _init(objective: Objective, optimizer, key: jax.Array) -> State:
     student = init_params(objective, key)
     centers = {}
-    if objective.losses.centering == "softmax":
+    if objective.losses.centering == "softmax" and not objective.is_features:
         heads = {"dino": objective.dino_head, "ibot": objective.ibot_head}
         centers = {name: jnp.zeros(head.spec.prototypes) for name, head in heads.items()}
     frozen = objective.gram is not None and objective.gram.teacher == "frozen"
@@ -64,19 +65,36 @@ def abstract(objective: Objective, optimizer, layout: Layout) -> State:
     Raises ValueError if a parameter cannot be sharded over the mesh, naming all that cannot.
     """
     boxed = jax.eval_shape(lambda: _init(objective, optimizer, jax.random.key(0)))
-    is_box = lambda leaf: isinstance(leaf, Named)  # noqa: E731
+    _check(layout, boxed.student)
+    return _placed(layout, boxed)
+
+
+def abstract_params(networks: Networks, layout: Layout) -> dict:
+    """The same of the parameters of some networks alone."""
+    boxed = jax.eval_shape(lambda: init_params(networks, jax.random.key(0)))
+    _check(layout, boxed)
+    return _placed(layout, boxed)
+
+
+def _is_box(leaf) -> bool:
+    return isinstance(leaf, Named)
+
+
+def _check(layout: Layout, boxed: dict) -> None:
     named_shapes = {
         jax.tree_util.keystr(path, simple=True, separator="/"): (box.value.shape, box.names)
-        for path, box in jax.tree_util.tree_leaves_with_path(boxed.student, is_leaf=is_box)
+        for path, box in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=_is_box)
     }
     mesh.check(layout, named_shapes)
 
+
+def _placed(layout: Layout, boxed):
     def place(leaf):
-        names = leaf.names if is_box(leaf) else ()
-        leaf = leaf.value if is_box(leaf) else leaf
+        names = leaf.names if _is_box(leaf) else ()
+        leaf = leaf.value if _is_box(leaf) else leaf
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout.sharding(*names))
 
-    return jax.tree.map(place, boxed, is_leaf=is_box)
+    return jax.tree.map(place, boxed, is_leaf=_is_box)
 
 
 def create(objective: Objective, optimizer, layout: Layout, seed: int) -> State:

@@ -10,7 +10,7 @@ import optax
 from dinojax import health, keys, mesh
 from dinojax.augment.spec import ViewSpec
 from dinojax.augment.views import Views, make_views
-from dinojax.objective import Inputs, Objective
+from dinojax.objective import Inputs, Objective, Taught, TeacherOutputs
 from dinojax.optim import part_norms
 from dinojax.state import State
 
@@ -20,8 +20,8 @@ class Step:
     """`step(state, batch, now) -> (state, scalars)`; train.py compiles it with its shardings.
 
     batch: {"images" uint8 [B, S, S, C], "sizes" int32 [B, 2]}; now: the schedules' values at this
-    step as scalars, so that they are exact and a change of schedule never recompiles. teacher:
-    parameters of the objective's frozen networks, if it has any, in place of the ema.
+    step as scalars, so that they are exact and a change of schedule never recompiles. teacher: of
+    the objective's frozen networks, if it has any, their parameters or what they taught already.
     """
 
     objective: Objective
@@ -34,19 +34,11 @@ class Step:
 
     def views(self, state: State, batch: dict) -> Views:
         """Crops and masks of the step that the state is about to take."""
-        key = jax.random.fold_in(state.key, state.step)
-        per_group = functools.partial(functools.partial, mesh.per_group)
-        return make_views(key, batch["images"], batch["sizes"], self.view_spec, per_group=per_group)
+        return _views(jax.random.fold_in(state.key, state.step), batch, self.view_spec)
 
     def inputs(self, state: State, views: Views) -> Inputs:
         """Views with the keys of their groups."""
-        key = jax.random.fold_in(state.key, state.step)
-        num_groups = views.masked_UM.shape[0]
-        return Inputs(
-            views=views,
-            drop_keys_U=keys.group_keys(key, "drop", num_groups),
-            rope_keys_U=keys.group_keys(key, "rope", num_groups),
-        )
+        return _inputs(jax.random.fold_in(state.key, state.step), views)
 
     def update(self, state: State, inputs: Inputs, now: dict, teacher=None) -> tuple[State, dict]:
         """Teacher targets -> student gradients -> optimizer -> moving average.
@@ -76,13 +68,12 @@ class Step:
 
         Sinkhorn runs once, over the whole batch.
         """
-
-        teacher = state.ema if teacher is None else teacher
-
-        def outputs(part):
-            return self.objective.teacher_outputs(teacher, state.gram, part)
-
-        whole = mesh.merge_batch(_map(outputs, parts, self.accumulate))
+        whole: TeacherOutputs | Taught
+        if isinstance(teacher, Taught):
+            whole, teacher = teacher, teacher.heads
+        else:
+            teacher = state.ema if teacher is None else teacher
+            whole = _outputs(self.objective, teacher, state.gram, parts)
         targets, centers = self.objective.assign(teacher, whole, state.centers, now)
         seen = self.objective.teacher_health(whole, targets)
         rows = mesh.split_batch(dataclasses.replace(targets, columns=None), self.accumulate)
@@ -108,6 +99,57 @@ class Step:
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         total, _ = jax.lax.scan(add, zeros, (parts, rows))
         return jax.tree.map(lambda x: x / self.accumulate, total)
+
+
+@dataclasses.dataclass(frozen=True)
+class Forward:
+    """The forward pass of a frozen teacher: `forward(teacher, key, number, batch) -> Taught`.
+
+    A program of its own, on devices and with shardings of its own; it makes the same crops as the
+    student's step, of which it needs the global ones. teacher: parameters; key: of the seed;
+    number: of the step, from 0.
+    """
+
+    objective: Objective
+    view_spec: ViewSpec
+    accumulate: int = 1
+
+    def __call__(self, teacher: dict, key: jax.Array, number: jax.Array, batch: dict) -> Taught:
+        key = jax.random.fold_in(key, number)
+        inputs = _inputs(key, _views(key, batch, self.view_spec))
+        parts = mesh.split_batch(inputs, self.accumulate)
+        return self.objective.taught(_outputs(self.objective, teacher, None, parts))
+
+
+def abstract_batch(shape: tuple[int, int, int, int], sharding) -> dict:
+    """What a step takes of images, as shapes and shardings. shape: B, S, S, C of all devices."""
+    return {
+        "images": jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=sharding),
+        "sizes": jax.ShapeDtypeStruct((shape[0], 2), jnp.int32, sharding=sharding),
+    }
+
+
+def _views(key: jax.Array, batch: dict, spec: ViewSpec) -> Views:
+    per_group = functools.partial(functools.partial, mesh.per_group)
+    return make_views(key, batch["images"], batch["sizes"], spec, per_group=per_group)
+
+
+def _inputs(key: jax.Array, views: Views) -> Inputs:
+    num_groups = views.masked_UM.shape[0]
+    return Inputs(
+        views=views,
+        drop_keys_U=keys.group_keys(key, "drop", num_groups),
+        rope_keys_U=keys.group_keys(key, "rope", num_groups),
+    )
+
+
+def _outputs(objective: Objective, teacher: dict, gram, parts: Inputs) -> TeacherOutputs:
+    """Of all micro-batches together; parts: as `mesh.split_batch` makes them."""
+
+    def outputs(part):
+        return objective.teacher_outputs(teacher, gram, part)
+
+    return mesh.merge_batch(_map(outputs, parts, jax.tree.leaves(parts)[0].shape[0]))
 
 
 def _towards(share, ema, student):

@@ -27,14 +27,22 @@ from dinojax.config import Config, pick
 from dinojax.data.loader import Loader
 from dinojax.directory import as_stages, claim, enter, is_finished, name_of, occupy
 from dinojax.energy import EnergyMeter
-from dinojax.interrupt import NOT_SAVED, SAVED, Asked, Interrupt, Interrupted, StorageError
+from dinojax.interrupt import NOT_SAVED, SAVED, Alarm, Asked, Interrupt, Interrupted, StorageError
 from dinojax.metrics import DataWait, RunLog
 from dinojax.program import Program
-from dinojax.run import Run, check_data, open_metrics, open_run, open_train_source
+from dinojax.run import (
+    Run,
+    check_data,
+    check_teacher,
+    open_metrics,
+    open_run,
+    open_train_source,
+)
 from dinojax.shares import host_share
 from dinojax.state import State
+from dinojax.teaching import Lessons
 from dinojax.tensorboard import EventLog
-from dinojax.upkeep import Clock, Saves, closed_in_time, stoppable, within
+from dinojax.upkeep import Clock, Saves, check, closed_in_time, stoppable, within
 from dinojax.watchdog import Watchdog, dump_stacks
 
 log = logging.getLogger(__name__)
@@ -87,7 +95,7 @@ def train(
         runs = [open_run(c, directory, sources[name_of(c)]) for c in todo]
         for run in runs:
             stack.callback(run.checkpoints.close)
-            _check(run)
+            check(run)
         for run in runs:
             if len(stages) > 1:
                 if team.is_main:
@@ -101,25 +109,6 @@ def train(
 
 def _number(run: Run, stages: Sequence[Config]) -> int:
     return [name_of(c) for c in stages].index(run.stage)
-
-
-def _check(run: Run) -> None:
-    """Refuse what cannot start, and settings that nothing has read."""
-    start.check(run.config, run.directory, began=run.checkpoints.latest() is not None)
-    without_knn = ("knn.",) if run.knn is None else ()
-    if without_knn:
-        log.info("no k-NN, for want of labels: set knn.query (and knn.bank) to have it")
-    run.config.check_all_read(besides=without_knn)
-    layout = run.program.layout
-    host_share(layout, run.config.batch_size)  # refuses devices that leave a process without any
-    log.info(
-        "%s: %d images, %d devices (%s), strategy %s",
-        run.directory,
-        len(run.source),
-        layout.mesh.size,
-        jax.default_backend(),
-        layout.strategy,
-    )
 
 
 def _train(run: Run, interrupt: Interrupt, accept: Collection[str], *, is_last: bool) -> State:
@@ -165,7 +154,7 @@ def _train(run: Run, interrupt: Interrupt, accept: Collection[str], *, is_last: 
             metrics=metrics,
             batches=DataWait(loader),
             autopsy=Autopsy(run.directory, seed=run.program.seed, steps_before=run.steps_before),
-            watchdog=stack.enter_context(Watchdog(team.report_stall, **run.watch)),
+            watchdog=stack.enter_context(Watchdog(team.report_stall, **run.hang)),
             compiles=stack.enter_context(Compiles()),
         )
         try:
@@ -177,15 +166,16 @@ def _train(run: Run, interrupt: Interrupt, accept: Collection[str], *, is_last: 
             if isinstance(error, OSError) and error.errno in FULL:
                 raise StorageError(f"{run.directory} cannot be written to: {error}") from error
             raise
-    run.note(event="stop", step=run.num_steps, reason="finished")
+    last = int(state.step)
+    run.note(event="stop", step=last, reason="finished")
     seconds = clock.seconds()
     if not is_last:
         return state
     try:
-        with interrupt.ending(functools.partial(_last_words, run, run.num_steps)):
+        with interrupt.ending(functools.partial(_last_words, run, last)):
             finish.finish(run, state, train_seconds=seconds)
     except Asked as asked:
-        raise Interrupted(str(asked), run.num_steps) from None
+        raise Interrupted(str(asked), last) from None
     return state
 
 
@@ -200,8 +190,9 @@ def _loop(
 ) -> State:
     """Steps from `state.step` to the end, with logging, saving and evaluation at boundaries.
 
-    Raises Interrupted, after saving, when a signal asks the run to stop.
+    Raises Interrupted, after saving, when a signal asks the run to stop, and so Alarm.
     """
+    run.watch.begin(hosts.current().settle("rows", report.metrics.rows()))
     embed = stoppable(run.program.embed(), interrupt)
     batches, autopsy = report.batches, report.autopsy
     number, position = int(state.step), loader.position
@@ -210,11 +201,12 @@ def _loop(
     try:
         last_words = functools.partial(_last_words, run, number)
         with report.watchdog.phase("compiling"), interrupt.ending(last_words):
+            lessons = _lessons(run)
             steps = [_compile(built) for built in run.programs]
             renewed = None if run.anchor is None else start.refresh(state)
-            hosts.current().settle("compiled", seconds=60.0 * run.watch["minutes"])
+            hosts.current().settle("compiled", seconds=60.0 * run.hang["minutes"])
         _evaluate(run, embed, state, number, report=report, done=evaluated)
-        while number < run.num_steps:
+        while number < run.num_steps and not run.watch.ended:
             with interrupt.breakable():
                 host_batch = next(batches)
             autopsy.keep(number + 1, host_batch)
@@ -224,15 +216,17 @@ def _loop(
             if number == 0 and run.pictures:
                 finish.draw_crops(run, state, batch)
             now = run.program.now(number)
-            state, scalars = steps[run.draw(number)](state, batch, now)
+            which = run.draw(number)
+            taught = () if lessons is None else (lessons.of_step(which, number, batch),)
+            state, scalars = steps[which](state, batch, now, *taught)
             number, position = number + 1, loader.position
             if renewed is not None and run.anchor is not None and run.anchor.renews(number):
                 state = renewed(state)
                 log.info("step %d: the gram anchor is now the ema", number)
             report.add(number, scalars, now)
-            if autopsy.suspicious:
+            if autopsy.suspicious or run.watch.is_look(number):
                 report.flush()  # at once, so that a stop finds the weights of the bad steps
-            if saves.due(number, asked="save" in interrupt.due):
+            if saves.due(number, asked="save" in interrupt.due) or run.watch.ended:
                 interrupt.due.discard("save")
                 report.flush()  # what is on disk for a step includes its row of metrics
                 report.compiles.elsewhere()
@@ -243,7 +237,7 @@ def _loop(
         report.flush()
         saves.finish(state, number, position)
         raise Interrupted(str(asked), number) from None
-    except NonFiniteError:  # the weights are those before the bad steps
+    except (NonFiniteError, Alarm):  # the weights are those before the bad steps
         saves.finish(state, number, position)
         raise
     report.flush()
@@ -266,6 +260,17 @@ def _last_words(run: Run, number: int, name: str) -> int:
     log.error("stopped by %s before anything new was done; the same command continues", name)
     run.note(event="stop", step=number, reason=f"{name}, with nothing new to save")
     return SAVED if is_saved else NOT_SAVED
+
+
+def _lessons(run: Run) -> Lessons | None:
+    """The teacher of a distillation, loaded and compared with the one the run began with."""
+    teachings = [built.teaching for built in run.programs if built.teaching is not None]
+    if not teachings:
+        return None
+    lessons = Lessons(teachings, run.program.layout)
+    if (begin := run.checkpoints.latest()) is not None:
+        check_teacher(run.checkpoints.restore_meta(begin), lessons.fingerprint)
+    return lessons
 
 
 def _compile(built: Program):

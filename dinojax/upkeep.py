@@ -6,10 +6,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from dinojax import hosts
+import jax
+
+from dinojax import distill_rules, hosts, start
+from dinojax.config import ConfigError
 from dinojax.data.loader import Loader
 from dinojax.interrupt import Interrupt
 from dinojax.run import Run
+from dinojax.shares import host_share
 from dinojax.state import State
 from dinojax.watchdog import Watchdog
 
@@ -17,6 +21,31 @@ log = logging.getLogger(__name__)
 
 RESERVE = 600.0  # seconds of --max-wall that are kept for saving, at most
 CLOSE_SECONDS = 10  # for the loader's threads and processes to end
+
+
+def check(run: Run) -> None:
+    """Refuse what cannot start, and settings that nothing has read."""
+    start.check(run.config, run.directory, began=run.checkpoints.latest() is not None)
+    without_knn = ("knn.",) if run.knn is None else ()
+    if without_knn:
+        log.info("no k-NN, for want of labels: set knn.query (and knn.bank) to have it")
+    if run.knn is None and run.mosaics is None and run.config.knn.alarm is not None:
+        raise ConfigError(
+            f"knn.alarm={run.config.knn.alarm} has nothing to watch, for want of labels; set "
+            "knn.query (and knn.bank), or knn.mosaics (128, for example), which needs no labels."
+        )
+    besides = (*without_knn, *distill_rules.in_vain(run.config.values()))
+    run.config.check_all_read(besides=besides)
+    layout = run.program.layout
+    host_share(layout, run.config.batch_size)  # refuses devices that leave a process without any
+    log.info(
+        "%s: %d images, %d devices (%s), strategy %s",
+        run.directory,
+        len(run.source),
+        layout.mesh.size,
+        jax.default_backend(),
+        layout.strategy,
+    )
 
 
 @contextlib.contextmanager

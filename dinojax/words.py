@@ -12,6 +12,7 @@ from dinojax import optim, stages
 from dinojax.config import Config, load_stages
 from dinojax.models import zoo
 from dinojax.runs import loss_ranges
+from dinojax.stage_rules import IN_A_ROW
 
 NUM_GLOBAL = 2
 TIGHT = 0.5  # floor over chance above which a loss says little
@@ -32,7 +33,10 @@ def stage_lines(found: Sequence[Config], number: int, num_images: int | None = N
     lines = [
         f"stage {values['stage']} ({number + 1} of {len(found)}): {steps:,} steps",
         *_starts(values, found[number - 1].values() if number else None),
+        *_teacher(values),
         f"  images: {batch:,} a step ({_micro(values)}), {steps * batch:,} in all{epochs}",
+        *_ends(values),
+        *_trains(values),
         *_sizes(config),
         *_losses(config),
         *_gram(config),
@@ -52,7 +56,9 @@ def _starts(values: Mapping[str, Any], before: Mapping[str, Any] | None) -> Iter
     source, what = values["start.source"], values["start.what"]
     heads = ", heads new" if values["start.heads"] == "new" else ""
     if source == stages.PREVIOUS and before is not None:
-        source = f"stage {before['stage']}, checkpoint {before['num_steps']}"
+        last = f"checkpoint {before['num_steps']}"
+        last = last if before["until.left_chance"] is None else "its last checkpoint"
+        source = f"stage {before['stage']}, {last}"
     if source in (stages.PREVIOUS, stages.NOTHING):
         yield f"  starts from: random weights, seed {values['seed']}"
     elif what == "ema":
@@ -68,6 +74,48 @@ def _starts(values: Mapping[str, Any], before: Mapping[str, Any] | None) -> Iter
             if on
             else "  schedules: all count from this stage's step 0"
         )
+
+
+def _teacher(values: Mapping[str, Any]) -> Iterator[str]:
+    if not values["distill.enabled"]:
+        return
+    named = values["distill.teacher"] or "(none yet: set distill.teacher)"
+    dtype = values["distill.compute"] or values["precision.compute"]
+    strategy = values["distill.strategy"] or values["mesh.strategy"]
+    yield f"  teacher: {named}, frozen, in {dtype}, sharded as {strategy}; never in checkpoints"
+    if values["distill.targets"] == "features":
+        yield (
+            "    targets: its features of cls and patches; the heads become projectors to its "
+            "width, and dino and ibot are cosine distances"
+        )
+    else:
+        yield "    targets: of its own trained heads over the same prototypes"
+    yield "    the student sees whole crops; masks choose the patches that ibot compares"
+
+
+def _ends(values: Mapping[str, Any]) -> Iterator[str]:
+    """What may end the stage, or the run, before its last step."""
+    share, steps = values["until.left_chance"], values["num_steps"]
+    if share is not None:
+        yield (
+            f"  ends: when the losses have gone {share:.3g} of the way from chance to their floors "
+            f"(looks every {values['until.every']} steps, {IN_A_ROW} in a row), at the latest "
+            f"after {steps:,} steps, and then no stage goes on from it"
+        )
+    if values["knn.alarm"] is not None:
+        end = "ends the run, exit code 3" if values["knn.alarm_stops"] else "a warning"
+        yield (
+            "  alarm: when k-NN (without labels the dense metric) has lost "
+            f"{values['knn.alarm']:.3g} of its value at step 0: {end}"
+        )
+
+
+def _trains(values: Mapping[str, Any]) -> Iterator[str]:
+    if values["optim.freeze_backbone"]:
+        yield "  trains: the heads; backbone and its ema stay as they are"
+    elif values["adapter.rank"]:
+        told = ", ".join(values["adapter.targets"])
+        yield f"  trains: the heads, and adapters of rank {values['adapter.rank']} on {told}"
 
 
 def _sizes(config: Config) -> Iterator[str]:
@@ -143,6 +191,8 @@ def _gram(config: Config) -> Iterator[str]:
 
 def _floors(values: Mapping[str, Any]) -> Iterator[str]:
     """How far the losses can fall, and what to do where that is too little."""
+    if values["distill.enabled"] and values["distill.targets"] == "features":
+        return
     ranges = loss_ranges(dict(values))
     for term, head in (("dino_local", "dino_head"), ("ibot", "ibot_head")):
         reach, prototypes = ranges[term], values[f"{head}.prototypes"]

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Check and test everything, from nothing but Python: style, types, fast tests, slow tests.
 # DINOJAX_TEST_TORCH=1 installs PyTorch, transformers and timm as well and compares with them.
-# DINOJAX_TEST_ALL=1 runs the fast tests on another Python found here as well, the newest one,
-# with the newest releases it can have.
+# DINOJAX_TEST_NEWEST=1 runs those of training, sharding, data and weights on another Python found
+# here as well, the newest one, with the newest releases it can have; =all runs every fast test.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 cd "$ROOT"
@@ -27,16 +27,23 @@ status=0
 .venv-test/bin/python -m pytest --quiet -n 2 -m slow || status=$?
 [ "$status" -eq 5 ] || [ "$status" -eq 0 ] || exit "$status"  # 5: there are none
 
-if [ "${DINOJAX_TEST_ALL:-0}" = 1 ]; then
+newest="${DINOJAX_TEST_NEWEST:-0}"
+if [ "$newest" != 0 ]; then
     own="$(.venv-test/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
     for version in 3.14 3.13 3.12 3.11; do
         python="$(python_of "$version")"
         if [ "$version" = "$own" ] || [ -z "$python" ]; then
             continue
         fi
-        echo "== fast tests on Python $version"
+        echo "== tests on Python $version"
         PYTHON="$python" make_env "$ROOT/.venv-test-$version" test
-        DINOJAX_TEST_TORCH=0 ".venv-test-$version/bin/python" -m pytest --quiet -n 2
+        pytest=(env DINOJAX_TEST_TORCH=0 ".venv-test-$version/bin/python" -m pytest --quiet -n 2)
+        if [ "$newest" = all ]; then
+            "${pytest[@]}"
+        else
+            "${pytest[@]}" tests/test_{step,loader,views,embed,weights_load}.py
+            "${pytest[@]}" -m slow tests/test_train.py -k "not short_quickstart and not same_knn"
+        fi
         break
     done
 fi

@@ -1,13 +1,14 @@
 """Runs and files as networks: export and import commands, other numbers of channels."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 import dinojax
+from dinojax import cli, convert, program
 from dinojax import config as configs
-from dinojax import convert, program
 from dinojax.checkpoint import Checkpoints
 from dinojax.models.vit import Vit
 from dinojax.weights.export import export
@@ -68,7 +69,7 @@ def test_a_run_loads_as_its_ema(run):
 @pytest.mark.parametrize("network", ["ema", "student"])
 def test_a_run_exports_the_network_that_was_asked_for_with_heads(run, tmp_path, capsys, network):
     directory, _, state = run
-    options = dict(dtype=None, with_heads=True, step=None, overrides=[], tolerance=2e-5)
+    options = dict(dtype=None, with_heads=True, step=None, overrides=[], tolerance=2e-5, stage=None)
     convert.export_command(
         run=str(directory), weights=None, out=str(tmp_path / "out"), format="hf",
         network=network, certify=False, **options,
@@ -83,6 +84,31 @@ def test_a_run_exports_the_network_that_was_asked_for_with_heads(run, tmp_path, 
     np.testing.assert_array_equal(heads["ibot_head.last_layer.weight"].read(), kernel.T)
     provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
     assert provenance["step"] == 7 and provenance["network"] == network
+
+
+def test_an_earlier_stage_of_a_run_is_exported(run, tmp_path, capsys):
+    """The run is at a second stage, of which nothing is trained yet."""
+    directory, config, state = run
+    shutil.copytree(directory, tmp_path / "run")
+    names = [config.stage, "later"]
+    (tmp_path / "run/stages").mkdir()
+    configs.save(config, tmp_path / "run/stages" / f"{config.stage}.json", stages=names)
+    later = config.replaced({"stage": "later"})
+    configs.save(later, tmp_path / "run/config.json", stages=names)
+    words = ["export", "--run", str(tmp_path / "run"), "--format", "hf", "--no-certificate"]
+    assert cli.main([*words, "--out", str(tmp_path / "none")]) == cli.REFUSED
+    assert "has no checkpoint" in capsys.readouterr().err
+    out = tmp_path / "out"
+    assert cli.main([*words, "--stage", config.stage, "--out", str(out)]) == cli.FINISHED
+    found = open_tensors(out / "model.safetensors")["embeddings.cls_token"].read()[0, 0]
+    np.testing.assert_array_equal(found, state.ema["backbone"]["cls_token"])
+    assert json.loads((out / "provenance.json").read_text())["stage"] == config.stage
+    capsys.readouterr()
+    assert cli.main([*words, "--stage", "x", "--out", str(tmp_path / "x")]) == cli.REFUSED
+    assert f"has no stage x; it has {config.stage}, later" in capsys.readouterr().err
+    file = ["export", "--weights", str(out), "--format", "meta", "--stage", "x", "--out", "y"]
+    assert cli.main(file) == cli.REFUSED
+    assert "choose a checkpoint of a --run" in capsys.readouterr().err
 
 
 def test_an_import_is_a_folder_of_per_layer_tensors_that_loads(tmp_path, capsys):
@@ -168,5 +194,5 @@ def test_a_path_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="is no run directory; for files give --weights"):
         convert.export_command(
             run=str(tmp_path), weights=None, out="x", format="hf", dtype=None, with_heads=False,
-            network="ema", step=None, overrides=[], certify=True, tolerance=1e-5,
+            network="ema", stage=None, step=None, overrides=[], certify=True, tolerance=1e-5,
         )  # fmt: skip

@@ -12,6 +12,7 @@ LAYERS = [
         "config",
         "rules",
         "recipe",
+        "overrides",
         "keys",
         "metrics",
         "interrupt",
@@ -26,17 +27,21 @@ LAYERS = [
         "tensorboard",
         "checksum",
         "stage_rules",
+        "distill_rules",
         "stages",
         "axes",
     },
-    {"mesh", "interpolate"},
+    {"mesh", "interpolate", "passing"},
     {"data", "augment", "models", "losses", "health", "shares"},
     {"objective", "optim", "runs"},
-    {"state", "adapters", "ailments"},
+    {"state", "adapters", "ailments", "watch"},
     {"step", "checkpoint", "weights", "doctor"},
-    {"eval", "curate", "viz", "inspect_checkpoint", "autopsy"},
+    {"eval", "curate", "viz", "inspect_checkpoint", "autopsy", "convert"},
+    {"origin"},
+    {"teacher"},
+    {"teaching", "networks"},
     {"program"},
-    {"directory", "convert", "migrate", "plan"},
+    {"directory", "migrate", "plan"},
     {"run", "start"},
     {"finish", "upkeep", "boundaries", "preflight"},
     {"train", "distill", "replay", "measure", "words"},
@@ -99,6 +104,7 @@ def test_only_the_programs_see_the_whole_config():
     """Builders take sections or values; whoever imports dinojax.config sees everything."""
     seen = {part(path) for path in FILES if "config" in set(imported_parts(path.read_text()))}
     allowed = {"config", "program", "run", "train", "distill", "convert", "replay"}
-    allowed |= {"directory", "start", "measure", "words", "preflight"}
+    allowed |= {"directory", "start", "upkeep", "measure", "words", "origin", "teacher", "networks"}
+    allowed |= {"preflight"}
     allowed |= {"cli", "cli_config", "cli_data", "cli_plan", "plan"}
     assert seen <= allowed

@@ -235,3 +235,27 @@ def test_optimizer_errors_name_the_key():
     transform = optim.build(ADAM, multipliers=ones(small(0)))
     with pytest.raises(ValueError, match="needs params"):
         transform.update(small(0), transform.init(small(0)), now=NOW)
+
+
+# A part that stays
+
+
+def test_a_frozen_part_stays_to_the_last_bit_and_the_others_train_as_without_it():
+    tree = jax.tree.map(lambda leaf: 0.3 * leaf, params())
+    make = lambda factors: optim.build(ADAM, multipliers=factors)  # noqa: E731
+    whole, held = make(factors(tree)), optim.frozen(make, multipliers=factors(tree))
+    grads = jax.tree.map(lambda leaf: jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape), tree)
+
+    @jax.jit
+    def both(grads, tree):
+        states = whole.init(tree), held.init(tree)
+        pairs = zip((whole, held), states, strict=True)
+        return states[1], [optimizer.update(grads, s, tree, now=NOW)[0] for optimizer, s in pairs]
+
+    state, (updates, frozen) = both(grads, tree)
+    assert "backbone" not in state.mu and "backbone" not in state.nu
+    assert all(np.all(np.asarray(leaf) == 0) for leaf in jax.tree.leaves(frozen["backbone"]))
+    for head in ("dino_head", "ibot_head"):
+        jax.tree.map(np.testing.assert_array_equal, frozen[head], updates[head])
+    with pytest.raises(ValueError, match="needs params"):
+        held.update(grads, state, now=NOW)

@@ -122,7 +122,7 @@ def test_crop_sheet_shows_every_crop_between_its_extremes(tmp_path):
     np.testing.assert_array_equal(sheet[40:56, 76:92, 0], want)
 
 
-def looks(folder, *steps):
+def looks(folder, *steps, num_patches=4):
     """What a probe with weights that follow from the step says at each of them."""
     rng = np.random.default_rng(0)
     images = [SimpleNamespace(pixels=p) for p in rng.integers(0, 256, (8, 16, 16, 3), np.uint8)]
@@ -132,10 +132,11 @@ def looks(folder, *steps):
             return self[index]
 
     def embed(step, images_BHWC):
-        patches = np.random.default_rng(step).normal(size=(len(images_BHWC), 4, 5))
+        patches = np.random.default_rng(step).normal(size=(len(images_BHWC), num_patches, 5))
         return None, None, patches
 
-    probe = Probe(Source(images), lambda pixels: pixels / 255.0, folder, patch_size=8)
+    patch_size = 16 // round(num_patches**0.5)
+    probe = Probe(Source(images), lambda pixels: pixels / 255.0, folder, patch_size=patch_size)
     return [probe.look(embed, step, step) for step in steps]
 
 
@@ -144,3 +145,10 @@ def test_a_look_repeated_after_a_kill_compares_with_the_same_one_before(tmp_path
     assert first == {} and second != third
     assert looks(tmp_path, 8) == [third]  # killed after the look, before the next checkpoint
     assert looks(tmp_path, 4, 8) == [second, third]  # continued from before both
+
+
+def test_images_of_another_size_are_not_compared_with_those_before(tmp_path):
+    """A later stage at a higher resolution has more patches."""
+    looks(tmp_path, 0, 4)
+    assert looks(tmp_path, 8, num_patches=16) == [{}]
+    assert looks(tmp_path, 12, num_patches=16)[0]["probe/drift"] > 0

@@ -40,7 +40,7 @@ def test_a_recipe_opens_with_command_cost_and_score(name):
 
 
 # What the program around the networks reads: data, files and evaluation, and schedules' lengths.
-READ_BY_THE_RUN = ("data.", "checkpoint.", "log.", "knn.", "stage", "seed")
+READ_BY_THE_RUN = ("data.", "checkpoint.", "log.", "knn.", "stage", "seed", "start.", "until.")
 
 
 @pytest.fixture(scope="module", params=RECIPES)

@@ -11,8 +11,8 @@ from tests import small
 from tests.test_recipes import RECIPES
 from tests.test_resume import Stop, at, die
 
-TRAINED = ("vit7b16", "vitl16_in1k", "dinov2_vitl14")
-ELSEWHERE = ("tiny", "tiny_stages")  # test_train.py, test_start.py
+TRAINED = ("vit7b16", "vitl16_in1k", "dinov2_vitl14", "adapt_vitl16_lora")
+ELSEWHERE = ("tiny", "tiny_stages", "adapt_tiny")  # test_train.py, test_start.py, test_adapt.py
 # The network and optimizer of vitl16_in1k, which is trained, in the stages of vit7b16.
 LARGE = {
     "model.ffn",
@@ -33,6 +33,8 @@ ALIKE = {
     "vits16": ("vitl16", {"model.name", "model.drop_path"}),
     "vitb16": ("vitl16", {"model.name", "model.drop_path"}),
     "vit7b16_sat": ("vit7b16", {"image.mean", "image.std"}),
+    "adapt_vitl16": ("adapt_vitl16_lora", {"gram.enabled", "gram.anchor", "adapter.rank"} | LARGE),
+    **{f"adapt_vit{size}16": ("adapt_vitl16", {"model.name"}) for size in "sb"},
     "dinov2_vitg14": ("dinov2_vitl14", {"model.name", "group_size", "model.remat"}),
 }
 

@@ -88,6 +88,13 @@ ALONE = {  # lines of the second stage -> what the message must hold
     "c.schedules.gram_weight.update(start=0.0, peak=0.0, end=0.0)": "gram_weight is 0 throughout",
     "c.start.what = 'state'; c.start.heads = 'new'": "takes the heads with their optimizer",
     "c.start.source = 'nothing'; c.start.what = 'state'": "start.what='state' needs something to",
+    "c.optim.freeze_backbone = True; c.start.what = 'state'": "so under optim.freeze_backbone=True",
+    "c.optim.freeze_backbone = True; c.adapter.rank = 4": "adapter.rank=4 trains adapters of the",
+    "c.optim.freeze_backbone = True": "gram.enabled=True moves patches of the backbone that",
+    "c.until.left_chance = 0.1; c.until.every = 150": "400 has fewer; set until.every=133",
+    "c.until.left_chance = 0.1; c.losses.dino = 0.0; c.losses.ibot = 0.0": "are 0; give one a",
+    "c.knn.alarm = 0.1; c.knn.every = None": "knn.alarm=0.1 needs evaluations to compare",
+    "c.knn.alarm_stops = True": "knn.alarm_stops=True but knn.alarm is None",
     "c.crops.more_rates = (0.5,)": "crops.more_global has 0 values and crops.more_rates 1",
     "c.crops.more_rates = (0.5,); c.crops.more_global = (36,); c.crops.more_local = (16,)": (
         "36 is not a multiple of model.patch_size=8; use 32 or 40"
@@ -114,6 +121,23 @@ BETWEEN = {
     "c.gram.anchor = 'first/200'": "will have no checkpoint 200 when it is done",
     "c.start.source = 'nothing'; c.gram.anchor = 'ema'": "would hold on to random weights",
 }
+
+
+EARLY = {  # of a stage whose end is not known beforehand
+    "c.start.schedules = 'continue'": "which may end before it (until.left_chance=0.1)",
+    "pass": "gram.anchor='first/400': stage first may end before that step",
+    "c.start.what = 'state'; c.optim.freeze_backbone = False": "optim.freeze_backbone=False, but",
+    "c.start.what = 'state'; c.adapter.rank = 2": "adapter.rank=2, but the weights come from stage",
+}
+
+
+@pytest.mark.parametrize("lines", EARLY)
+def test_a_stage_that_may_end_early_or_trains_other_things_is_not_simply_gone_on_from(
+    tmp_path, lines
+):
+    with pytest.raises(ConfigError) as refused:
+        load(tmp_path, lines, first="c.until.left_chance = 0.1; c.optim.freeze_backbone = True")
+    assert "stage second: " in str(refused.value) and EARLY[lines] in str(refused.value)
 
 
 @pytest.mark.parametrize("lines", BETWEEN)

@@ -18,7 +18,7 @@ class HeadSpec:
     num_layers: int
     hidden: int
     bottleneck: int
-    prototypes: int
+    prototypes: int  # K; 0 = none, and the bottleneck is the output
     bias: bool = True
     prototype_norm: str = "none"  # none | unit | weight_norm
     dtype: jnp.dtype = jnp.dtype(jnp.bfloat16)
@@ -49,11 +49,13 @@ class Head(nn.Module):
             )
             for i in range(spec.num_layers)
         ]
-        self.prototypes = Prototypes(spec, name="prototypes")
+        if spec.prototypes:
+            self.prototypes = Prototypes(spec, name="prototypes")
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """tokens [..., D] -> logits [..., K] in the dtype of computation."""
-        return self.logits(self.bottleneck(tokens))
+        bottleneck = self.bottleneck(tokens)
+        return self.logits(bottleneck) if self.spec.prototypes else bottleneck
 
     def bottleneck(self, tokens: jax.Array) -> jax.Array:
         """tokens [..., D] -> unit vectors [..., Z]."""

@@ -44,7 +44,10 @@ class Probe:
         draft = self._directory / "look.draft.npz"
         np.savez(draft, patches=patches_BPD)
         os.replace(draft, self._directory / f"look-{step:08d}.npz")
-        return {} if before is None else {"probe/drift": drift(before, patches_BPD)}
+        # A stage that looks at larger images has other patches, which compare with nothing before.
+        if before is None or before.shape != patches_BPD.shape:
+            return {}
+        return {"probe/drift": drift(before, patches_BPD)}
 
     def _read(self) -> np.ndarray:
         num = len(self._source)

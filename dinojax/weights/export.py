@@ -11,7 +11,15 @@ import numpy as np
 
 from dinojax.weights import certificate, fingerprint, formats, specs, stablehlo
 from dinojax.weights.formats import LIBRARIES
-from dinojax.weights.load import Backbone, Source, load, materialize, preprocessing, resolve
+from dinojax.weights.load import (
+    HEADS_FILE,
+    Backbone,
+    Source,
+    load,
+    materialize,
+    preprocessing,
+    resolve,
+)
 from dinojax.weights.meta import lazily_from_ours
 from dinojax.weights.report import LoadReport
 from dinojax.weights.tensors import DTYPES, Tensor, open_tensors, write_safetensors
@@ -97,7 +105,7 @@ def _write(network: Network, folder: Path, *, format: str, stored, with_heads: b
     metadata = {"format": "pt"}  # the framework, in transformers' words
     digests = write_safetensors(path, tensors, metadata, stored)
     if with_heads:
-        write_safetensors(folder / "heads.safetensors", network.heads, metadata, stored)
+        write_safetensors(folder / HEADS_FILE, network.heads, metadata, stored)
     if format == "meta":
         _pickled(path)
     if format == "stablehlo":

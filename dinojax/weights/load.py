@@ -23,6 +23,7 @@ from dinojax.weights.report import LoadReport, check_values, match
 from dinojax.weights.tensors import PICKLES, Tensors, open_tensors
 
 HEADS = ("dino_head.", "ibot_head.")
+HEADS_FILE = "heads.safetensors"  # beside the backbone of an own export
 WRAPPER = "module."  # of networks saved from inside PyTorch's data-parallel wrapper
 
 
@@ -119,6 +120,8 @@ def open_source(path: str | Path, *, format: str | None = None, prefix: str = ""
     tensors = {name.removeprefix(WRAPPER): tensor for name, tensor in tensors.items()}
     heads = {name: tensor for name, tensor in tensors.items() if name.startswith(HEADS)}
     tensors = {name: tensor for name, tensor in tensors.items() if name not in heads}
+    if not heads and (beside := file.parent / HEADS_FILE).is_file():
+        heads = open_tensors(beside)
     if any(name.startswith("backbone.") for name in tensors):
         tensors = {name.removeprefix("backbone."): tensor for name, tensor in tensors.items()}
     config = _json(file.parent / "config.json")

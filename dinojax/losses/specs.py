@@ -1,0 +1,32 @@
+"""What the losses are told by the config: its sections `losses` and `gram` as plain fields."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class LossSpec:
+    """The keys of the `losses` section, but for `koleo_group`, which is resolved."""
+
+    dino: float
+    ibot: float
+    koleo: float
+    student_temperature: float
+    skip_same_crop: bool
+    koleo_neighbors: int
+    centering: str
+    sinkhorn_iterations: int
+    center_momentum: float
+    koleo_group: int
+
+
+@dataclasses.dataclass(frozen=True)
+class GramSpec:
+    """The keys of the `gram` section."""
+
+    teacher: str
+    normalize: bool
+    per_image: bool
+    clip: str
+    tokens: str
+    resize: str
+    antialias: bool

@@ -1,0 +1,207 @@
+"""The frozen teacher: where it may come from, what is refused, and that it never changes."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from dinojax import config as configs
+from dinojax import convert, mesh, program
+from dinojax import run as runs
+from dinojax import train as training
+from dinojax.checkpoint import Checkpoints
+from dinojax.config import ConfigError
+from dinojax.data import tiles
+from dinojax.teacher import open_teacher
+from dinojax.teaching import Lessons
+from dinojax.weights.export import export
+from tests import small
+
+PARTS = ("backbone", "dino_head", "ibot_head")
+
+
+def student(teacher: str, *overrides: str):
+    return small.config("distill.enabled=True", f"distill.teacher={teacher}", *overrides)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick(quick_compiles):
+    """Programs compile in a third of the time."""
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    """A run whose heads are unlike those of the student: (directory, ema)."""
+    directory = tmp_path_factory.mktemp("teacher") / "run"
+    config = small.config("model.width=24", "dino_head.hidden=40", "mesh.devices=1")
+    built = program.build(config, mesh.from_section(config.mesh))
+    with mesh.use(built.layout):
+        state = small.numbers(built)
+    checkpoints = Checkpoints(directory / "checkpoints/pretrain", keep_last=1, keep_every=None)
+    checkpoints.save(state, step=3, meta={"config": config.to_dict()})
+    checkpoints.close()
+    configs.save(config, directory / "config.json")
+    return directory, jax.tree.map(np.asarray, state.ema)
+
+
+@pytest.fixture(scope="module")
+def exports(taught, tmp_path_factory):
+    """Own exports of that run, with heads and without."""
+    folder = tmp_path_factory.mktemp("exports")
+    network = convert.network_of_run(taught[0])
+    for name in ("with_heads", "without_heads"):
+        export(
+            network,
+            folder / name,
+            format="dinojax",
+            with_heads=name == "with_heads",
+            certify=False,
+        )
+    return folder
+
+
+@pytest.mark.parametrize("what", ["run", "step", "export"])
+def test_a_teacher_is_the_same_from_wherever_it_comes(what, taught, exports):
+    place = {
+        "run": taught[0],
+        "step": taught[0] / "checkpoints/pretrain/3",
+        "export": exports / "with_heads",
+    }[what]
+    teacher = open_teacher(student(str(place)))
+    assert teacher.networks.dino_head.spec.prototype_norm == "unit"
+    assert teacher.networks.dino_head.spec.hidden == 40
+    layout = mesh.make("fsdp", 8)
+    assert small.same(teacher.load(layout), {part: taught[1][part] for part in PARTS})
+    assert small.same(
+        teacher.load_prototypes(layout)["ibot_head"]["prototypes"],
+        taught[1]["ibot_head"]["prototypes"],
+    )
+    assert teacher.fingerprint == open_teacher(student(str(taught[0]))).fingerprint
+
+
+def test_kernels_are_stored_in_the_dtype_they_are_used_in(taught):
+    teacher = open_teacher(student(str(taught[0]), "distill.compute=bfloat16"))
+    params = teacher.load(mesh.make("dp", 1))
+    kernel = params["backbone"]["blocks"]["attn"]["qkv"]["kernel"]
+    assert kernel.dtype == np.dtype("bfloat16")
+    rest = jax.tree_util.tree_leaves_with_path(params)
+    assert all(
+        leaf.dtype == np.float32
+        for path, leaf in rest
+        if path[0].key != "backbone" or path[-1].key != "kernel"
+    )
+
+
+REFUSALS = {
+    "": "distill.teacher is empty; set it to a run",
+    "/absent": "distill.teacher=/absent does not exist; give a run directory",
+    "smoke:nothing": "no recipe nothing; give a file, or one of",
+    "smoke:vit7b16": "is 4 x 4 patches of model.patch_size=8 to the student and 2 x 2 patches of "
+    "16 pixels to the teacher",
+    "smoke:tiny dino_head.prototypes=32": "set dino_head.prototypes=64",
+    "smoke:tiny image.normalize=fixed image.mean=0.5, image.std=0.5,": "set that",
+    "{exports}/without_heads": "comes without dino_head and ibot_head, and targets are made by "
+    "trained heads. Give a run or an export made with --with-heads, or choose distill.targets",
+}
+
+
+@pytest.mark.parametrize("given", REFUSALS)
+def test_a_teacher_that_cannot_teach_is_refused_with_what_would(given, exports):
+    teacher, *overrides = given.split(" ") if given else [""]
+    with pytest.raises(ConfigError) as refused:
+        open_teacher(student(teacher.format(exports=exports), *overrides))
+    assert REFUSALS[given] in str(refused.value)
+
+
+RULES = {
+    "gram.enabled=True gram.anchor=file": "distill.enabled=True and gram.enabled=True",
+    "distill.targets=features losses.centering=softmax": "'features' has none",
+}
+
+
+@pytest.mark.parametrize("keys", RULES)
+def test_keys_that_exclude_each_other(keys):
+    with pytest.raises(ConfigError, match=RULES[keys]):
+        student("smoke:tiny", *keys.split(" "))
+
+
+def test_features_need_no_heads_and_projectors_are_as_wide_as_the_teacher(exports):
+    config = student(f"{exports}/without_heads", "distill.targets=features")
+    objective = program.build_objective(config, images_per_step=2)
+    assert objective.is_features
+    assert objective.dino_head.spec.bottleneck == 24 and objective.dino_head.spec.prototypes == 0
+
+
+def test_a_run_that_had_another_teacher_is_refused():
+    runs.check_teacher({"teacher": "a" * 64}, "a" * 64)
+    with pytest.raises(ConfigError, match="aaaaaaaaaaaaaaaa then, bbbbbbbbbbbbbbbb now"):
+        runs.check_teacher({"teacher": "a" * 64}, "b" * 64)
+
+
+# -- at work -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def plain(taught):
+    """A step on one device that holds the teacher, as one program: (state, scalars) after it."""
+    config = student(str(taught[0]), "mesh.devices=1")
+    built = program.build(config, mesh.from_section(config.mesh))
+    with mesh.use(built.layout):
+        state, now = small.numbers(built), built.now(small.STEP)
+        return jax.jit(built.step)(state, small.images(built), now, taught[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("targets", ["heads", "features"])
+def test_two_programs_on_eight_devices_take_the_step_of_one_program_on_one(targets, taught, plain):
+    """The teacher sharded, the student whole on each device, two micro-batches."""
+    places = ("mesh.devices=8", "mesh.strategy=dp", "accumulate=2", "distill.strategy=fsdp")
+    config = student(str(taught[0]), *places, f"distill.targets={targets}")
+    built = program.build(config, mesh.from_section(config.mesh))
+    with mesh.use(built.layout):
+        lessons = Lessons([built.teaching], built.layout)
+        state, batch = small.numbers(built), small.images(built)
+        before = jax.tree.map(np.asarray, lessons.params)
+        step = built.lower().compile()
+        state, scalars = step(state, batch, built.now(small.STEP), lessons.of_step(0, 3, batch))
+        if targets == "heads":
+            small.assert_close(scalars, plain[1])
+            small.assert_close(state, plain[0])
+            return
+        assert 0 < scalars["dino_global"] < 2 and 0 < scalars["ibot"] < 2
+        first = float(scalars["total"])
+        for number in range(4, 104):
+            taught_now = lessons.of_step(0, number, batch)
+            now = built.now(small.STEP) | {"lr": np.float32(1e-2)}
+            state, scalars = step(state, batch, now, taught_now)
+            assert np.isfinite(scalars["total"])
+        assert small.same(lessons.params, before)
+        assert scalars["total"] < first
+
+
+@pytest.mark.slow
+def test_a_student_trains_alone_and_goes_on_with_the_same_teacher_only(
+    taught, exports, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tiles, "SPLITS", dict.fromkeys(tiles.SPLITS, 64))
+    monkeypatch.setattr(training.finish, "finish", lambda *args, **options: None)
+    kept = {}
+    compile_step, school = training._compile, training.Lessons
+    monkeypatch.setattr(
+        training, "_compile", lambda built: kept.setdefault("step", compile_step(built))
+    )
+    monkeypatch.setattr(training, "Lessons", lambda *a: kept.setdefault("teacher", school(*a)))
+    settings = ("mesh.devices=1", "knn.every=None", "log.every=1", "checkpoint.every=1")
+    run = tmp_path / "run"
+    training.train(student(str(taught[0]), "num_steps=1", *settings), run)
+    config = student(str(exports / "with_heads"), *settings)  # moved, but the same weights
+    state = training.train(config, run, accept=["new-config"])
+    assert state.step == 2
+    names = json.loads((run / "checkpoints/pretrain/2/arrays/metadata").read_text())
+    assert all(n.split("/")[0] != "teacher" for n in names) and len(names) > 50
+    meta = json.loads((run / "checkpoints/pretrain/2/meta/metadata").read_text())
+    assert meta["teacher"] == open_teacher(config).fingerprint
+    kept["teacher"].fingerprint = "0" * 64
+    with pytest.raises(ConfigError, match="not the one that this run began with"):
+        training.train(config, run)
