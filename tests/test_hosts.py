@@ -97,7 +97,8 @@ def test_a_step_of_several_processes_is_that_of_one_and_restores_on_fewer(
     for ended in several.wait(started):
         assert ended.code == 0, ended.told
     scalars = json.loads((tmp_path / f"{strategy}.json").read_text())
-    small.assert_close(*(jax.tree.map(np.float32, values) for values in (scalars, one[1])))
+    # Health values are differences of near equals.
+    small.assert_close(*(jax.tree.map(np.float32, x) for x in (scalars, one[1])), 1e-4)
     for num in (8, 4, 1):
         chosen = several_worker.config("fsdp" if num < 8 else strategy, num)
         built = program.build(chosen, mesh.from_section(chosen.mesh))
@@ -118,12 +119,14 @@ def workers(out, what, *, count=2, **more):
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_ends_all_with_its_name(tmp_path):
+@pytest.mark.parametrize("dies", [0, 1])
+def test_a_process_that_is_killed_ends_all_with_its_name(dies, tmp_path):
+    """Process 0 is also JAX's coordinator."""
     began = time.monotonic()
-    first, second, third = several.wait(workers(tmp_path, "die", count=3, DIES="1"), 120)
-    assert (first.code, third.code) == (LOST, LOST), first.told + third.told
-    for ended in (first, third):
-        assert "process 1 (" in ended.told and "ended without a word" in ended.told
+    started = workers(tmp_path, "die", count=2, DIES=str(dies))
+    left = several.wait(started, 120)[1 - dies]
+    assert left.code == LOST, left.told
+    assert f"process {dies} (" in left.told and "ended without a word" in left.told
     assert time.monotonic() - began < 100, "before JAX would have noticed"
 
 
