@@ -247,10 +247,10 @@ def get_config() -> ConfigDict:
     c.expect.hosts = None  # number of processes, None = any; [ours]
 
     # A run in which nothing happens any more is ended with exit code 77 (dinojax/watchdog.py).
-    c.watch = ConfigDict()
-    c.watch.factor = 20.0  # times the median step without a step, None = never ended; [ours]
-    c.watch.seconds = 300.0  # without a step at least, however short steps are; [ours]
-    c.watch.minutes = 120.0  # of compiling, of an evaluation, of a save, at most each; [ours]
+    c.hang = ConfigDict()
+    c.hang.factor = 20.0  # times the median step without a step, None = never ended; [ours]
+    c.hang.seconds = 300.0  # without a step at least, however short steps are; [ours]
+    c.hang.minutes = 120.0  # of compiling, of an evaluation, of a save, at most each; [ours]
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every = 3750  # steps; [R]

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from dinojax.interrupt import Interrupted
+from dinojax.interrupt import Alarm, Interrupted
 from dinojax.recipe import ConfigError
 
 
@@ -36,7 +36,7 @@ def joined(args: argparse.Namespace) -> Iterator[Any]:
     team = hosts.join(place, wait=args.wait)
     try:
         yield team
-    except Interrupted:  # all of them
+    except (Interrupted, Alarm):  # all of them
         raise
     except Exception as error:
         if (shown := team.failed(error)) is not error:

@@ -32,7 +32,7 @@ FREE_KEYS = (
     "distill.place",
     "distill.share",
     "expect.",
-    "watch.",
+    "hang.",
 )
 PACKAGES = ("dinojax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 HOSTS = "hosts.json"  # written by process 0 of a run of several

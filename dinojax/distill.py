@@ -218,7 +218,7 @@ class _Stage:
         team = hosts.current()
         team.last_words = functools.partial(lost, self._root, list(runs.values()))
         first = next(iter(runs.values()))
-        watchdog = stack.enter_context(Watchdog(team.report_stall, **first.watchdog))
+        watchdog = stack.enter_context(Watchdog(team.report_stall, **first.hang))
         pupils = []
         for name, run in runs.items():
             pupil = Pupil(

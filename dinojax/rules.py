@@ -63,7 +63,7 @@ OPTIONAL: dict[str, type] = {
     **{f"{name}.cosine": int for name in SCHEDULES},
     **{f"mesh.{name}": int for name in ("devices", "replicas", "tensor")},
     "expect.platform": str,
-    "watch.factor": float,
+    "hang.factor": float,
     **{f"expect.{name}": int for name in ("devices", "hosts")},
     "checkpoint.keep_every": int,
     "checkpoint.minutes": float,

@@ -62,7 +62,7 @@ class Run:
     tensorboard: bool
     mosaics: Mosaics | None  # the images of the dense metric
     watch: Watch
-    watchdog: dict  # its options
+    hang: dict  # options of the watchdog
 
     @property
     def program(self) -> Program:
@@ -180,10 +180,10 @@ def open_run(
         tensorboard=config.log.tensorboard,
         mosaics=open_mosaics(config, programs[0], source, config.knn.mosaics),
         watch=Watch(config.until, config.knn, values=config.values()),
-        watchdog=dict(
-            factor=config.watch.factor,
-            seconds=config.watch.seconds,
-            minutes=config.watch.minutes,
+        hang=dict(
+            factor=config.hang.factor,
+            seconds=config.hang.seconds,
+            minutes=config.hang.minutes,
         ),
     )
 

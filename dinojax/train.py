@@ -146,7 +146,7 @@ def _train(run: Run, interrupt: Interrupt, accept: Collection[str], *, is_last: 
             metrics=metrics,
             batches=DataWait(loader),
             autopsy=Autopsy(run.directory, seed=run.program.seed, steps_before=run.steps_before),
-            watchdog=stack.enter_context(Watchdog(team.report_stall, **run.watchdog)),
+            watchdog=stack.enter_context(Watchdog(team.report_stall, **run.hang)),
             compiles=stack.enter_context(Compiles()),
         )
         try:
@@ -197,7 +197,7 @@ def _loop(
             lessons = _lessons(run)
             steps = [_compile(built) for built in run.programs]
             renewed = None if run.anchor is None else start.refresh(state)
-            hosts.current().settle("compiled", seconds=60.0 * run.watchdog["minutes"])
+            hosts.current().settle("compiled", seconds=60.0 * run.hang["minutes"])
         _evaluate(run, embed, state, number, report=report, done=evaluated)
         while number < run.num_steps and not run.watch.ended:
             with interrupt.breakable():

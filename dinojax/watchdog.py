@@ -74,14 +74,14 @@ class Watchdog:
     def limit(self) -> tuple[float, str]:
         """(seconds until the next sign of life is due, what they follow from)."""
         if self._phase is not None:
-            return self._phase_limit, f"watch.minutes, while {self._phase}"
+            return self._phase_limit, f"hang.minutes, while {self._phase}"
         if not self._times or self._factor is None:
-            return self._phase_limit, "watch.minutes, before the second step"
+            return self._phase_limit, "hang.minutes, before the second step"
         median = statistics.median(self._times)
         found = self._factor * median
         if found < self._least:
-            return self._least, f"watch.seconds; a step took {median:.2f} s"
-        return found, f"watch.factor; a step took {median:.2f} s"
+            return self._least, f"hang.seconds; a step took {median:.2f} s"
+        return found, f"hang.factor; a step took {median:.2f} s"
 
     def _watch(self) -> None:
         before = time.monotonic()
