@@ -7,7 +7,7 @@ import json
 import jax
 import pytest
 
-from dinojax import cli, distill, family, mesh, program, shares, train
+from dinojax import chooser, cli, distill, family, mesh, program, shares, train
 from dinojax import config as configs
 from dinojax.checkpoint import COMMITTED
 from dinojax.config import ConfigError
@@ -58,7 +58,8 @@ def recipe(tmp_path_factory):
 def quick(quick_compiles, tmp_path_factory):
     """Few tiles, no last page, and every program compiled once."""
     settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_compilation_cache_dir": jax.config.jax_compilation_cache_dir
+        or str(tmp_path_factory.mktemp("compiled")),
         "jax_persistent_cache_min_compile_time_secs": 0.5,
     }
     before = {name: getattr(jax.config, name) for name in settings}
@@ -197,7 +198,7 @@ def test_a_family_resolves_says_what_it_does_and_shrinks(name, capsys):
             assert small_one.batch_size <= 16 and small_one.dino_head.prototypes <= 64
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if "convnext" not in name])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_no_family_changes_a_key_that_nothing_reads(name):
     """Of every student's first stage, and of the first student's last, with all its sizes."""
     layout, read = mesh.make("fsdp", 1), ("start.", "mesh.", *READ_BY_THE_RUN)
@@ -330,10 +331,10 @@ def _plain(state):
 @pytest.mark.slow
 def test_placements_are_measured_and_the_faster_one_stays(recipe, tmp_path, monkeypatch):
     """With steps enough for it: apart, then in turn, then whatever took less time."""
-    monkeypatch.setattr(distill, "WARM", 0)
-    monkeypatch.setattr(distill, "ALONE", 1)
-    monkeypatch.setattr(distill, "TOGETHER", 1)
-    monkeypatch.setattr(distill, "BETTER", 0.0)  # no other shares
+    for name, steps in (("WARM", 0), ("ALONE", 1), ("TOGETHER", 1)):
+        monkeypatch.setattr(chooser, name, steps)
+    monkeypatch.setattr(distill, "MEASURED", 2)
+    monkeypatch.setattr(chooser, "BETTER", 0.0)  # no other shares
     monkeypatch.setattr(family, "costs", lambda *args: {"one": 1.0, "two": 1.0})
     found = load(recipe, "distill.place=auto", "num_steps=6", "checkpoint.every=6")
     states = run(found, tmp_path / "run")
