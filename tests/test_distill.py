@@ -187,7 +187,7 @@ def test_a_family_resolves_says_what_it_does_and_shrinks(name, capsys):
             assert small_one.batch_size <= 16 and small_one.dino_head.prototypes <= 64
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if "convnext" not in name])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_no_family_changes_a_key_that_nothing_reads(name):
     """Of every student's first stage, and of the first student's last, with all its sizes."""
     layout, read = mesh.make("fsdp", 1), ("start.", "mesh.", *READ_BY_THE_RUN)
