@@ -55,11 +55,21 @@ def recipe(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick(quick_compiles):
+def quick(quick_compiles, tmp_path_factory):
+    """Few tiles, no last page, and every program compiled once."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.5,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiles, "SPLITS", dict.fromkeys(tiles.SPLITS, 64))
         patch.setattr(train.finish, "finish", lambda *args, **options: None)
         yield
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
 def load(recipe, *overrides: str):
@@ -297,13 +307,20 @@ def test_shares_and_a_student_who_fails_change_no_result(recipe, together, tmp_p
 
 @pytest.mark.slow
 def test_one_student_learns_like_in_train_and_another_joins_later(recipe, together, tmp_path):
-    found = load(recipe, "mesh.devices=1")
+    found = load(recipe)
     alone = train.train(found["one"], tmp_path / "train")
     states = run({"one": found["one"]}, tmp_path / "family")
     assert small.same(jax.device_get(_plain(states["one"])), jax.device_get(_plain(alone)))
+    meta = (tmp_path / "train/checkpoints/pretrain/2/meta/metadata").read_text()
+    assert json.loads(meta)["teacher"] == open_teacher(found["one"][0]).fingerprint
     states = run(found, tmp_path / "family")
     for name, state in together[1].items():
         small.assert_close(jax.device_get(states[name]), state)
+    other = load(recipe, "distill.teacher=smoke:tiny_stages")  # the same networks
+    with pytest.raises(ConfigError, match="not the one that this run began with"):
+        train.train(other["one"], tmp_path / "train")
+    with pytest.raises(ConfigError, match="not the one that this run began with"):
+        run(other, tmp_path / "family")
 
 
 def _plain(state):
@@ -316,7 +333,9 @@ def test_placements_are_measured_and_the_faster_one_stays(recipe, tmp_path, monk
     monkeypatch.setattr(distill, "WARM", 0)
     monkeypatch.setattr(distill, "ALONE", 1)
     monkeypatch.setattr(distill, "TOGETHER", 1)
-    found = load(recipe, "distill.place=auto", "num_steps=6", "mesh.devices=2")
+    monkeypatch.setattr(distill, "BETTER", 0.0)  # no other shares
+    monkeypatch.setattr(family, "costs", lambda *args: {"one": 1.0, "two": 1.0})
+    found = load(recipe, "distill.place=auto", "num_steps=6", "checkpoint.every=6")
     states = run(found, tmp_path / "run")
     assert {int(state.step) for state in states.values()} == {6}
     rows = json.loads((tmp_path / "run/family.json").read_text())["measured"]
