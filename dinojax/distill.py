@@ -109,7 +109,10 @@ class _Stage:
             log.info("%s", placement.told())
             with contextlib.ExitStack() as stack:
                 pupils, school = self._open(placement, stack, accept)
-                number = min(pupil.number for pupil in pupils)
+                number, ahead = (f(pupil.number for pupil in pupils) for f in (min, max))
+                if self._measures and number < ahead:  # a step is measured with all of them
+                    self._session(pupils, school, placement, end=ahead, measures=False)
+                    number = ahead
                 measures = self._measures and number + WARM + ALONE + TOGETHER < self._num_steps
                 end = number + WARM + ALONE + TOGETHER if measures else self._num_steps
                 found = self._session(pupils, school, placement, end=end, measures=measures)

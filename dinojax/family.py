@@ -56,16 +56,19 @@ def check(students: Mapping[str, Config]) -> None:
     """Raise ConfigError where students of one teacher differ in what they must share."""
     first, *others = students
     values = {name: config.values() for name, config in students.items()}
+    # The teacher computes in a student's precision where it has none of its own.
+    own = () if values[first]["distill.compute"] else ("precision.compute",)
     lines = [
         f"{key}: {values[first][key]!r} for {first}, {values[name][key]!r} for {name}"
         for name in others
         for key in values[first]
-        if key.startswith(SHARED) and values[name][key] != values[first][key]
+        if key.startswith((*SHARED, *own)) and values[name][key] != values[first][key]
     ]
     if lines:
         raise ConfigError(
             "\n  ".join(["Students of one teacher must share these keys:", *lines])
-            + "\nSet them in get_config or STAGES of the recipe, not in STUDENTS."
+            + "\nSet them in get_config or STAGES of the recipe, not in STUDENTS"
+            + ("; distill.compute frees precision.compute." if own else ".")
         )
     if not values[first]["distill.enabled"]:
         raise ConfigError("`dinojax distill` needs distill.enabled=True in the recipe.")

@@ -67,6 +67,8 @@ class Pupil:
             yield
 
     def compile(self) -> None:
+        if self._steps:
+            return
         began = time.monotonic()
         with self._at_work():
             self._steps = [built.lower().compile() for built in self.run.programs]
@@ -137,16 +139,17 @@ class Pupil:
         if every is None or number in self._done or (number % every and number != run.num_steps):
             return
         self.flush(batches)
-        params, found = self.state.ema["backbone"], {}
+        params, seen, found = self.state.ema["backbone"], {}, {}
         with self._at_work():
             if run.probe is not None:
                 seen = run.probe.look(self._embed, params, number + run.steps_before)
-                self._metrics.write(number, seen)
             if run.knn is not None:
                 accuracy = run.knn.accuracy(self._embed, params)
                 found = {f"knn/{name}": value for name, value in accuracy.items()}
             if run.mosaics is not None:
                 found[MOSAIC] = run.mosaics.accuracy(self._embed, params)
+        if seen:  # written when all are there: an evaluation is repeated as a whole
+            self._metrics.write(number, seen)
         if found:
             self._metrics.write(number, found)
             told = ", ".join(f"{name} {value:.1f}" for name, value in found.items())

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -117,6 +118,7 @@ def test_the_right_command_is_named_for_a_recipe(recipe, capsys):
 
 REFUSALS = {
     "two:crops.local_size=8": "crops.local_size: 16 for one, 8 for two",
+    "two:precision.compute=bfloat16": "precision.compute: 'float32' for one, 'bfloat16' for two",
     "until.left_chance=0.1 num_steps=30": "may end the stage of one before that of the others",
     "distill.enabled=False": "needs distill.enabled=True",
     "two:dino_head.prototypes=32": "set dino_head.prototypes=64",
@@ -172,6 +174,36 @@ def test_the_step_of_a_student_holds_no_forward_pass_of_the_teacher(recipe):
         found.append((student, forward))
     (student, two), (again, four) = found
     assert student == again and four > 1.5 * two
+
+
+def test_a_step_is_measured_when_all_students_have_come_as_far(monkeypatch):
+    """One that is new in the recipe catches up first: the others take no steps until then."""
+    pupils = [SimpleNamespace(number=50), SimpleNamespace(number=0)]
+    sessions = []
+
+    def session(self, pupils, school, placement, *, end, measures):
+        sessions.append((min(pupil.number for pupil in pupils), end, measures))
+        for pupil in pupils:
+            pupil.number = max(pupil.number, end)
+        if end == 100:
+            raise Stopped
+        return {}
+
+    stage = object.__new__(distill._Stage)
+    stage._num_steps, stage._notes = 100, SimpleNamespace(add=lambda row: None)
+    stage._measures = True
+    placement = SimpleNamespace(told=lambda: "somewhere")
+    monkeypatch.setattr(distill._Stage, "_placements", lambda self: iter([placement] * 20))
+    monkeypatch.setattr(distill._Stage, "_open", lambda self, *args: (pupils, None))
+    monkeypatch.setattr(distill._Stage, "_session", session)
+    with pytest.raises(Stopped):
+        stage.run(())
+    assert sessions[:3] == [(0, 50, False), (50, 59, True), (59, 68, True)]
+    assert sessions[-1] == (95, 100, False)
+
+
+class Stopped(Exception):
+    """The end of a test."""
 
 
 # -- recipes -------------------------------------------------------------------------------------
