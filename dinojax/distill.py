@@ -6,24 +6,24 @@ that are ahead wait for the others, so that one may join, leave or fail at any t
 """
 
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from dinojax import family, lock, mesh
+from dinojax.chooser import MEASURED, Chooser, Stopwatch
 from dinojax.config import Config, ConfigError, pick
 from dinojax.data.loader import Loader
 from dinojax.data.mixture import parts_of
 from dinojax.data.quarantine import Quarantine
 from dinojax.directory import claim, enter, is_finished, name_of, occupy
-from dinojax.family import APART, TURN, Notes, Placement
+from dinojax.family import Notes, Placement
 from dinojax.interrupt import NOT_SAVED, SAVED, Alarm, Asked, Interrupt, Interrupted
-from dinojax.metrics import DataWait, RunLog
+from dinojax.metrics import RunLog
 from dinojax.pupil import Pupil
 from dinojax.run import open_run, open_train_source
 from dinojax.state import State
@@ -32,9 +32,6 @@ from dinojax.teaching import School
 from dinojax.upkeep import check, closed_in_time
 
 log = logging.getLogger(__name__)
-
-WARM, ALONE, TOGETHER = 2, 3, 4  # steps of a measurement: to warm up, one by one, as usual
-BETTER = 0.95  # time over time from which another placement is worth a try
 
 
 def distill(
@@ -105,102 +102,25 @@ class _Stage:
     def run(self, accept: Collection[str]) -> dict[str, State]:
         """The states after the last step. Raises StudentFailed, Interrupted."""
         began = time.monotonic()
-        for placement in self._placements():
+        chooser = Chooser(self._configs, self._teacher, self._notes)
+        for placement in chooser.placements():
             log.info("%s", placement.told())
             with contextlib.ExitStack() as stack:
                 pupils, school = self._open(placement, stack, accept)
-                number, ahead = (f(pupil.number for pupil in pupils) for f in (min, max))
-                if self._measures and number < ahead:  # a step is measured with all of them
-                    self._session(pupils, school, placement, end=ahead, measures=False)
-                    number = ahead
-                measures = self._measures and number + WARM + ALONE + TOGETHER < self._num_steps
-                end = number + WARM + ALONE + TOGETHER if measures else self._num_steps
-                found = self._session(pupils, school, placement, end=end, measures=measures)
-                if measures:
-                    self._notes.add(found)
+                session = functools.partial(self._session, pupils, school, placement)
+                ahead = max(pupil.number for pupil in pupils)
+                if any(pupil.number < ahead for pupil in pupils):
+                    session(end=ahead)  # those behind catch up
+                end = ahead + MEASURED
+                if chooser.measures and end < self._num_steps:
+                    self._notes.add(session(end=end, measures=True))
                     continue
+                if chooser.measures:
+                    log.info("too few steps are left to measure placements")
+                session(end=self._num_steps)
                 seconds = time.monotonic() - began
                 return {pupil.name: pupil.finish(seconds) for pupil in pupils}
         raise AssertionError("the last placement goes to the end")
-
-    # -- where everyone works ----------------------------------------------------------------
-
-    def _placements(self) -> Iterator[Placement]:
-        """Placements to measure, then the one to stay with."""
-        self._measures = False
-        asked, cost = self._first.distill.place, self._costs()
-        devices = mesh.from_section(self._first.mesh).mesh.size
-        alone = len(self._configs) == 1 or devices == 1
-        why = "there is one student" if len(self._configs) == 1 else "there is one device"
-        if asked == TURN or (alone and asked != APART):
-            log.info("in turn: %s", "distill.place=turn" if asked == TURN else why)
-            yield family.placed(self._configs, TURN, cost)
-            return
-        if jax.process_count() > 1 and asked == "auto":
-            log.info("in turn: checkpoints of a part of the devices need a process alone")
-            yield family.placed(self._configs, TURN, cost)
-            return
-        try:
-            apart = family.placed(self._configs, APART, cost)
-        except ValueError as error:
-            if asked == APART:
-                raise
-            log.info("in turn, because apart cannot be: %s", error)
-            yield family.placed(self._configs, TURN, cost)
-            return
-        told = any(config.distill.share is not None for config in self._configs.values())
-        self._measures = True
-        if asked == APART and told:
-            self._measures = False
-            yield apart
-            return
-        if self._measured(APART) is None:
-            yield apart
-        if (row := self._measured(APART)) is not None and not told:
-            cost = {n: s * row["devices"][n] for n, s in row["student_seconds"].items()}
-            refined = family.placed(self._configs, APART, cost)
-            assert refined.shares is not None
-            slowest = max(cost[n] / share for n, share in refined.shares.devices.items())
-            if slowest < BETTER * max(row["student_seconds"].values()):
-                log.info("measured times ask for other shares: %s", refined.told())
-                apart = refined
-                if self._measured(APART, refined.shares.devices) is None:
-                    yield refined
-        if asked == "auto" and self._measured(TURN) is None:
-            yield family.placed(self._configs, TURN, cost)
-        self._measures = False
-        yield self._best(apart, cost, asked)
-
-    def _best(self, apart: Placement, cost: Mapping[str, float], asked: str) -> Placement:
-        rows = {kind: self._measured(kind) for kind in (APART, TURN)}
-        one, two = rows[APART], rows[TURN]
-        if asked == APART or one is None:
-            return apart
-        if two is None:
-            return family.placed(self._configs, TURN, cost)
-        told = "%s: a step takes %.3g s apart and %.3g s in turn"
-        kind = APART if one["step_seconds"] < two["step_seconds"] else TURN
-        log.info(told, kind, one["step_seconds"], two["step_seconds"])
-        if kind == TURN:
-            return family.placed(self._configs, TURN, cost)
-        return apart
-
-    def _measured(self, kind: str, devices: dict | None = None) -> dict | None:
-        """The fastest measurement of a kind, with these shares if they are given."""
-        rows = [
-            row
-            for row in self._notes.measured
-            if row["kind"] == kind and devices in (None, row["devices"])
-        ]
-        return min(rows, key=lambda row: row["step_seconds"], default=None)
-
-    def _costs(self) -> dict[str, float]:
-        if len(self._configs) == 1:
-            return dict.fromkeys(self._configs, 1.0)
-        found = family.costs(self._configs, self._teacher)
-        for name, flops in found.items():
-            log.info("%s: %.3g GFLOP a step", name, flops / 1e9)
-        return found
 
     # -- at work -----------------------------------------------------------------------------
 
@@ -218,7 +138,7 @@ class _Stage:
         for name, run in runs.items():
             pupil = Pupil(name, run, school, accept=accept, interrupt=self._interrupt)
             stack.callback(pupil.close)
-            pupil.note(event="start", step=pupil.number, devices=pupil.layout.mesh.size)
+            run.note(event="start", step=pupil.number, devices=pupil.layout.mesh.size)
             pupils.append(pupil)
         return pupils, school
 
@@ -229,46 +149,50 @@ class _Stage:
         placement: Placement,
         *,
         end: int,
-        measures: bool,
+        measures: bool = False,
     ) -> dict:
         """Steps up to `end`; what was measured on the way, if anything was."""
         number = min(pupil.number for pupil in pupils)
-        size = self._first.batch_size
-        loader = self._loader(pupils[0], start=number * size)
-        watch = _Stopwatch(pupils, placement, number) if measures else None
-        position = number * size
+        watch = Stopwatch(pupils, placement, number) if measures else None
+        loader = self._loader(pupils[0], start=number * self._first.batch_size)
         with closed_in_time(loader):
-            batches = DataWait(loader)
             try:
                 with self._interrupt.ending(lambda name: _unsaved(pupils, name)):
                     for pupil in pupils:
                         pupil.compile()
                 for pupil in pupils:
-                    pupil.evaluate(batches)
+                    pupil.evaluate()
                 while number < end:
+                    began = time.monotonic()
                     with self._interrupt.breakable():
-                        host_batch = next(batches)
+                        host_batch = next(loader)
+                    waited = time.monotonic() - began
                     _lesson(pupils, school, placement, number, host_batch, watch)
-                    number, position = number + 1, loader.position
+                    number += 1
                     for pupil in pupils:
                         if pupil.number == number:
                             with _naming(pupil):
-                                pupil.keep_up(position, batches)
+                                pupil.keep_up(loader.position, waited)
                     self._interrupt.check()
             except Asked as asked:
-                self._stop(pupils, batches)
-                raise Interrupted(str(asked), number) from None
-            except BaseException:
-                self._stop(pupils, batches)
-                raise
-            self._stop(pupils, batches)
+                raise self._stopped(pupils, Interrupted(str(asked), number)) from None
+            except Exception as error:
+                raise self._stopped(pupils, error) from error.__cause__
+            self._stop(pupils)
         return {} if watch is None else watch.row()
 
-    def _stop(self, pupils: list[Pupil], batches: DataWait) -> None:
+    def _stopped(self, pupils: list[Pupil], error: Exception) -> Exception:
+        """The same error, when all are saved and have written down why they stop."""
+        self._stop(pupils)
+        for pupil in pupils:
+            pupil.run.note_stop(error)
+        return error
+
+    def _stop(self, pupils: list[Pupil]) -> None:
         """Everyone's last checkpoint, whole and on disk, whatever has happened to one of them."""
         for pupil in pupils:
             try:
-                pupil.flush(batches)
+                pupil.flush()
                 pupil.save(pupil.number * self._first.batch_size)
                 pupil.run.checkpoints.wait()
             except Exception as error:
@@ -313,7 +237,7 @@ def _naming(pupil: Pupil) -> Iterator[None]:
     try:
         yield
     except Alarm as alarm:
-        pupil.failed(alarm)
+        log.error("student %s: %s", pupil.name, alarm)
         raise
     except Exception as error:
         raise pupil.failed(error) from error
@@ -323,55 +247,3 @@ def _unsaved(pupils: list[Pupil], name: str) -> int:
     """The exit code of a process asked to stop while it compiles."""
     log.error("stopped by %s before anything new was done; the same command continues", name)
     return SAVED if all(p.run.checkpoints.latest() is not None for p in pupils) else NOT_SAVED
-
-
-class _Stopwatch:
-    """Times a few steps: each student's alone, then a step as it usually is."""
-
-    def __init__(self, pupils: list[Pupil], placement: Placement, first: int):
-        self._placement, self._first = placement, first
-        self._pupils = pupils
-        self._alone: dict[str, list[float]] = {pupil.name: [] for pupil in pupils}
-        self._mark = 0.0
-
-    def begin(self, number: int, outputs) -> None:
-        """The teacher's part of a step was dispatched."""
-        self._step = number - self._first
-        if self._step == WARM + ALONE:
-            jax.block_until_ready(outputs)
-            self._mark = time.monotonic()
-        elif self._step < WARM + ALONE:
-            jax.block_until_ready(outputs)
-            self._since = time.monotonic()
-
-    def learned(self, pupil: Pupil) -> None:
-        """A student's step was dispatched."""
-        if self._step >= WARM + ALONE:
-            return
-        pupil.wait()
-        now = time.monotonic()
-        if self._step >= WARM:
-            self._alone[pupil.name].append(now - self._since)
-        self._since = time.monotonic()
-
-    def row(self) -> dict:
-        """What was found, the same in every process."""
-        for pupil in self._pupils:
-            pupil.wait()
-        step_seconds = (time.monotonic() - self._mark) / TOGETHER
-        alone = {name: float(np.median(found)) for name, found in self._alone.items()}
-        if jax.process_count() > 1:
-            numbers = np.array([step_seconds, *alone.values()])
-            step_seconds, *rest = multihost_utils.broadcast_one_to_all(numbers).tolist()
-            alone = dict(zip(alone, rest, strict=True))
-        own = self._placement.shares
-        slowest = max(alone.values())
-        for name, seconds in alone.items():
-            idle = "" if own is None else f", idle {1 - seconds / slowest:.1%}"
-            log.info("%s: %.3g s a step%s", name, seconds, idle)
-        return {
-            "kind": self._placement.kind,
-            "devices": None if own is None else own.devices,
-            "step_seconds": step_seconds,
-            "student_seconds": alone,
-        }

@@ -11,7 +11,6 @@ import jax
 from dinojax import finish, mesh, start
 from dinojax.autopsy import Autopsy
 from dinojax.eval.mosaic import NAME as MOSAIC
-from dinojax.metrics import DataWait
 from dinojax.objective import Taught
 from dinojax.passing import view_on
 from dinojax.run import Run, check_data, check_teacher, open_metrics
@@ -57,7 +56,8 @@ class Pupil:
         rows = self._metrics.rows()
         run.watch.begin(rows)
         self._done = {r["step"] for r in rows if any(n.startswith(EVALUATED) for n in r)}
-        self._pending: tuple | None = None
+        self._pending: list[tuple] = []  # (number, scalars, now) of steps that were dispatched
+        self._waited, self._since = 0.0, time.monotonic()  # for data, since the last row
         self._written: tuple[int, float] | None = None  # step and time of the last row
         self._steps: list[Callable] = []
 
@@ -67,15 +67,13 @@ class Pupil:
             yield
 
     def compile(self) -> None:
+        """Once; a session that goes on with the same placement needs no other."""
         if self._steps:
             return
         began = time.monotonic()
         with self._at_work():
             self._steps = [built.lower().compile() for built in self.run.programs]
         log.info("%s: compiled in %.0f s", self.name, time.monotonic() - began)
-
-    def note(self, **content) -> None:
-        self.run.note(**content)
 
     def learn(self, which: int, batch: dict, taught: Taught, host_batch: dict) -> None:
         """Dispatch a step. batch, taught: as the teacher's devices have them; host_batch: the
@@ -89,36 +87,42 @@ class Pupil:
             with self._at_work():
                 finish.draw_crops(self.run, self.state, own)
         now = self.run.program.now(self.number)
-        self.state, self._scalars = self._steps[which](self.state, own, now, heard)
+        self.state, scalars = self._steps[which](self.state, own, now, heard)
         self.number += 1
-        self._now = now
+        self._pending.append((self.number, scalars, now))
 
     def wait(self) -> None:
         """Until the step dispatched last is done."""
-        jax.block_until_ready(self._scalars)
+        jax.block_until_ready(self.state.step)
 
-    def keep_up(self, position: int, batches: DataWait) -> None:
-        """After a step was dispatched: the row of the one before, a save, an evaluation."""
-        self.flush(batches)
-        self._pending = (self.number, self._scalars, self._now)
+    def keep_up(self, position: int, waited: float) -> None:
+        """After a step was dispatched: the row of the one before, a save, an evaluation.
+
+        position: images consumed; waited: seconds in which the step's images were not there yet.
+        """
+        self.flush(but=1)
+        self._waited += waited
         if self._autopsy.suspicious:
-            self.flush(batches)  # at once, so that a stop finds the weights of the bad steps
+            self.flush()  # at once, so that a stop finds the weights of the bad steps
         if self._saves.due(self.number):
-            self.flush(batches)
+            self.flush()
             self.save(position)
-        self.evaluate(batches)
+        self.evaluate()
 
-    def flush(self, batches: DataWait) -> None:
-        """Wait for the step dispatched last; write it down where it is due."""
-        if self._pending is None:
-            return
-        number, scalars, now = self._pending
-        self._pending, run = None, self.run
+    def flush(self, *, but: int = 0) -> None:
+        """Wait for what was dispatched, but for so many steps; write down what is due."""
+        while len(self._pending) > but:
+            self._record(*self._pending.pop(0))
+
+    def _record(self, number: int, scalars: dict, now: dict) -> None:
+        run = self.run
         scalars = jax.device_get(scalars)
         due = number % run.every.log == 0 or number == run.num_steps
         if scalars["bad_steps"] > 0 or due:
             drawn = {f"images/{name}": num for name, num in run.num_drawn(number).items()}
-            more = {"data_wait": batches.share(), **self._speed(number)}
+            elapsed = time.monotonic() - self._since
+            more = {"data_wait": min(self._waited / elapsed, 1.0), **self._speed(number)}
+            self._waited, self._since = 0.0, time.monotonic()
             self._metrics.write(number, {**scalars, **now, **drawn, **more})
             log.info(
                 "%s: step %d/%d, loss %.4f", self.name, number, run.num_steps, scalars["total"]
@@ -132,14 +136,14 @@ class Pupil:
         images = (number - before[0]) * self.run.loader_options["batch_size"]
         return {"images_per_second": images / (self._written[1] - before[1])}
 
-    def evaluate(self, batches: DataWait) -> None:
+    def evaluate(self) -> None:
         """Probe and k-NN of the ema at step 0, every `knn.every` steps and at the end."""
         run, number = self.run, self.number
         every = run.every.knn
         if every is None or number in self._done or (number % every and number != run.num_steps):
             return
-        self.flush(batches)
-        params, seen, found = self.state.ema["backbone"], {}, {}
+        self.flush()
+        params, seen, found = self.state.ema["backbone"], None, {}
         with self._at_work():
             if run.probe is not None:
                 seen = run.probe.look(self._embed, params, number + run.steps_before)
@@ -163,16 +167,17 @@ class Pupil:
 
     def finish(self, seconds: float) -> State:
         """The last page of its run directory."""
+        self.run.note(event="stop", step=self.number, reason="finished")
         with self._at_work():
             finish.finish(self.run, self.state, train_seconds=seconds)
         return self.state
 
     def failed(self, error: Exception) -> StudentFailed:
-        """Write down why it ended."""
+        """The error by which all stop, with the student's name."""
         log.error("student %s: %s", self.name, error)
-        self.run.note_stop(error)
-        first = f"{type(error).__name__}: {error}"
-        return StudentFailed(f"student {self.name} failed, so all stop: {first}")
+        return StudentFailed(
+            f"student {self.name} failed, so all stop: {type(error).__name__}: {error}"
+        )
 
     def close(self) -> None:
         self._metrics.close()

@@ -3,12 +3,11 @@
 import dataclasses
 import importlib
 import json
-from types import SimpleNamespace
 
 import jax
 import pytest
 
-from dinojax import cli, distill, family, mesh, program, shares, train
+from dinojax import chooser, cli, distill, family, mesh, program, shares, train
 from dinojax import config as configs
 from dinojax.checkpoint import COMMITTED
 from dinojax.config import ConfigError
@@ -59,7 +58,8 @@ def recipe(tmp_path_factory):
 def quick(quick_compiles, tmp_path_factory):
     """Few tiles, no last page, and every program compiled once."""
     settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_compilation_cache_dir": jax.config.jax_compilation_cache_dir
+        or str(tmp_path_factory.mktemp("compiled")),
         "jax_persistent_cache_min_compile_time_secs": 0.5,
     }
     before = {name: getattr(jax.config, name) for name in settings}
@@ -174,36 +174,6 @@ def test_the_step_of_a_student_holds_no_forward_pass_of_the_teacher(recipe):
         found.append((student, forward))
     (student, two), (again, four) = found
     assert student == again and four > 1.5 * two
-
-
-def test_a_step_is_measured_when_all_students_have_come_as_far(monkeypatch):
-    """One that is new in the recipe catches up first: the others take no steps until then."""
-    pupils = [SimpleNamespace(number=50), SimpleNamespace(number=0)]
-    sessions = []
-
-    def session(self, pupils, school, placement, *, end, measures):
-        sessions.append((min(pupil.number for pupil in pupils), end, measures))
-        for pupil in pupils:
-            pupil.number = max(pupil.number, end)
-        if end == 100:
-            raise Stopped
-        return {}
-
-    stage = object.__new__(distill._Stage)
-    stage._num_steps, stage._notes = 100, SimpleNamespace(add=lambda row: None)
-    stage._measures = True
-    placement = SimpleNamespace(told=lambda: "somewhere")
-    monkeypatch.setattr(distill._Stage, "_placements", lambda self: iter([placement] * 20))
-    monkeypatch.setattr(distill._Stage, "_open", lambda self, *args: (pupils, None))
-    monkeypatch.setattr(distill._Stage, "_session", session)
-    with pytest.raises(Stopped):
-        stage.run(())
-    assert sessions[:3] == [(0, 50, False), (50, 59, True), (59, 68, True)]
-    assert sessions[-1] == (95, 100, False)
-
-
-class Stopped(Exception):
-    """The end of a test."""
 
 
 # -- recipes -------------------------------------------------------------------------------------
@@ -362,10 +332,10 @@ def _plain(state):
 @pytest.mark.slow
 def test_placements_are_measured_and_the_faster_one_stays(recipe, tmp_path, monkeypatch):
     """With steps enough for it: apart, then in turn, then whatever took less time."""
-    monkeypatch.setattr(distill, "WARM", 0)
-    monkeypatch.setattr(distill, "ALONE", 1)
-    monkeypatch.setattr(distill, "TOGETHER", 1)
-    monkeypatch.setattr(distill, "BETTER", 0.0)  # no other shares
+    for name, steps in (("WARM", 0), ("ALONE", 1), ("TOGETHER", 1)):
+        monkeypatch.setattr(chooser, name, steps)
+    monkeypatch.setattr(distill, "MEASURED", 2)
+    monkeypatch.setattr(chooser, "BETTER", 0.0)  # no other shares
     monkeypatch.setattr(family, "costs", lambda *args: {"one": 1.0, "two": 1.0})
     found = load(recipe, "distill.place=auto", "num_steps=6", "checkpoint.every=6")
     states = run(found, tmp_path / "run")

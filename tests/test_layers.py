@@ -41,6 +41,7 @@ LAYERS = [
     {"run", "start"},
     {"finish", "upkeep"},
     {"family", "pupil"},
+    {"chooser"},
     {"train", "distill", "replay", "measure", "words"},
     {"embed", "cli_stages", "cli_weights", "cli_data", "cli_config", "cli_plan"},
     {"cli"},
@@ -102,6 +103,6 @@ def test_only_the_programs_see_the_whole_config():
     seen = {part(path) for path in FILES if "config" in set(imported_parts(path.read_text()))}
     allowed = {"config", "program", "run", "train", "distill", "convert", "replay"}
     allowed |= {"directory", "start", "upkeep", "measure", "words", "origin", "teacher"}
-    allowed |= {"family", "networks"}
+    allowed |= {"family", "chooser", "networks"}
     allowed |= {"cli", "cli_config", "cli_data", "cli_plan", "plan"}
     assert seen <= allowed

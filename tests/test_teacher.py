@@ -9,6 +9,7 @@ from dinojax import convert, mesh, program
 from dinojax import run as runs
 from dinojax.checkpoint import Checkpoints
 from dinojax.config import ConfigError
+from dinojax.runs import loss_ranges
 from dinojax.teacher import open_teacher
 from dinojax.teaching import Lessons
 from dinojax.weights.export import export
@@ -127,6 +128,13 @@ def test_features_need_no_heads_and_projectors_are_as_wide_as_the_teacher(export
     objective = program.build_objective(config, images_per_step=2)
     assert objective.is_features
     assert objective.dino_head.spec.bottleneck == 24 and objective.dino_head.spec.prototypes == 0
+
+
+def test_losses_of_features_lie_between_equal_and_unlike():
+    ranges = loss_ranges(student("smoke:tiny", "distill.targets=features").values())
+    assert (ranges["dino_local"].floor, ranges["dino_local"].chance) == (0.0, 1.0)
+    assert ranges["ibot"].chance == 0.5  # half of the crops have masks
+    assert loss_ranges(student("smoke:tiny").values())["dino_local"].chance > 4
 
 
 def test_a_run_that_had_another_teacher_is_refused():

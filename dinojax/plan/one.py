@@ -24,6 +24,7 @@ from dinojax.plan.count import compiled_memory, count_flops
 from dinojax.plan.hlo import collectives
 from dinojax.plan.targets import GIB, OPTIONS, Target
 from dinojax.program import Program
+from dinojax.teaching import Teaching
 
 TREES = ("student", "ema", "gram", "opt_state", "centers")
 # Which trees of the state make a component.
@@ -85,9 +86,32 @@ def plan(
             text = compiled.as_text() or ""
             found |= {"memory": memory, "fits": memory["peak"] <= machine.chip.usable}
             found["collectives"] = [vars(one) for one in collectives(text)]
+    if built.teaching is not None:
+        _add_teacher(found, built.teaching, machine)
     found["compile_seconds"] = round(time.perf_counter() - start, 1)
     found["host_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB, 2)
     return found
+
+
+def _add_teacher(found: dict, teaching: Teaching, target: Target) -> None:
+    """The frozen teacher's part of a step: its weights stay, its forward pass comes first."""
+    inputs = teaching.abstract_inputs()
+    with mesh.off(), mesh.use(teaching.layout):
+        found["flops"] += count_flops(teaching.forward, *inputs)
+    state = sum(found["state"].values())
+    found["state"]["teacher"] = _device_bytes(inputs[0])
+    if "memory" not in found:
+        return
+    layout = teaching.layout
+    place = teaching.places(layout.sharding("image"), layout.sharding())
+    compiled = teaching.lower(place).compile(compiler_options=OPTIONS[target.chip.platform])
+    memory, own = found["memory"], compiled_memory(compiled)
+    if target.chip.platform == "cpu":
+        own["peak"] = own["argument"] + own["temp"]
+    memory["argument"] += found["state"]["teacher"]
+    memory["peak"] = max(memory["peak"] + found["state"]["teacher"], own["peak"] + state)
+    found["fits"] = memory["peak"] <= target.chip.usable
+    found["collectives"] += [vars(one) for one in collectives(compiled.as_text() or "")]
 
 
 def load(
