@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -174,6 +175,31 @@ def test_the_step_of_a_student_holds_no_forward_pass_of_the_teacher(recipe):
         found.append((student, forward))
     (student, two), (again, four) = found
     assert student == again and four > 1.5 * two
+
+
+def test_a_step_is_measured_when_all_students_have_come_as_far(monkeypatch):
+    """One that is new in the recipe catches up first: the others take no steps until then."""
+    pupils = [SimpleNamespace(number=50), SimpleNamespace(number=0)]
+    sessions = []
+
+    def session(self, pupils, school, placement, *, end, measures=False):
+        sessions.append((min(pupil.number for pupil in pupils), end, measures))
+        for pupil in pupils:
+            pupil.number = max(pupil.number, end)
+            pupil.finish = lambda seconds: None
+            pupil.name = "one"
+
+    placement = SimpleNamespace(told=lambda: "somewhere")
+    chooser = SimpleNamespace(measures=True, placements=lambda: [placement] * 9)
+    monkeypatch.setattr(distill, "Chooser", lambda *args: chooser)
+    stage = object.__new__(distill._Stage)
+    stage._configs, stage._teacher, stage._num_steps = {}, None, 50 + 2 * distill.MEASURED
+    stage._notes = SimpleNamespace(add=lambda row: None)
+    monkeypatch.setattr(distill._Stage, "_open", lambda self, *args: (pupils, None))
+    monkeypatch.setattr(distill._Stage, "_session", session)
+    stage.run(())
+    first, last = 50 + distill.MEASURED, 50 + 2 * distill.MEASURED
+    assert sessions == [(0, 50, False), (50, first, True), (first, last, False)]
 
 
 # -- recipes -------------------------------------------------------------------------------------
