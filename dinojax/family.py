@@ -1,6 +1,7 @@
 """Several students of one teacher: what they must share, and which devices each of them gets."""
 
 import dataclasses
+import functools
 import json
 import logging
 from collections.abc import Mapping
@@ -78,11 +79,10 @@ def check(students: Mapping[str, Config]) -> None:
                 f"until.left_chance={config.until.left_chance} may end the stage of {name} before "
                 "that of the others; set it to None and give num_steps."
             )
-    for config in students.values():  # what is read of the first holds for all
+    for name, config in students.items():  # what is read of the first holds for all
         for key in values[first]:
-            section, _, name = key.rpartition(".")
-            if key.startswith(SHARED) and section == "distill":
-                getattr(config.distill, name)
+            if key.startswith(SHARED) and (name != first or key.startswith("distill.")):
+                functools.reduce(getattr, key.split("."), config)
 
 
 def costs(students: Mapping[str, Config], teacher: Teacher) -> dict[str, float]:

@@ -144,6 +144,15 @@ def test_students_who_cannot_learn_together_are_refused_before_compiling(
     assert REFUSALS[keys] in str(refused.value)
 
 
+def test_images_are_read_once_for_all_students(recipe):
+    """Only the first student's config opens them, and is asked what nothing has read."""
+    found = load(recipe, "data.source=folder", "data.path=/images", "mesh.devices=1")
+    one, two = (configs[0] for configs in found.values())
+    family.check({"one": one, "two": two})
+    shared = {"data.source", "data.path", "mesh.devices"}
+    assert not shared & set(two.unread()) and shared <= set(one.unread())
+
+
 def test_shares_let_all_students_finish_together():
     """Costs 1 : 2 : 5 get 2, 4 and 10 of 16 devices; what does not fit leaves the least idle."""
     found = shares.computed(
