@@ -55,11 +55,12 @@ def distill(
     states: dict[str, State] = {}
     with contextlib.ExitStack() as stack:
         _enter_root(root, stack)
+        notes = Notes(root, students)
         for name, configs in students.items():
             stack.enter_context(occupy(root / name))
             claim(root / name, configs, accept)
         stack.enter_context(RunLog(root / "log.txt"))
-        notes = Notes(root, students)
+        notes.tell()
         interrupt = stack.enter_context(Interrupt())
         for number, current in enumerate(names):
             if stage not in (None, current):
@@ -77,7 +78,9 @@ def distill(
 
 def _enter_root(root: Path, stack: contextlib.ExitStack) -> None:
     """Make and lock the directory of the students' own ones."""
-    if root.exists() and any(root.iterdir()) and not (root / family.FILE).exists():
+    names = [path.name for path in root.iterdir()] if root.exists() else []
+    foreign = [name for name in names if not name.startswith(lock.FILE)]
+    if foreign and family.FILE not in names and not jax.process_index():
         raise ConfigError(
             f"{root} is not empty and holds no {family.FILE}, so it is none of `dinojax distill`; "
             "use another --run."

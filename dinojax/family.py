@@ -171,16 +171,19 @@ class Notes:
         kinds = sorted({device.device_kind for device in jax.devices()})
         self._key = {"students": self._students, "devices": [len(jax.devices()), *kinds]}
         content = json.loads(self._path.read_text()) if self._path.exists() else {}
-        before = content.get("students", [])
-        for name in self._students:
-            if before and name not in before:
-                log.info("student %s is new; the others wait until it has caught up", name)
-        for name in before:
-            if name not in self._students:
-                log.info("student %s is not in the recipe any more; %s stays", name, root / name)
+        self._root, self._before = root, content.get("students", [])
         same = all(content.get(key) == value for key, value in self._key.items())
         self.measured: list[dict] = content.get("measured", []) if same else []
         self._write()
+
+    def tell(self) -> None:
+        """Log who has joined and who has left since the last time."""
+        for name in self._students:
+            if self._before and name not in self._before:
+                log.info("student %s is new; the others wait until it has caught up", name)
+        for name in self._before:
+            if name not in self._students:
+                log.info("student %s does not learn now; %s stays", name, self._root / name)
 
     def add(self, row: dict) -> None:
         """A measured placement."""
@@ -188,4 +191,5 @@ class Notes:
         self._write()
 
     def _write(self) -> None:
-        write_json(self._path, {**self._key, "measured": self.measured})
+        if jax.process_index() == 0:
+            write_json(self._path, {**self._key, "measured": self.measured})

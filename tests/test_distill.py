@@ -47,6 +47,8 @@ TINY = (
     *("schedules.lr.warmup=0", "distill.place=turn", "checkpoint.every=1"),
 )
 
+COMPOSED = 1e-4  # two steps of Adam from biases of 0 magnify rounding
+
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
@@ -149,8 +151,23 @@ def test_images_are_read_once_for_all_students(recipe):
     found = load(recipe, "data.source=folder", "data.path=/images", "mesh.devices=1")
     one, two = (configs[0] for configs in found.values())
     family.check({"one": one, "two": two})
-    shared = {"data.source", "data.path", "mesh.devices"}
+    shared = {"data.path", "mesh.devices"}
     assert not shared & set(two.unread()) and shared <= set(one.unread())
+
+
+def test_a_directory_of_something_else_is_left_alone(recipe, tmp_path):
+    (tmp_path / "lock").touch()
+    (tmp_path / "photo.png").touch()
+    with pytest.raises(ConfigError, match="is not empty and holds no family.json"):
+        distill.distill(load(recipe), tmp_path)
+
+
+def test_who_joins_and_who_leaves_is_said(tmp_path, caplog):
+    family.Notes(tmp_path, ["one", "two"]).tell()
+    assert not caplog.messages
+    with caplog.at_level("INFO", logger="dinojax"):
+        family.Notes(tmp_path, ["two", "three"]).tell()
+    assert "student three is new" in caplog.text and "student one does not learn now" in caplog.text
 
 
 def test_shares_let_all_students_finish_together():
@@ -338,7 +355,7 @@ def test_shares_and_a_student_who_fails_change_no_result(recipe, together, tmp_p
     assert learned == ["two"]
     assert json.loads((tmp_path / "run/family.json").read_text())["students"] == ["one", "two"]
     for name, state in together[1].items():
-        small.assert_close(jax.device_get(states[name]), state)
+        small.assert_close(jax.device_get(states[name]), state, COMPOSED)
         same_rows(tmp_path / "run", together[0], name)
 
 
@@ -352,7 +369,7 @@ def test_one_student_learns_like_in_train_and_another_joins_later(recipe, togeth
     assert json.loads(meta)["teacher"] == open_teacher(found["one"][0]).fingerprint
     states = run(found, tmp_path / "family")
     for name, state in together[1].items():
-        small.assert_close(jax.device_get(states[name]), state)
+        small.assert_close(jax.device_get(states[name]), state, COMPOSED)
     other = load(recipe, "distill.teacher=smoke:tiny_stages")  # the same networks
     with pytest.raises(ConfigError, match="not the one that this run began with"):
         train.train(other["one"], tmp_path / "train")
