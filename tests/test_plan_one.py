@@ -43,6 +43,16 @@ def test_committed_plans_still_hold(fsdp):
     assert sharding.differences(fsdp, before) == []
 
 
+def test_only_too_little_memory_is_a_result_and_not_an_error():
+    """In the words of libtpu 0.0.42 for the 7B recipe with mesh.strategy=dp on v5p:4x8x8."""
+    words = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+    words += "temporaries (149.43G) exceeds available HBM (95.74G)."
+    assert one._needed(RuntimeError(words)) == "149.43G exceeds 95.74G"
+    assert one._needed(RuntimeError("RESOURCE_EXHAUSTED: no room")) == "RESOURCE_EXHAUSTED: no room"
+    with pytest.raises(RuntimeError, match="no such option"):
+        one._needed(RuntimeError("no such option"))
+
+
 def test_a_change_of_bytes_is_told_in_words():
     measures = {"flops": 100, "peak": 100, "wire all-gather": 50}
     before = {"recipe": "tiny", "target": "cpu:8", "strategy": "fsdp", "measures": measures}
