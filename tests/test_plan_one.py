@@ -11,9 +11,9 @@ from dinojax.plan import one
 BASELINES = Path(__file__).parent.parent / "benchmarks" / "baselines"
 
 
-def row(target: str, strategy: str) -> dict:
-    """Of the committed table."""
-    rows = json.loads((BASELINES / "sharding.json").read_text())
+def row(target: str, strategy: str, table: str = "sharding") -> dict:
+    """Of a committed table."""
+    rows = json.loads((BASELINES / f"{table}.json").read_text())
     (found,) = [row for row in rows if (row["target"], row["strategy"]) == (target, strategy)]
     return found
 
@@ -41,6 +41,15 @@ def test_committed_plans_still_hold(fsdp):
     if before["versions"]["jax"] != fsdp["versions"]["jax"]:
         pytest.skip(f"committed with jax {before['versions']['jax']}; compilers differ")
     assert sharding.differences(fsdp, before) == []
+
+
+@pytest.mark.slow
+def test_committed_plans_of_more_devices_still_hold():
+    before = row("cpu:16", "hsdp", "scaling")
+    now = sharding.again(before)
+    if before["versions"]["jax"] != now["versions"]["jax"]:
+        pytest.skip(f"committed with jax {before['versions']['jax']}; compilers differ")
+    assert sharding.differences(now, before) == []
 
 
 def test_only_too_little_memory_is_a_result_and_not_an_error():
