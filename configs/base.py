@@ -134,9 +134,9 @@ def get_config() -> ConfigDict:
 
     c.model = ConfigDict()
     c.model.name = "vitl"  # a row of dinojax/models/zoo.py; [R]
-    c.model.patch_size = 16  # pixels; [R]
-    c.model.width = None  # channels D, None = the zoo's row; [ours]
-    c.model.depth = None  # blocks, None = the zoo's row; [ours]
+    c.model.patch_size = 16  # pixels, 32 for every ConvNeXt; [R]
+    c.model.width = None  # channels D, None = the zoo's row; ConvNeXt: of the last stage; [ours]
+    c.model.depth = None  # blocks, None = the zoo's row; ConvNeXt: of each stage; [ours]
     c.model.num_heads = None  # attention heads A, None = the zoo's row; [ours]
     c.model.ffn = None  # None|mlp | swiglu | swiglu32 | swiglu64 | swiglu128 | swiglu_fused; [ours]
     c.model.ffn_ratio = None  # MLP width over D, None = the zoo's row; [ours]
@@ -267,7 +267,7 @@ def get_config() -> ConfigDict:
 
 
 def shrink(c: ConfigDict) -> ConfigDict:
-    """Any recipe, in any of its stages, as two steps of a narrow, shallow ViT: for its `smoke`."""
+    """Any recipe, in any of its stages, as two steps of a narrow, shallow network: its `smoke`."""
     patch = c.model.patch_size
     num_sizes = min(len(c.crops.more_rates), 1)
     c.update(num_steps=2, batch_size=4, group_size=2)
@@ -279,7 +279,9 @@ def shrink(c: ConfigDict) -> ConfigDict:
         c.crops.update(gram_size=4 * patch, more_gram=(4 * patch,) * num_sizes)
     if c.crops.more_box:
         c.crops.more_box = (5 * patch,) * num_sizes
-    c.model.update(width=32, depth=2, num_heads=2, remat="none")
+    c.model.update(width=32, depth=2, remat="none")
+    if not c.model.name.startswith("convnext"):
+        c.model.num_heads = 2
     c.dino_head.update(hidden=32, bottleneck=16, prototypes=64)
     c.ibot_head.update(hidden=32, bottleneck=16, prototypes=48)
     c.losses.koleo_group = None

@@ -57,10 +57,14 @@ def _write_quickstart(run: Run, found: dict[str, float], train_seconds: float) -
 
 
 def draw_crops(run: Run, state: State, batch: dict) -> None:
-    """pictures/crops.png: the crops of the step that the state is about to take."""
+    """pictures/crops.png: the crops of the step that the state is about to take.
+
+    Those of a frozen teacher last, where they are smaller than the student's.
+    """
     views = jax.jit(run.programs[run.draw(0)].step.views)(state, batch)
     name = f"crops-{run.stage}.png" if run.steps_before else "crops.png"
-    crop_sheet(_picture(run, name), np.asarray(views.global_BGHWC), np.asarray(views.local_BLHWC))
+    sets = (views.global_BGHWC, views.local_BLHWC, views.teacher_BGHWC)
+    crop_sheet(_picture(run, name), *(np.asarray(crops) for crops in sets if crops is not None))
 
 
 def _draw_patches(run: Run, embed, before: dict, after: dict) -> None:

@@ -2,8 +2,9 @@
 
 The teacher sees whole global crops; the student sees masked global crops and local crops.
 In distillation the teacher is another network that does not change, and nothing is hidden from
-the student: masks then choose the patches that the iBOT loss compares. A teacher without heads
-gives its features as targets, which the student's heads project its own to.
+the student: masks then choose the patches that the iBOT loss compares. Its crops may be smaller,
+never its grid of patches. A teacher without heads gives its features as targets, which the
+student's heads project its own to.
 Targets are assigned over the global batch, so nothing here depends on devices or micro-batches.
 DINOv3, arXiv:2508.10104, sections 3 and 4.
 """
@@ -22,12 +23,14 @@ from dinojax.losses import blocks
 from dinojax.losses.blocks import Columns, Rows
 from dinojax.losses.dino import pair_mean
 from dinojax.losses.gram import by_group, gram_loss, resize_patches
-from dinojax.losses.ibot import weighted_mean
+from dinojax.losses.ibot import masked_patches, weighted_mean
 from dinojax.losses.koleo import by_crop, koleo_loss
 from dinojax.losses.specs import GramSpec, LossSpec
+from dinojax.models import zoo
+from dinojax.models.convnext import ConvNext
 from dinojax.models.heads import Head
 from dinojax.models.layers import l2_normalize, wide
-from dinojax.models.vit import Draws, Features, Vit, make_draws
+from dinojax.models.vit import Features, Vit
 
 
 @struct.dataclass
@@ -75,7 +78,7 @@ class Targets:
 class Networks:
     """A backbone and its two heads, or neither of them."""
 
-    backbone: Vit
+    backbone: Vit | ConvNext
     dino_head: Head | None
     ibot_head: Head | None
 
@@ -84,7 +87,7 @@ class Networks:
 class Objective:
     """The networks and how their outputs become one loss."""
 
-    backbone: Vit
+    backbone: Vit | ConvNext
     dino_head: Head
     ibot_head: Head
     losses: LossSpec
@@ -107,12 +110,12 @@ class Objective:
         gram: of a backbone, or None.
         """
         views, networks = inputs.views, self.frozen or self
-        features = _features(networks.backbone, teacher["backbone"], views.global_BGHWC)
+        features = _features(networks.backbone, teacher["backbone"], views.of_teacher_BGHWC)
         num_crops = views.global_BGHWC.shape[:2]
         shown = (features.cls, features.patches, features.prenorm)
         cls_BGD, *tokens = (x.reshape(*num_crops, *x.shape[1:]) for x in shown)
         per_crop = health.image_health(cls_BGD, *tokens)
-        masked_UMD = self._masked(features.patches, views.masked_UM)
+        masked_UMD = masked_patches(features.patches, views.masks_BGP, views.masked_UM)
         gram_BGPD = None
         if self.gram is not None:
             if self.gram.teacher == "frozen":
@@ -189,7 +192,7 @@ class Objective:
         cls_BSD = jnp.concatenate(
             [cls_BGD, local.cls.reshape(num_images, -1, cls_BGD.shape[-1])], 1
         )
-        masked_UMD = self._masked(whole.patches, views.masked_UM)
+        masked_UMD = masked_patches(whole.patches, views.masks_BGP, views.masked_UM)
         found = {
             name: self._differences(name, student, tokens, targets)
             for name, tokens in (("dino", cls_BSD), ("ibot", masked_UMD))
@@ -255,25 +258,17 @@ class Objective:
         return total
 
     def _student_features(self, params, inputs: Inputs):
-        views = inputs.views
+        views, keys = inputs.views, (inputs.drop_keys_U, inputs.rope_keys_U)
         sets = [_flat(views.global_BGHWC), _flat(views.local_BLHWC)]
-        num_groups = inputs.drop_keys_U.shape[0]
         draws = [
-            self.make_draws(inputs, num_sequences=crops.shape[0] // num_groups, tag=tag)
-            for tag, crops in enumerate(sets)
+            zoo.make_draws(
+                *keys, self.backbone.spec, num_sequences=len(crops) // len(keys[0]), tag=i
+            )
+            for i, crops in enumerate(sets)
         ]
         masks = [None if self.frozen else _flat(views.masks_BGP), None]
         found = self.backbone.apply({"params": params}, sets, masks, draws, train=True)
         return cast(list[Features], found)
-
-    def make_draws(self, inputs: Inputs, *, num_sequences: int, tag: int) -> Draws:
-        keys = (inputs.drop_keys_U, inputs.rope_keys_U)
-        return make_draws(*keys, self.backbone.spec, num_sequences=num_sequences, tag=tag)
-
-    def _masked(self, patches, masked_UM):
-        """Patches [B G, P, D] at the masked positions of each group: [U, M, D]."""
-        per_group_UPD = patches.reshape(masked_UM.shape[0], -1, patches.shape[-1])
-        return jax.vmap(lambda patches, masked: patches[masked])(per_group_UPD, masked_UM)
 
     def _gram(self, student_BGPD, teacher_BGPD, views: Views):
         """Gram loss per image, or per group over all, masked or unmasked patches."""
@@ -289,7 +284,7 @@ class Objective:
         return jnp.mean(jax.vmap(loss)(*by_group(both, *masks, tokens=spec.tokens)))
 
 
-def _features(backbone: Vit, params, crops_BGHWC) -> Features:
+def _features(backbone: Vit | ConvNext, params, crops_BGHWC) -> Features:
     return cast(Features, backbone.apply({"params": params}, [_flat(crops_BGHWC)])[0])
 
 

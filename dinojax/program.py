@@ -17,10 +17,10 @@ from dinojax.augment.spec import ViewSpec
 from dinojax.config import Config
 from dinojax.eval.features import EvalTransform
 from dinojax.mesh import Layout
-from dinojax.models import attention, zoo
-from dinojax.models.heads import Head, HeadSpec
-from dinojax.models.vit import Vit, VitSpec, num_kept
-from dinojax.objective import GramSpec, LossSpec, Objective
+from dinojax.models import zoo
+from dinojax.models.vit import Vit
+from dinojax.networks import build_objective
+from dinojax.objective import Objective
 from dinojax.state import State
 from dinojax.step import Forward, Step, abstract_batch
 from dinojax.teacher import Teacher, open_teacher
@@ -129,6 +129,7 @@ def build(
         masks=config.masks,
         patch_size=config.model.patch_size,
         group_size=config.group_size,
+        teacher_patch_size=teacher.networks.backbone.spec.patch_size if teacher else None,
     )
     for note in view_spec.notes(config.data.box_size):
         log.info("%s", note)
@@ -229,86 +230,15 @@ def _check_koleo(config: Config, layout: Layout) -> None:
         )
 
 
-def build_objective(
-    config: Config, *, images_per_step: int, teacher: Teacher | None = None
-) -> Objective:
-    """Networks and losses. images_per_step: those one device works on at once.
-
-    teacher: of a distillation, None = the config's.
-    Raises ValueError for a ConvNeXt, whose patches cannot be hidden.
-    """
-    if config.model.name in zoo.CONVNEXTS:
-        raise ValueError(
-            f"model.name={config.model.name!r} cannot be pretrained: the iBOT loss hides patches "
-            "of the student's input, and a ConvNeXt has no tokens to hide. Distil it from a "
-            f"teacher, or choose from {list(zoo.VITS)}."
-        )
-    dtype = jnp.dtype(config.precision.compute)
-    spec = zoo.vit_spec(
-        config.model,
-        config.rope,
-        channels=config.image.channels,
-        attention="plain",
-        dtype=dtype,
-    )
-    local = (config.crops.local_size, config.crops.num_local)
-    spec = _with_attention(spec, config, images_per_step, local)
-    if config.distill.enabled and teacher is None:
-        teacher = open_teacher(config)
-    frozen = None
-    if teacher is not None:
-        frozen = teacher.networks
-        seen = _with_attention(frozen.backbone.spec, config, images_per_step)
-        frozen = dataclasses.replace(frozen, backbone=Vit(seen))
-
-    def head(section):
-        if frozen is not None and frozen.dino_head is None:
-            return _projector(section, spec.width, frozen.backbone.spec.width, dtype)
-        return Head(zoo.head_spec(section, inputs=spec.width, dtype=dtype))
-
-    koleo_group = config.losses.koleo_group or config.group_size
-    return Objective(
-        backbone=Vit(spec),
-        dino_head=head(config.dino_head),
-        ibot_head=head(config.ibot_head),
-        losses=zoo.fill(LossSpec, config.losses, koleo_group=koleo_group),
-        gram=zoo.fill(GramSpec, config.gram) if config.gram.enabled else None,
-        group_size=config.group_size,
-        frozen=frozen,
-        heads_only=config.optim.freeze_backbone,
-    )
-
-
-def _projector(section, inputs: int, outputs: int, dtype) -> Head:
-    """A head that ends where prototypes would begin, as wide as the teacher's features."""
-    layers = {name: getattr(section, name) for name in ("num_layers", "hidden", "bias")}
-    return Head(HeadSpec(inputs, bottleneck=outputs, prototypes=0, dtype=dtype, **layers))
-
-
-def _with_attention(spec: VitSpec, config: Config, images: int, *more) -> VitSpec:
-    """The attention that works on the shapes this run has, with the reasons in the log.
-
-    more: (size, count) of crops beside the global ones.
-    """
-    heads, shapes = (spec.num_heads, spec.head_width), []
-    for size, count in ((config.crops.global_size, 2), *more):
-        rows, columns = spec.grid(size, size)
-        kept = num_kept(count * config.group_size, spec.drop_path) * images // config.group_size
-        shapes.append((kept, 1 + spec.num_registers + rows * columns, *heads))
-    choice = attention.choose(config.model.attention, shapes=shapes, dtype=spec.dtype)
-    for reason in choice.reasons:
-        log.info("%s", reason)
-    return dataclasses.replace(spec, attention=choice.implementation)
-
-
 def build_optimizer(config: Config, objective: Objective):
     """AdamW with the factors of every parameter."""
     params = jax.eval_shape(lambda: nn.meta.unbox(states.init_params(objective, jax.random.key(0))))
+    # A ConvNeXt learns at one rate: read for others only, so that setting them for it is an error.
+    decay, embed = 1.0, 1.0
+    if isinstance(objective.backbone, Vit):
+        decay, embed = config.optim.layer_decay, config.optim.patch_embed_lr
     factors = optim.multipliers(
-        params,
-        depth=objective.backbone.spec.depth,
-        layer_decay=config.optim.layer_decay,
-        patch_embed_lr=config.optim.patch_embed_lr,
+        params, depth=objective.backbone.spec.depth, layer_decay=decay, patch_embed_lr=embed
     )
 
     def build(factors: optim.Multipliers):

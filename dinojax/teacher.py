@@ -18,6 +18,7 @@ import numpy as np
 
 from dinojax import config as configs
 from dinojax import convert, mesh, origin
+from dinojax.augment.spec import teacher_problems
 from dinojax.config import Config, ConfigError
 from dinojax.mesh import Layout
 from dinojax.models import zoo
@@ -207,13 +208,12 @@ def _faults(config: Config, spec: Any, heads: dict, normalized: Any) -> list[str
     """In words, what keeps a network from teaching this config's student."""
     if not isinstance(spec, VitSpec):
         return ["it is a ConvNeXt, which has no patches of its own; give a ViT."]
-    faults = []
-    for key, own, theirs in (
-        ("model.patch_size", config.model.patch_size, spec.patch_size),
-        ("image.channels", config.image.channels, spec.channels),
-    ):
-        if own != theirs:
-            faults.append(f"{key}={own}, but the teacher has {theirs}; set {key}={theirs}.")
+    sizes = config.crops.global_size, config.model.patch_size, spec.patch_size
+    faults = teacher_problems(*sizes)
+    if (own := config.image.channels) != (theirs := spec.channels):
+        faults.append(
+            f"image.channels={own}, but the teacher has {theirs}; set image.channels={theirs}."
+        )
     pixels = ("normalize", *(("mean", "std") if normalized.normalize == "fixed" else ()))
     for key in pixels:
         ours, known = getattr(config.image, key), getattr(normalized, key)
@@ -242,7 +242,9 @@ def _arrays(stored: Network, networks: Networks) -> dict:
     """The tree of parameters on this host."""
     used = [name for name in HEADS if getattr(networks, name) is not None]
     parts = {"backbone": stored.tensors, **{name: _part(stored.heads, name) for name in used}}
-    heads = networks.backbone.spec.num_heads  # of attention
+    spec = networks.backbone.spec
+    assert isinstance(spec, VitSpec)
+    heads = spec.num_heads
     return {
         name: meta.to_ours({n: t.read() for n, t in tensors.items()}, num_heads=heads)
         for name, tensors in parts.items()

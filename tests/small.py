@@ -14,8 +14,12 @@ import numpy as np
 from dinojax import config as configs
 from dinojax import mesh, program, train
 from dinojax.config import Config
+from dinojax.models.heads import Head, HeadSpec
+from dinojax.models.vit import Vit, VitSpec
+from dinojax.objective import Networks
 from dinojax.program import Program
 from dinojax.step import Step
+from dinojax.teacher import Teacher
 
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
@@ -67,8 +71,8 @@ class Recorder(Step):
         self.seen["grads"] = grads
         return grads, terms
 
-    def __call__(self, state, batch, now):
-        state, scalars = super().__call__(state, batch, now)
+    def __call__(self, state, batch, now, teacher=None):
+        state, scalars = super().__call__(state, batch, now, teacher)
         return state, {"scalars": scalars, **self.seen}
 
 
@@ -78,13 +82,14 @@ class Compiled:
 
     program: Program
     step: Any
+    teacher: tuple = ()  # its parameters, where it is frozen
 
     def __call__(self, state=None, *, now: dict | None = None):
         """(next state, {"scalars", "targets", "grads"}); the state is donated."""
         with mesh.use(self.program.layout):
             state = numbers(self.program) if state is None else state
             now = self.program.now(STEP) | (now or {})
-            state, seen = self.step(state, images(self.program), now)
+            state, seen = self.step(state, images(self.program), now, *self.teacher)
         targets = jax.device_get(seen["targets"])
         rows = {"dino": targets.dino, "ibot": targets.ibot}
         whole = {name: dense(rows[name], columns) for name, columns in targets.columns.items()}
@@ -112,14 +117,59 @@ def sides(shape) -> tuple[int, ...]:
 
 def compiled(config: Config) -> Compiled:
     """Everything a config makes, its step recording and compiled quickly."""
-    built = program.build(config, mesh.from_section(config.mesh))
+    return compiled_program(program.build(config, mesh.from_section(config.mesh)))
+
+
+def compiled_program(built: Program, *teacher) -> Compiled:
+    """The same of a program; teacher: parameters of its frozen networks, if it has any."""
     step = Recorder(**{f.name: getattr(built.step, f.name) for f in dataclasses.fields(Step)})
     with mesh.use(built.layout):
-        inputs = built.abstract_inputs()
+        inputs = built.abstract_inputs()[:3]
         shardings = jax.tree.map(lambda leaf: leaf.sharding, inputs[0])
         # What is recorded stays where it is, or recording would add collectives.
-        traced = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)).lower(*inputs)
-        return Compiled(built, traced.compile(compiler_options=FAST))
+        make = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+        traced = make.lower(*inputs, *teacher)
+        return Compiled(built, traced.compile(compiler_options=FAST), teacher)
+
+
+# A student whose patches are twice the teacher's; what a ConvNeXt does not read is as in base.py.
+CONVNEXT = (
+    *("model.name=convnext_tiny", "model.patch_size=32", "model.width=64", "model.depth=1"),
+    *("model.num_heads=None", "model.num_registers=0", "model.ffn=None", "model.ffn_ratio=None"),
+    *("model.layer_scale=1e-5", "rope.rescale=None"),
+    *("optim.layer_decay=0.9", "optim.patch_embed_lr=0.2"),
+    *("crops.global_size=64", "crops.local_size=32", "crops.num_local=1", "data.box_size=72"),
+    *("knn.crop_size=64", "knn.resize_size=64"),
+)
+
+
+def convnext(*overrides: str) -> Program:
+    """A tiny ConvNeXt and its frozen teacher, a ViT with patches of 16 pixels and wider heads."""
+    given = {override.split("=")[0] for override in overrides}
+    kept = [override for override in CONVNEXT if override.split("=")[0] not in given]
+    loaded = config(*kept, *overrides)
+    spec = VitSpec(width=16, depth=2, num_heads=2, patch_size=16, channels=loaded.image.channels)
+    own = dict(inputs=spec.width, num_layers=3, hidden=24, bottleneck=20, dtype=spec.dtype)
+    heads = [
+        Head(HeadSpec(prototypes=section.prototypes, **own))
+        for section in (loaded.dino_head, loaded.ibot_head)
+    ]
+    teacher = Teacher("a test's", Networks(Vit(spec), *heads), None)
+    return program.build(loaded, mesh.from_section(loaded.mesh), teacher)
+
+
+def teacher_numbers(built: Program) -> dict:
+    """Parameters of the frozen networks, from numpy."""
+    assert built.teaching is not None
+    rng = np.random.default_rng(1)
+
+    def fill(path, leaf):
+        offset = 1.0 if path[-1].key in ("scale", "scale1", "scale2") else 0.0
+        value = offset + 0.1 * rng.normal(size=leaf.shape)
+        return jax.device_put(jnp.asarray(value, leaf.dtype), leaf.sharding)
+
+    shapes = built.teaching.teacher.abstract(built.layout)
+    return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
 def numbers(program: Program, seed: int = 0):

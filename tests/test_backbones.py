@@ -11,6 +11,10 @@ from dinojax.models.vit import Vit
 from tests import small
 
 DINOV2 = ("model.name=dinov2_vits", "rope.rescale=None")
+CONVNEXT = (
+    *("model.name=convnext_tiny", "model.patch_size=32", "knn.crop_size=32", "knn.resize_size=32"),
+    *("crops.global_size=64", "crops.local_size=32"),
+)
 
 
 def backbone(config):
@@ -20,15 +24,17 @@ def backbone(config):
 
 
 def test_a_convnext_is_built_by_name():
-    config = small.config("model.name=convnext_tiny", "model.drop_path=0.1")
-    net = backbone(config)
+    whole = ("model.width=None", "model.depth=None", "model.drop_path=0.1")
+    net = backbone(small.config(*CONVNEXT, *whole))
     assert isinstance(net, ConvNext)
     assert (net.spec.depths, net.spec.width, net.spec.drop_path) == ((3, 3, 9, 3), 768, 0.1)
     assert (net.spec.patch_size, net.spec.grid(224, 100)) == (32, (7, 3))
+    spec = backbone(small.config(*CONVNEXT, "model.width=64", "model.depth=2")).spec
+    assert (spec.depths, spec.widths) == ((2, 2, 2, 2), (8, 16, 32, 64))
 
 
 def test_a_convnext_cannot_be_pretrained():
-    config = small.config("model.name=convnext_tiny")
+    config = small.config(*CONVNEXT)
     with pytest.raises(ValueError, match="'convnext_tiny' cannot be pretrained.*no tokens to hide"):
         program.build_objective(config, images_per_step=2)
 
@@ -56,6 +62,10 @@ def test_errors_name_the_key():
         backbone(small.config(*DINOV2, "model.position_size=36"))
     with pytest.raises(ValueError, match="'vitxl' is not in the zoo.*dinov2_vits.*convnext_tiny"):
         backbone(small.config("model.name=vitxl"))
+    with pytest.raises(ValueError, match="patch_size=8, but model.name='convnext_tiny'.*to 32"):
+        backbone(small.config("model.name=convnext_tiny"))
+    with pytest.raises(ValueError, match="model.width=20 is not a multiple of 8"):
+        backbone(small.config(*CONVNEXT, "model.width=20"))
     config = small.config("model.name=vits")
     with pytest.raises(ValueError, match="'vits' is no ConvNeXt"):
         zoo.convnext_spec(config.model, channels=3, dtype=jnp.dtype(jnp.float32))

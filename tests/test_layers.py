@@ -35,7 +35,7 @@ LAYERS = [
     {"eval", "curate", "viz", "inspect_checkpoint", "autopsy", "convert"},
     {"origin"},
     {"teacher"},
-    {"teaching"},
+    {"teaching", "networks"},
     {"program"},
     {"directory", "migrate", "plan"},
     {"run", "start"},
@@ -100,6 +100,6 @@ def test_only_the_programs_see_the_whole_config():
     """Builders take sections or values; whoever imports dinojax.config sees everything."""
     seen = {part(path) for path in FILES if "config" in set(imported_parts(path.read_text()))}
     allowed = {"config", "program", "run", "train", "distill", "convert", "replay"}
-    allowed |= {"directory", "start", "upkeep", "measure", "words", "origin", "teacher"}
+    allowed |= {"directory", "start", "upkeep", "measure", "words", "origin", "teacher", "networks"}
     allowed |= {"cli", "cli_config", "cli_data", "cli_plan", "plan"}
     assert seen <= allowed

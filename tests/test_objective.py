@@ -11,6 +11,7 @@ import pytest
 from dinojax import keys, mesh, program
 from dinojax.augment.masks import mask_counts
 from dinojax.augment.views import Views
+from dinojax.losses.ibot import masked_patches
 from dinojax.losses.koleo import by_crop, koleo_loss
 from dinojax.objective import Inputs, Objective
 from tests import small
@@ -164,7 +165,7 @@ def test_ibot_reads_the_masked_patches_of_each_group(at):
     assert abs(got["ibot"] - plain["ibot"]) > 1e-5
     assert got["dino_global"] == plain["dino_global"]
     patches = np.arange(B * 2 * 16, dtype=np.float32).reshape(B * 2, 16, 1)
-    picked = at.objective._masked(patches, at.inputs.views.masked_UM)
+    picked = masked_patches(patches, at.inputs.views.masks_BGP, at.inputs.views.masked_UM)
     want = np.flatnonzero(at.inputs.views.masks_BGP)
     np.testing.assert_array_equal(np.ravel(picked), want)
 

@@ -8,6 +8,8 @@ import pytest
 
 from dinojax import config as configs
 from dinojax import mesh, program
+from dinojax.models import zoo
+from dinojax.models.convnext import ConvNextSpec
 from dinojax.plan.count import count_flops, vit_flops
 from dinojax.plan.formula import closed_form, forward, head_layers, total, wire
 from tests import small
@@ -22,7 +24,10 @@ def built_on_one(recipe, *overrides, stage=None):
 
 def walked(built):
     with mesh.use(built.layout):
-        return count_flops(built.step, *built.abstract_inputs())
+        own = count_flops(built.step, *built.abstract_inputs())
+        if built.teaching is None:
+            return own
+        return own + count_flops(built.teaching.forward, *built.teaching.abstract_inputs())
 
 
 @pytest.mark.slow
@@ -41,12 +46,21 @@ def test_the_formula_is_within_a_hundredth_of_the_walk(recipe, stage, overrides)
     assert total(parts, "model") <= total(parts, "hardware")
 
 
+@pytest.mark.slow
+def test_the_formula_counts_a_convnext_under_a_vit():
+    sizes = ("crops.global_size=512", "crops.local_size=224", "data.box_size=512")
+    row = ("model.width=768", "model.depth=3", "mesh.devices=1", "model.remat=dots")
+    built = small.convnext(*sizes, *row, "batch_size=4")
+    parts = closed_form(built)
+    assert total(parts, "hardware") == pytest.approx(walked(built), rel=0.01)
+
+
 def test_a_forward_pass_is_that_of_plan_and_of_a_traced_network():
     built = program.build(small.config(*ONE_DEVICE, "crops.global_size=64"), mesh.make("dp", 1))
     objective = built.step.objective
     spec = objective.backbone.spec
     images = jax.ShapeDtypeStruct((3, 64, 64, spec.channels), jnp.float32)
-    params = built.abstract_state().student
+    student = params = built.abstract_state().student
     apply = lambda p, x: objective.backbone.apply({"params": p}, [x])  # noqa: E731
     patches = (64 // spec.patch_size) ** 2
     want = vit_flops(
@@ -61,10 +75,16 @@ def test_a_forward_pass_is_that_of_plan_and_of_a_traced_network():
     assert forward(spec, 64) == want
     assert count_flops(apply, params["backbone"], images) == 3 * want
 
+    spec = ConvNextSpec(**zoo.CONVNEXTS["convnext_tiny"])
+    net, pixels = zoo.module(spec), jax.ShapeDtypeStruct((1, 512, 512, 3), jnp.float32)
+    params = jax.eval_shape(lambda: net.init(jax.random.key(0), [jnp.zeros((1, 32, 32, 3))]))
+    assert count_flops(lambda p, x: net.apply(p, [x]), params, pixels) == forward(spec, 512)
+    assert forward(spec, 512) == pytest.approx(46.5e9, rel=0.01), "the figure of the family"
+
     head = objective.dino_head
-    tokens = jax.ShapeDtypeStruct((5, spec.width), jnp.float32)
+    tokens = jax.ShapeDtypeStruct((5, head.spec.inputs), jnp.float32)
     bottleneck = lambda p, x: head.apply({"params": p}, x, method=type(head).bottleneck)  # noqa: E731
-    assert count_flops(bottleneck, params["dino_head"], tokens) == 5 * head_layers(head.spec)
+    assert count_flops(bottleneck, student["dino_head"], tokens) == 5 * head_layers(head.spec)
 
 
 def test_bytes_of_weights_follow_from_where_they_are_stored():

@@ -97,7 +97,8 @@ REFUSALS = {
     "": "distill.teacher is empty; set it to a run",
     "/absent": "distill.teacher=/absent does not exist; give a run directory",
     "smoke:nothing": "no recipe nothing; give a file, or one of",
-    "smoke:vit7b16": "model.patch_size=8, but the teacher has 16; set model.patch_size=16",
+    "smoke:vit7b16": "is 4 x 4 patches of model.patch_size=8 to the student and 2 x 2 patches of "
+    "16 pixels to the teacher",
     "smoke:tiny dino_head.prototypes=32": "set dino_head.prototypes=64",
     "smoke:tiny image.normalize=fixed image.mean=0.5, image.std=0.5,": "set that",
     "{exports}/without_heads": "comes without dino_head and ibot_head, and targets are made by "

@@ -32,9 +32,12 @@ def sections(channels=3, **changes):
     return dict(image=c.image, crops=c.crops, augment=c.augment, masks=c.masks)
 
 
-def view_spec(group_size=GROUP, patch_size=PATCH, **kwargs):
+def view_spec(group_size=GROUP, patch_size=PATCH, teacher_patch_size=None, **kwargs):
     return ViewSpec.from_sections(
-        **sections(**kwargs), group_size=group_size, patch_size=patch_size
+        **sections(**kwargs),
+        group_size=group_size,
+        patch_size=patch_size,
+        teacher_patch_size=teacher_patch_size,
     )
 
 
@@ -120,7 +123,7 @@ def test_every_image_crop_and_step_has_its_own_draws():
 
 
 def test_eight_devices_make_the_same_views_without_a_collective():
-    spec, key = view_spec(), jax.random.key(2)
+    spec, key = view_spec(teacher_patch_size=2), jax.random.key(2)
     images, sizes = batch(16)
     want = jitted(spec)(key, images, sizes)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
@@ -138,6 +141,14 @@ def test_eight_devices_make_the_same_views_without_a_collective():
     assert all(leaf.sharding.spec == PartitionSpec("data") for leaf in jax.tree.leaves(got))
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
+    # Those of a frozen teacher with patches half as large are the student's, reduced by two.
+    assert got.teacher_BGHWC.shape == (16, 2, 8, 8, 3)
+    crops_KHWC = np.asarray(got.global_BGHWC).reshape(-1, 16, 16, 3)
+    small = np.asarray(got.teacher_BGHWC).reshape(-1, 8, 8, 3)
+    np.testing.assert_allclose(small, views.reduced(crops_KHWC, 2), atol=1e-6)
+    plain = jitted(view_spec())(key, images, sizes)
+    assert plain.teacher_BGHWC is None and plain.of_teacher_BGHWC is plain.global_BGHWC
+    np.testing.assert_allclose(want.global_BGHWC, plain.global_BGHWC, atol=1e-5)
 
 
 def test_undistorted_gram_crops_share_the_box_and_the_global_crop_is_resized_twice():
@@ -254,6 +265,23 @@ def test_a_batch_of_part_groups_is_refused():
 def test_wrong_settings_are_refused_by_name(changes, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         view_spec(**changes)
+
+
+@pytest.mark.parametrize(
+    ("patch", "teacher", "grids", "students", "teachers"),
+    [
+        (32, 14, "16 x 16 patches.*36 x 36 patches of 14", "28 or 42", "1, 2, 4, 8, 16, 32"),
+        (8, 16, "64 x 64 patches.*32 x 32 patches of 16", "16", "1, 2, 4, 8"),
+    ],
+)
+def test_grids_that_no_reduction_makes_one_are_refused(patch, teacher, grids, students, teachers):
+    sizes = {"crops.global_size": 512, "crops.local_size": 224}
+    message = (
+        rf"size=512 is {grids}.*patch_size {students}, or a teacher of patch_size {teachers}\."
+    )
+    with pytest.raises(ValueError, match=message):
+        view_spec(patch_size=patch, teacher_patch_size=teacher, **sizes)
+    assert view_spec(patch_size=32, teacher_patch_size=16, **sizes).teacher_reduction == 2
 
 
 def test_group_size_below_one_is_refused():

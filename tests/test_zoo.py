@@ -68,7 +68,7 @@ def test_sizes_of_dinov2_are_the_reference_s(name):
 @pytest.mark.parametrize("name", CONVNEXTS)
 def test_sizes_of_convnext_are_the_reference_s(name):
     model = base.get_config().model
-    model.name = name
+    model.update(name=name, patch_size=32)
     assert (
         count(zoo.convnext_spec(model, channels=3, dtype=jnp.dtype("float32"))) == CONVNEXTS[name]
     )

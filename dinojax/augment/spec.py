@@ -31,6 +31,7 @@ class ViewSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     masks: MaskSpec
+    teacher_reduction: int = 1  # the side of a global crop over that of the teacher's copy of it
 
     @property
     def base_size(self) -> int:
@@ -39,11 +40,24 @@ class ViewSpec:
 
     @classmethod
     def from_sections(
-        cls, *, image: Any, crops: Any, augment: Any, masks: Any, patch_size: int, group_size: int
+        cls,
+        *,
+        image: Any,
+        crops: Any,
+        augment: Any,
+        masks: Any,
+        patch_size: int,
+        group_size: int,
+        teacher_patch_size: int | None = None,
     ) -> "ViewSpec":
-        """The spec of the sections of a config; ValueError lists everything that is wrong."""
+        """The spec of the sections of a config; ValueError lists everything that is wrong.
+
+        teacher_patch_size: pixels, of a frozen teacher; None = that of the student.
+        """
+        teacher_patch_size = teacher_patch_size or patch_size
         problems = [
             *_size_problems(crops, patch_size, group_size),
+            *teacher_problems(crops.global_size, patch_size, teacher_patch_size),
             *_channel_problems(image, augment),
             *_range_problems(crops, augment, masks),
         ]
@@ -68,6 +82,7 @@ class ViewSpec:
             mean=_floats(image.mean),
             std=_floats(image.std),
             masks=_mask_spec(masks, crops.global_size // patch_size, group_size),
+            teacher_reduction=patch_size // teacher_patch_size,
         )
 
     def notes(self, box_size: int) -> list[str]:
@@ -132,6 +147,25 @@ def _size_problems(crops: Any, patch_size: int, group_size: int) -> list[str]:
     if crops.num_local < 1:
         problems.append(f"crops.num_local={crops.num_local} must be at least 1.")
     return problems
+
+
+def teacher_problems(size: int, patch_size: int, teacher: int) -> list[str]:
+    """In words, why patches of a frozen teacher cannot lie on those of the student.
+
+    size: pixels of the student's global crops; the teacher sees them reduced by a whole number.
+    """
+    if patch_size % teacher == 0:
+        return []
+    side, others = size // patch_size, size // teacher
+    above = -(-patch_size // teacher)
+    valid = " or ".join(str(n * teacher) for n in (above - 1, above) if n)
+    below = [n for n in range(1, patch_size + 1) if patch_size % n == 0]
+    return [
+        f"crops.global_size={size} is {side} x {side} patches of model.patch_size={patch_size} to "
+        f"the student and {others} x {others} patches of {teacher} pixels to the teacher, and no "
+        "reduction of its crops by a whole number makes the grids one; use a student of "
+        f"patch_size {valid}, or a teacher of patch_size {', '.join(map(str, below))}."
+    ]
 
 
 def _channel_problems(image: Any, augment: Any) -> list[str]:

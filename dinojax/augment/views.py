@@ -12,7 +12,7 @@ import flax
 import jax
 import jax.numpy as jnp
 
-from dinojax import keys
+from dinojax import interpolate, keys
 from dinojax.augment import boxes, masks, photometric, resample
 from dinojax.augment.spec import NUM_GLOBAL, ViewSpec
 
@@ -34,6 +34,12 @@ class Views:
     masks_BGP: jax.Array  # bool, true = hidden
     masked_UM: jax.Array  # int32
     mask_weights_UM: jax.Array  # float32, 1 / number of hidden patches of the same crop
+    teacher_BGHWC: jax.Array | None = None  # the global crops, reduced; None = as they are
+
+    @property
+    def of_teacher_BGHWC(self) -> jax.Array:
+        """The global crops in the size that the teacher sees."""
+        return self.global_BGHWC if self.teacher_BGHWC is None else self.teacher_BGHWC
 
 
 def run_here(fn: Callable) -> Callable:
@@ -76,6 +82,7 @@ def make_views(
         masks_BGP=merge(masks_UVGP),
         masked_UM=masked_UM,
         mask_weights_UM=weights_UM,
+        teacher_BGHWC=merge(crops["teacher"]) if "teacher" in crops else None,
     )
 
 
@@ -111,7 +118,10 @@ def image_crops(
     *,
     spec: ViewSpec,
 ) -> dict[str, jax.Array]:
-    """All crops of one image: global [G, H, W, C], local [L, H, W, C] and, if asked for, gram."""
+    """All crops of one image: global [G, H, W, C], local [L, H, W, C].
+
+    If asked for also gram, and teacher: the global ones, reduced.
+    """
     G = NUM_GLOBAL
     choices_K = _choose(photometric_draws_KN, spec)
     globals_G, locals_L = (
@@ -127,7 +137,20 @@ def image_crops(
     crops = _global_and_gram(base_GCHW, lambda x: distort(globals_G, x), spec)
     local_LCHW = _distort(locals_L, local_LCHW, spec=spec, can_blur=local > 0, can_solarize=False)
     crops["local"] = _normalize(local_LCHW, spec)
-    return {name: jnp.transpose(x, (0, 2, 3, 1)) for name, x in crops.items()}
+    crops = {name: jnp.transpose(x, (0, 2, 3, 1)) for name, x in crops.items()}
+    if spec.teacher_reduction > 1:
+        crops["teacher"] = reduced(crops["global"], spec.teacher_reduction)
+    return crops
+
+
+def reduced(crops_KHWC: jax.Array, factor: int) -> jax.Array:
+    """Crops with a side `factor` times smaller, [K, H / factor, W / factor, C], float32.
+
+    Antialiased bilinear: each new pixel is the mean of the old ones, weighted by a triangle that
+    ends two new pixels apart, cut off at the border and renormalised; factor 2: (1, 3, 3, 1) / 8.
+    """
+    size = crops_KHWC.shape[1] // factor, crops_KHWC.shape[2] // factor
+    return interpolate.resize(crops_KHWC, size, method="bilinear", antialias=True)
 
 
 def _global_and_gram(base_GCHW, distort: Callable, spec: ViewSpec) -> dict[str, jax.Array]:

@@ -3,8 +3,33 @@
 `ibot_loss` is the definition; training takes the cross-entropies from blocks.py.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
+
+
+def masked_patches(patches_NPD: jax.Array, masks_BGP: jax.Array, masked_UM: jax.Array) -> jax.Array:
+    """Patches of all crops (B G) at the masked positions of each group: [U, M, D].
+
+    Positions count through a group's flattened (V G P), so patches of another grid would be
+    picked at wrong places: raises ValueError for them.
+    """
+    found, wanted = patches_NPD.shape[1], masks_BGP.shape[2]
+    if found != wanted:
+        raise ValueError(
+            f"A network makes {_grid(found)} patches of a global crop, but the masks have "
+            f"{_grid(wanted)}, those of the student: its targets would be patches of other places. "
+            "Its crops need as many of its patches as the student's have of the student's "
+            "(crops.global_size over model.patch_size)."
+        )
+    per_group_UPD = patches_NPD.reshape(masked_UM.shape[0], -1, patches_NPD.shape[-1])
+    return jax.vmap(lambda patches, masked: patches[masked])(per_group_UPD, masked_UM)
+
+
+def _grid(num_patches: int) -> str:
+    side = math.isqrt(num_patches)
+    return f"{side} x {side}" if side**2 == num_patches else f"{num_patches}"
 
 
 def ibot_loss(

@@ -72,26 +72,36 @@ class VitSpec:
         return height // self.patch_size, width // self.patch_size
 
 
-@functools.cache
-def block_axes(spec: VitSpec):
-    """The names of the axes of every parameter of a block."""
-    tokens = jnp.zeros((1, 2, spec.width), spec.dtype)
-    init = lambda key: Block(spec, parent=None).init(key, [tokens], [None], [None])  # noqa: E731
+def axes_of(init):
+    """The names of the axes of every parameter that a module's `init` makes of a key."""
     with mesh.off():
         boxes = jax.eval_shape(init, jax.random.key(0))["params"]
     return jax.tree.map(lambda box: box.names, boxes, is_leaf=lambda leaf: isinstance(leaf, Named))
 
 
-def gather_block(params, spec: VitSpec):
+@functools.cache
+def block_axes(spec: VitSpec):
+    """The names of the axes of every parameter of a block."""
+    tokens = jnp.zeros((1, 2, spec.width), spec.dtype)
+    return axes_of(lambda key: Block(spec, parent=None).init(key, [tokens], [None], [None]))
+
+
+def gather_params(params, axes, dtype):
     """Stored parameters of a block -> those it computes with, once for all crop sets.
 
-    Sharded ones travel in the dtype of computation, in which they are used.
+    axes: their names, in the shape of the parameters. Sharded ones travel in the dtype of
+    computation, in which they are used.
     """
 
     def gather(x, names):
-        return mesh.gather(x.astype(spec.dtype), *names) if any(names) else x
+        return mesh.gather(x.astype(dtype), *names) if any(names) else x
 
-    return jax.tree.map(gather, unfreeze(params), block_axes(spec))
+    return jax.tree.map(gather, unfreeze(params), axes)
+
+
+def gather_block(params, spec: VitSpec):
+    """`gather_params` of a block of a ViT."""
+    return gather_params(params, block_axes(spec), spec.dtype)
 
 
 def _repeat(tables_UPE, count: int):

@@ -5,6 +5,7 @@ the ViT the model draws no random numbers: what drop path does comes in, made by
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinojax import interpolate, mesh
-from dinojax.models.block import REMAT
+from dinojax.models.block import REMAT, axes_of, gather_params
 from dinojax.models.layers import Linear, Norm, gelu, named, normal, wide
 from dinojax.models.vit import Features
 
@@ -77,7 +78,10 @@ def make_draws(
 
 
 class Conv(nn.Module):
-    """A convolution [size, size, inputs / groups, outputs] over [B, H, W, inputs], with bias."""
+    """A convolution [size, size, inputs / groups, outputs] over [B, H, W, inputs], with bias.
+
+    gather: the kernel is as it is stored; off where the caller has gathered it (blocks of a scan).
+    """
 
     size: int
     inputs: int
@@ -86,15 +90,18 @@ class Conv(nn.Module):
     stride: int = 1
     padding: int = 0
     groups: int = 1
+    gather: bool = False
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         shape = (self.size, self.size, self.inputs // self.groups, self.outputs)
-        kernel = self.param("kernel", named(normal(0.02), (None, None, None, "width")), shape)
+        axes = (None, None, None, "width")
+        kernel = self.param("kernel", named(normal(0.02), axes), shape).astype(self.dtype)
+        kernel = mesh.gather(kernel, *axes) if self.gather else kernel
         bias = self.param("bias", named(nn.initializers.zeros, [None]), (self.outputs,))
         y = jax.lax.conv_general_dilated(
             x_BHWC.astype(self.dtype),
-            kernel.astype(self.dtype),
+            kernel,
             window_strides=(self.stride, self.stride),
             padding=[(self.padding, self.padding)] * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
@@ -117,9 +124,11 @@ class Downsample(nn.Module):
         spec, norm = self.spec, Norm(NORM, self.spec.dtype, name="norm")
         outputs = spec.widths[self.stage]
         if self.stage == 0:
-            return norm(Conv(4, spec.channels, outputs, spec.dtype, stride=4, name="conv")(x_BHWC))
+            stem = Conv(4, spec.channels, outputs, spec.dtype, stride=4, gather=True, name="conv")
+            return norm(stem(x_BHWC))
         inputs = spec.widths[self.stage - 1]
-        return Conv(2, inputs, outputs, spec.dtype, stride=2, name="conv")(norm(x_BHWC))
+        conv = Conv(2, inputs, outputs, spec.dtype, stride=2, gather=True, name="conv")
+        return conv(norm(x_BHWC))
 
 
 class Block(nn.Module):
@@ -142,6 +151,13 @@ class Block(nn.Module):
         if factor_B is not None:
             y = y * factor_B.astype(dtype)[:, None, None, None]
         return x_BHWC + y
+
+
+@functools.cache
+def block_axes(spec: ConvNextSpec, width: int):
+    """The names of the axes of every parameter of a block."""
+    pixels = jnp.zeros((1, 1, 1, width), spec.dtype)
+    return axes_of(lambda key: Block(spec, width, parent=None).init(key, pixels, None))
 
 
 class ConvNext(nn.Module):
@@ -223,10 +239,12 @@ class ConvNext(nn.Module):
         own = slice(first, first + spec.depths[stage])
         draws = [None] * len(sets) if draws is None else draws
         factors = [None if draw is None else draw[own] for draw in draws]
-        block = Block(spec, spec.widths[stage], parent=None)
+        width = spec.widths[stage]
+        block = Block(spec, width, parent=None)
 
         def body(sets, inputs):
             params, factors = inputs
+            params = gather_params(params, block_axes(spec, width), spec.dtype)
             sets = [
                 block.apply({"params": params}, x, f) for x, f in zip(sets, factors, strict=True)
             ]

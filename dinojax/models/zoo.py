@@ -3,6 +3,9 @@
 import dataclasses
 from typing import Any
 
+import jax
+
+from dinojax.models import convnext, vit
 from dinojax.models.convnext import ConvNext, ConvNextSpec
 from dinojax.models.heads import HeadSpec
 from dinojax.models.rope import RopeSpec
@@ -54,6 +57,15 @@ def module(spec: Spec) -> Any:
     return ConvNext(spec) if isinstance(spec, ConvNextSpec) else Vit(spec)
 
 
+def make_draws(
+    drop_keys_U: jax.Array, rope_keys_U: jax.Array, spec: Spec, *, num_sequences: int, tag: int
+) -> Any:
+    """What a backbone's `__call__` takes as the draws of one crop set of U groups."""
+    if isinstance(spec, ConvNextSpec):
+        return convnext.make_draws(drop_keys_U, spec, num_sequences=num_sequences, tag=tag)
+    return vit.make_draws(drop_keys_U, rope_keys_U, spec, num_sequences=num_sequences, tag=tag)
+
+
 def backbone(model, rope, *, channels: int, attention: str, dtype) -> Vit | ConvNext:
     """The backbone that `model.name` names, from config sections `model` and `rope`.
 
@@ -67,18 +79,33 @@ def backbone(model, rope, *, channels: int, attention: str, dtype) -> Vit | Conv
 def convnext_spec(model, *, channels: int, dtype) -> ConvNextSpec:
     """The spec of a ConvNeXt from config section `model`.
 
-    Its sizes and initial LayerScale are those of its name; `drop_path` is the rate of the last
-    block. Raises ValueError for a name that is not in the table.
+    Sizes and initial LayerScale are those of its name. Where set, `width` is that of the last
+    stage, of which each stage before has half, and `depth` the blocks of every stage. `drop_path`
+    is the rate of the last block. Raises ValueError for a name that is not in the table, and for
+    a patch size or width that no ConvNeXt has.
     """
     if model.name not in CONVNEXTS:
         raise ValueError(f"model.name={model.name!r} is no ConvNeXt; choose from {[*CONVNEXTS]}.")
-    return ConvNextSpec(
-        **CONVNEXTS[model.name],
-        channels=channels,
-        drop_path=model.drop_path,
-        remat=model.remat,
-        dtype=dtype,
+    row, num_stages = dict(CONVNEXTS[model.name]), convnext.NUM_STAGES
+    if model.width is not None:
+        first, rest = divmod(model.width, 2 ** (num_stages - 1))
+        if rest or not first:
+            raise ValueError(
+                f"model.width={model.width} is not a multiple of {2 ** (num_stages - 1)}, but each "
+                f"of the {num_stages} stages of a ConvNeXt is twice as wide as the one before."
+            )
+        row["widths"] = tuple(first * 2**stage for stage in range(num_stages))
+    if model.depth is not None:
+        row["depths"] = (model.depth,) * num_stages
+    spec = ConvNextSpec(
+        **row, channels=channels, drop_path=model.drop_path, remat=model.remat, dtype=dtype
     )
+    if model.patch_size != spec.patch_size:
+        raise ValueError(
+            f"model.patch_size={model.patch_size}, but model.name={model.name!r} makes one patch "
+            f"of {spec.patch_size} x {spec.patch_size} pixels; set it to {spec.patch_size}."
+        )
+    return spec
 
 
 def vit_spec(model, rope, *, channels: int, attention: str, dtype) -> VitSpec:

@@ -5,16 +5,22 @@ for, `hardware` also what remat and blocks of scores compute again; utilisation 
 these over the seconds of a step and the peak of the devices.
 """
 
+<<<<<<< HEAD
 import math
 
 import jax
 
 from dinojax import state as states
 from dinojax.axes import device_axes
+=======
+from dinojax.augment.spec import ViewSpec
+>>>>>>> main
 from dinojax.models.block import VitSpec
+from dinojax.models.convnext import ConvNextSpec
 from dinojax.models.heads import HeadSpec
 from dinojax.models.layers import FFNS, Named, ffn_width
 from dinojax.models.vit import num_kept
+from dinojax.models.zoo import Spec
 from dinojax.program import Program
 
 
@@ -22,29 +28,37 @@ def closed_form(built: Program) -> dict[str, dict[str, float]]:
     """{part: {"model", "hardware"}} of one step: parts are networks with their crops, and heads."""
     objective, views = built.step.objective, built.step.view_spec
     spec, images = objective.backbone.spec, built.batch_shape[0]
+    teacher = objective.frozen or objective
+    seen = views.global_size // views.teacher_reduction
     groups = images // views.group_size
     crops = {"global": (views.global_size, 2), "local": (views.local_size, views.num_local)}
-    parts = {"teacher global": _once(forward(spec, views.global_size) * 2 * images)}
+    made, whole = (images * x for x in _crops(views, *built.batch_shape[2:]))
+    # The program of a frozen teacher cuts its crops itself.
+    parts = {"crops": {"model": made, "hardware": made + (built.teaching is not None) * whole}}
+    parts["teacher global"] = _once(forward(teacher.backbone.spec, seen) * 2 * images)
     if objective.gram is not None and objective.gram.teacher == "frozen":
         size = views.gram_size or views.global_size
         parts["gram teacher"] = _once(forward(spec, size) * 2 * images)
     for name, (size, count) in crops.items():
         parts[f"student {name}"] = _student(spec, size, count * views.group_size, groups)
     masked = views.masks.num_masked * groups
-    for name, head, student, teacher, pairs in (
-        ("dino", objective.dino_head.spec, 2 + views.num_local, 2, 2 * (2 + views.num_local)),
-        ("ibot", objective.ibot_head.spec, 1, 1, 1),
+    for name, head, source, rows, student, taught in (
+        ("dino", objective.dino_head, teacher.dino_head, images, 2 + views.num_local, 2),
+        ("ibot", objective.ibot_head, teacher.ibot_head, masked, 1, 1),
     ):
-        rows = images if name == "dino" else masked
-        layers = head_layers(head)
-        both = layers * rows * (3 * student + teacher)
-        parts[f"{name} head"] = {"model": both, "hardware": both}
+        own, pairs = head.spec, student * taught
+        learned = 3 * rows * student * head_layers(own)
+        if source is None:  # features: cosines of projected tokens with those of the teacher
+            parts[f"{name} head"] = _once(learned + 3 * 2 * own.bottleneck * rows * pairs)
+            continue
+        theirs = source.spec
+        parts[f"{name} head"] = _once(learned + rows * taught * head_layers(theirs))
         iterations = objective.losses.sinkhorn_iterations
         passes = 2 * iterations if objective.losses.centering == "sinkhorn" else 1
-        one = 2 * head.bottleneck * head.prototypes * rows
-        cross = 2 * head.prototypes * rows * pairs
-        model = one * (3 * student + teacher) + cross
-        hardware = one * (4 * student + (passes + 2) * teacher) + 2 * cross
+        one, other = (2 * x.bottleneck * x.prototypes * rows for x in (own, theirs))
+        cross = 2 * own.prototypes * rows * pairs
+        model = one * 3 * student + other * taught + cross
+        hardware = one * 4 * student + other * (passes + 2) * taught + 2 * cross
         parts[f"{name} logits"] = {"model": model, "hardware": hardware}
     return parts
 
@@ -52,6 +66,26 @@ def closed_form(built: Program) -> dict[str, dict[str, float]]:
 def total(parts: dict[str, dict[str, float]], kind: str) -> float:
     """Of all parts; kind: model | hardware."""
     return sum(part[kind] for part in parts.values())
+
+
+def _crops(views: ViewSpec, box: int, channels: int) -> tuple[float, float]:
+    """(all, global ones): two products for each cut, blur and resize of one image's crops."""
+
+    def resized(num: int, before: int, after: int) -> float:
+        products = after * before**2 + after**2 * before
+        return 2.0 * channels * num * products if before != after else 0.0
+
+    def cut(num: int, side: int) -> float:
+        return 2.0 * channels * num * (side * box**2 + side**2 * box)
+
+    base, size, gram = views.base_size, views.global_size, views.gram_size
+    local, num_local = views.local_size, views.num_local
+    first, second, each = views.blur_rates
+    blurred = base if views.gram_distortions else size
+    whole = cut(2, base) + channels * 8 * blurred**3 * (first + second > 0)
+    whole += resized(2, base, size) + (0.0 if gram is None else resized(2, base, gram))
+    whole += resized(2, size, size // views.teacher_reduction)
+    return whole + cut(num_local, local) + channels * 4 * num_local * local**3 * (each > 0), whole
 
 
 def _tokens(spec: VitSpec, size: int) -> tuple[int, int]:
@@ -75,23 +109,51 @@ def _ffn(spec: VitSpec, size: int) -> float:
     return 2 * matrices * _tokens(spec, size)[1] * spec.width * hidden
 
 
-def forward(spec: VitSpec, size: int) -> float:
-    """One forward pass of one crop: depth (8 N D^2 + 4 N^2 D + 2 m N D F) + patch embedding."""
+def _convolutions(spec: ConvNextSpec, size: int) -> tuple[float, float, float, float]:
+    """(stem, other downsampling, depthwise and pointwise layers of all blocks), one crop."""
+    found, side = [0.0] * 4, size
+    for stage, (depth, width) in enumerate(zip(spec.depths, spec.widths, strict=True)):
+        side //= 2 if stage else 4
+        inputs = 2 * 2 * spec.widths[stage - 1] if stage else 4 * 4 * spec.channels
+        found[min(stage, 1)] += 2 * side**2 * inputs * width
+        found[2] += depth * 2 * side**2 * 7 * 7 * width
+        found[3] += depth * 2 * side**2 * 8 * width**2
+    stem, downsampling, depthwise, pointwise = found
+    return stem, downsampling, depthwise, pointwise
+
+
+def forward(spec: Spec, size: int) -> float:
+    """One forward pass of one crop.
+
+    ViT: depth (8 N D^2 + 4 N^2 D + 2 m N D F) + patch embedding. ConvNeXt: of each stage with S
+    entries, depth S (98 D + 16 D^2) + downsampling.
+    """
+    if isinstance(spec, ConvNextSpec):
+        return sum(_convolutions(spec, size))
     return spec.depth * (sum(_attention(spec, size)) + _ffn(spec, size)) + _embed(spec, size)
 
 
-def _student(spec: VitSpec, size: int, sequences: int, groups: int) -> dict[str, float]:
-    """Forward and backward of the sequences that each branch keeps.
+def _student(spec: Spec, size: int, sequences: int, groups: int) -> dict[str, float]:
+    """Forward and backward of the sequences that each branch keeps, all those of a ConvNeXt.
 
-    Gradients of pixels are not taken, so patch embedding costs two passes. `dots` computes the
-    products of tokens with tokens again, `full` everything in a block.
+    Gradients of pixels are not taken, so patch embedding and stem cost two passes. `dots` computes
+    products of tokens with tokens and depthwise convolutions again, `full` everything in a block.
     """
-    linear, pairs = _attention(spec, size)
-    share = groups * num_kept(sequences, spec.drop_path) if spec.drop_path else groups * sequences
-    block = spec.depth * share * (linear + pairs + _ffn(spec, size))
-    again = {"none": 0.0, "dots": spec.depth * share * pairs, "full": block}[spec.remat]
-    model = 3 * block + 2 * _embed(spec, size) * groups * sequences
-    return {"model": model, "hardware": model + again}
+    num = groups * sequences
+    if isinstance(spec, ConvNextSpec):
+        stem, downsampling, depthwise, pointwise = (num * x for x in _convolutions(spec, size))
+        block, again = depthwise + pointwise, depthwise
+        embed = 1.5 * downsampling + stem
+    else:
+        linear, pairs = _attention(spec, size)
+        kept = groups * num_kept(sequences, spec.drop_path) if spec.drop_path else num
+        block = spec.depth * kept * (linear + pairs + _ffn(spec, size))
+        again, embed = spec.depth * kept * pairs, _embed(spec, size) * num
+    model = 3 * block + 2 * embed
+    return {
+        "model": model,
+        "hardware": model + {"none": 0.0, "dots": again, "full": block}[spec.remat],
+    }
 
 
 def head_layers(head: HeadSpec) -> float:

@@ -14,6 +14,7 @@ from dinojax import optim
 from dinojax.augment.masks import mask_indices
 from dinojax.augment.views import Views
 from dinojax.losses.gram import gram_loss
+from dinojax.losses.ibot import masked_patches
 from dinojax.models.heads import Head, HeadSpec
 from dinojax.models.vit import Vit, VitSpec
 from dinojax.objective import GramSpec, Inputs, LossSpec, Networks, Objective
@@ -360,7 +361,7 @@ def _features(run: Trajectory, student: dict, teacher: dict, inputs: Inputs) -> 
     for name in ("student_global", "student_local"):
         logits = objective.dino_head.apply({"params": student["dino_head"]}, cls[name])
         found[f"{name}/cls_after_head"] = _crop_first(logits)
-    masked = objective._masked(whole.patches, views.masked_UM)[0]
+    masked = masked_patches(whole.patches, views.masks_BGP, views.masked_UM)[0]
     found["student_global/masked_patch_pre_head"] = masked
     found["student_global/masked_patch_after_head"] = objective.ibot_head.apply(
         {"params": student["ibot_head"]}, masked
