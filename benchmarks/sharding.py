@@ -11,7 +11,7 @@ A strategy may name its copies of the weights: hsdp:8 is mesh.replicas=8.
 A JSON line per plan, each as `dinojax plan --json` gives it; --markdown prints a table instead. A
 step that does not fit and a mesh that cannot be are rows too. --check plans the rows of a table of
 --save again and fails if FLOPs, peak or bytes of any kind of collective grew by more than 2 %, or
-shrank by more, which wants a new table.
+shrank by more, which wants a new table: --remake plans its rows again and writes it.
 """
 
 import argparse
@@ -111,7 +111,10 @@ def main() -> None:
     parser.add_argument("--markdown", action="store_true", help="a table in place of JSON lines")
     parser.add_argument("--save", type=Path, metavar="FILE", help="keep what --check compares")
     parser.add_argument("--check", type=Path, metavar="FILE", help="a table of --save")
+    parser.add_argument("--remake", type=Path, metavar="FILE", help="the same rows, planned now")
     args = parser.parse_args()
+    if args.remake:
+        return save(args.remake, [again(row) for row in json.loads(args.remake.read_text())])
     if args.check:
         sys.exit(bool(check(args.check)))
     plans = []

@@ -19,9 +19,12 @@ def arrange(devices: Sequence[Any], shape: Sequence[int]) -> np.ndarray:
     them stays within rings of neighbours. All others: process after process.
     """
     if len(devices) > 1 and _is_torus(devices):
-        return mesh_utils.create_device_mesh(
-            tuple(shape), list(devices), allow_split_physical_axes=True
-        )
+        try:
+            return mesh_utils.create_device_mesh(
+                tuple(shape), list(devices), allow_split_physical_axes=True
+            )
+        except NotImplementedError as error:
+            log.info("device axes go by process, not along the torus: %s", error)
     ordered = sorted(devices, key=lambda device: device.process_index)
     return np.array(ordered, dtype=object).reshape(tuple(shape))
 

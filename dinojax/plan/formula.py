@@ -182,7 +182,9 @@ def wire(built: Program) -> dict[str, float]:
         width = objective.backbone.spec.dtype.itemsize if over else 4
         size = box.value.size * width / (places / parts)
         away = size * (parts - 1) / parts * built.step.accumulate
-        found["all-gather"] += away * _passes(name, objective, taught=built.teaching is not None)
+        taught = built.teaching is not None
+        scanned = "depth" in box.names
+        found["all-gather"] += away * _passes(name, objective, scanned=scanned, taught=taught)
         found["reduce-scatter"] += away
         copies = layout.num_shards / places
         found["all-reduce"] += 2 * size / parts * (1 - 1 / copies) * built.step.accumulate
@@ -207,10 +209,13 @@ def _devices(layout, axes) -> int:
     return math.prod(layout.mesh.shape[axis] for axis in axes)
 
 
-def _passes(name: str, objective, *, taught: bool) -> int:
-    """How often a parameter is gathered in a micro-batch; taught: by another network's weights."""
+def _passes(name: str, objective, *, scanned: bool, taught: bool) -> int:
+    """How often a parameter is gathered in a micro-batch.
+
+    scanned: of a block, and gathered again for the backward pass; taught: by another network.
+    """
     if "prototypes" in name:
         return 2 if taught else 5  # targets; both networks in the loss, forward and backward
     frozen = objective.gram is not None and objective.gram.teacher == "frozen"
-    passes = (3 if "/blocks/" in name else 2) + (frozen and name.startswith("backbone"))
+    passes = (3 if scanned else 2) + (frozen and name.startswith("backbone"))
     return passes - taught

@@ -198,8 +198,8 @@ def _needed(error: Exception) -> str:
     message = str(error)
     if "RESOURCE_EXHAUSTED" not in message and "exceeds available" not in message:
         raise error
-    size = re.search(r"[\d.]+[GM] exceeds available HBM \([\d.]+[GM]\)", message)
-    return size[0] if size else message.splitlines()[0][:300]
+    sizes = re.search(r"\(?([\d.]+[KMG])\)? exceeds available HBM \(([\d.]+[KMG])\)", message)
+    return "{} exceeds {}".format(*sizes.groups()) if sizes else message.splitlines()[0][:300]
 
 
 def _versions() -> dict[str, str]:
