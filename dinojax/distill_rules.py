@@ -20,6 +20,17 @@ def rules(values: Values) -> Iterator[str]:
             "distill.enabled=True and gram.enabled=True: a student has no earlier ema to hold on "
             "to, and its teacher's patches are targets already; set one of them to False."
         )
+    if values["optim.freeze_backbone"]:
+        yield (
+            "optim.freeze_backbone=True leaves nothing of a student to learn "
+            "(distill.enabled=True); set it to False."
+        )
+    if values["distill.targets"] == "features" and values["until.left_chance"] is not None:
+        yield (
+            f"until.left_chance={values['until.left_chance']} compares losses with chance, but "
+            "distill.targets='features' has no prototypes to guess; set it to None, or use "
+            "'heads'."
+        )
     if values["distill.targets"] == "features" and values["losses.centering"] != "sinkhorn":
         yield (
             f"losses.centering={values['losses.centering']!r} assigns prototypes, but "

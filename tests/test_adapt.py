@@ -165,3 +165,6 @@ def test_an_alarm_with_nothing_to_watch_is_refused(source, tmp_path):
     plain = (f"data.path={folder}", "data.source=folder", "knn.alarm=0.1")
     with pytest.raises(ConfigError, match="knn.alarm=0.1 has nothing to watch, for want of labels"):
         train.train(stages(source, *plain), tmp_path / "run")
+    (folder / "0.png").unlink()
+    with pytest.raises(ConfigError, match="knn.mosaics=8 puts 4 images into one; there are 3"):
+        train.train(stages(source, *plain, "knn.mosaics=8"), tmp_path / "other")

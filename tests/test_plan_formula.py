@@ -36,6 +36,7 @@ def walked(built):
     [
         ("vitl16_in1k", None, ("batch_size=64",)),
         ("vit7b16", "pretrain", ("batch_size=16", "model.remat=full")),
+        ("adapt_vitl16", "heads", ("batch_size=64",)),
         ("vit7b16", "gram", ("batch_size=16", "losses.centering=softmax")),
     ],
 )

@@ -37,7 +37,8 @@ def closed_form(built: Program) -> dict[str, dict[str, float]]:
         size = views.gram_size or views.global_size
         parts["gram teacher"] = _once(forward(spec, size) * 2 * images)
     for name, (size, count) in crops.items():
-        parts[f"student {name}"] = _student(spec, size, count * views.group_size, groups)
+        sequences, trains = count * views.group_size, not objective.heads_only
+        parts[f"student {name}"] = _student(spec, size, sequences, groups, trains=trains)
     masked = views.masks.num_masked * groups
     for name, head, source, rows, student, taught in (
         ("dino", objective.dino_head, teacher.dino_head, images, 2 + views.num_local, 2),
@@ -130,11 +131,14 @@ def forward(spec: Spec, size: int) -> float:
     return spec.depth * (sum(_attention(spec, size)) + _ffn(spec, size)) + _embed(spec, size)
 
 
-def _student(spec: Spec, size: int, sequences: int, groups: int) -> dict[str, float]:
+def _student(
+    spec: Spec, size: int, sequences: int, groups: int, *, trains: bool
+) -> dict[str, float]:
     """Forward and backward of the sequences that each branch keeps, all those of a ConvNeXt.
 
     Gradients of pixels are not taken, so patch embedding and stem cost two passes. `dots` computes
     products of tokens with tokens and depthwise convolutions again, `full` everything in a block.
+    Of a frozen backbone (a ViT) the forward pass alone.
     """
     num = groups * sequences
     if isinstance(spec, ConvNextSpec):
@@ -146,6 +150,8 @@ def _student(spec: Spec, size: int, sequences: int, groups: int) -> dict[str, fl
         kept = groups * num_kept(sequences, spec.drop_path) if spec.drop_path else num
         block = spec.depth * kept * (linear + pairs + _ffn(spec, size))
         again, embed = spec.depth * kept * pairs, _embed(spec, size) * num
+    if not trains:
+        return _once(block + embed)
     model = 3 * block + 2 * embed
     return {
         "model": model,
