@@ -3,15 +3,26 @@
 import argparse
 import importlib
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from dinojax import cli_config, cli_data, cli_plan, cli_stages, cli_weights
-from dinojax.config import ConfigError, load_stages, pick
-from dinojax.interrupt import ALARMED, SAVED, Alarm, Interrupted, StorageError, end_now, leaving
-
-FINISHED, FAILED, REFUSED = 0, 1, 2  # and ALARMED, SAVED, NOT_SAVED of interrupt.py
+from dinojax import cli_config, cli_data, cli_hosts, cli_plan, cli_stages, cli_weights
+from dinojax.config import ConfigError, load_stages, load_students, pick
+from dinojax.interrupt import (
+    ALARMED,
+    FAILED,
+    FINISHED,
+    REFUSED,
+    SAVED,
+    Alarm,
+    Interrupted,
+    Lost,
+    StorageError,
+    end_now,
+    leaving,
+)
 
 # Flag of `train` after --accept- -> what it accepts.
 ACCEPT = {
@@ -22,6 +33,7 @@ ACCEPT = {
 # Command -> module and function of the program behind it.
 PROGRAMS = {
     "train": ("dinojax.train", "train"),  # (config, run_dir)
+    "distill": ("dinojax.distill", "distill"),  # (students, run_dir)
     "eval knn": ("dinojax.measure", "evaluate_knn"),  # (run_dir, overrides, step)
     "plan --words": ("dinojax.words", "words_command"),  # (recipe, overrides, num_images)
     "gram pick": ("dinojax.measure", "pick_anchor"),  # (run_dir, overrides)
@@ -50,6 +62,7 @@ exit codes:
   3  stopped by the alarm that the recipe asked for (knn.alarm_stops), and saved
   75 interrupted by SIGTERM, SIGINT or SIGUSR1 and saved; the same command continues
   76 interrupted with nothing to save yet, or twice; the last checkpoint stands
+  77 no step finishes any more, or another process of the run is gone; the same command continues
 """
 TRAIN = """\
 Train a recipe. RUN receives config.json, log.txt, metrics.jsonl and checkpoints/. A RUN that
@@ -59,6 +72,21 @@ examples:
   dinojax train --config tiny --run runs/tiny
   dinojax train --config configs/vitl16_in1k.py --run runs/vitl16 \\
       --set data.path=/data/imagenet/train --set batch_size=1024 --set optim.clip=none
+
+Several processes, one per host, each told who it is; dinojax/HOSTS.md and launch/ have more:
+  dinojax train --config vitl16_in1k --run /shared/vitl16 --coordinator host0:8476 \\
+      --num-processes 4 --process-id 0
+  srun dinojax train --config vitl16_in1k --run /shared/vitl16 --cluster slurm
+"""
+DISTILL = """\
+Train the students of a recipe from one frozen teacher, whose forward pass is taken once per step.
+Each has a run directory of its own, RUN/STUDENT, that every other command takes. A RUN that exists
+continues; students may join and leave (dinojax/DISTILL.md).
+
+examples:
+  dinojax distill --config configs/distill_tiny.py --run runs/family --set distill.teacher=runs/tiny
+  dinojax distill --config configs/distill_7b.py --run runs/family \\
+      --set distill.teacher=runs/vit7b --set data.path=/data/images --set vits:distill.share=8
 """
 KNN = """\
 Weighted k-NN classification with the frozen ema network of a run's checkpoint.
@@ -102,9 +130,15 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code is 0 finished, 1 failed, 2 refused."""
-    parser = _parser()
-    args = parser.parse_args(argv)
+    """Run a command; the exit code is one of those that the help lists."""
+    code = _run(_parser().parse_args(argv))
+    cli_hosts.end_together(code)
+    if code == SAVED:
+        end_now(SAVED)  # all files are closed; only what hangs or crashes at the end is left
+    return code
+
+
+def _run(args: argparse.Namespace) -> int:
     try:
         args.run_command(args)
     except (ValueError, OSError, ModuleNotFoundError) as error:
@@ -113,16 +147,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             print(f"dinojax: error: {error}", file=sys.stderr)
         return REFUSED if _is_refusal(error) else FAILED
-    except StorageError as error:
+    except (StorageError, Lost) as error:
         print(f"dinojax: error: {error}", file=sys.stderr)
-        return FAILED
+        return error.code if isinstance(error, Lost) else FAILED
     except Alarm as error:
         print(f"dinojax: {error}", file=sys.stderr)
         return ALARMED
     except Interrupted as error:
         print(f"dinojax: {error}", file=sys.stderr)
-        end_now(SAVED)  # all files are closed; only what hangs or crashes at the end is left
         return SAVED
+    except Exception:
+        if not cli_hosts.several():
+            raise
+        traceback.print_exc()
+        return FAILED
     return FINISHED
 
 
@@ -138,17 +176,41 @@ def _is_refusal(error: Exception) -> bool:
 
 
 def _program(command: str):
-    module, function = PROGRAMS[command]
-    return getattr(importlib.import_module(module), function)
+    return _function(*PROGRAMS[command])
+
+
+def _function(module: str, name: str):
+    return getattr(importlib.import_module(module), name)
 
 
 def _train(args: argparse.Namespace) -> None:
     found = load_stages(args.config, args.set)
     if args.stage is not None:
         pick(found, args.stage)
+    _start("train", found, args)
+
+
+def _distill(args: argparse.Namespace) -> None:
+    found = load_students(args.config, args.set)
+    if args.student:
+        if unknown := [name for name in args.student if name not in found]:
+            raise ConfigError(
+                f"no student {unknown[0]} in {args.config}: it has {', '.join(found)}"
+            )
+        found = {name: found[name] for name in args.student}
+    _start("distill", found, args)
+
+
+def _start(command: str, found, args: argparse.Namespace) -> None:
+    """A program that trains, in as many processes as it was started in."""
+    began, wall = time.monotonic(), cli_hosts.seconds(args.max_wall)
     accept = [name for name in ACCEPT if getattr(args, f"accept_{name.replace('-', '_')}")]
     with leaving():  # until the run takes signals itself; importing jax takes seconds
-        _program("train")(found, Path(args.run), accept=accept, stage=args.stage)
+        program = _program(command)
+        _function("dinojax.compiling", "keep_programs")()
+        with cli_hosts.joined(args):
+            left = None if wall is None else wall - (time.monotonic() - began)
+            program(found, Path(args.run), accept=accept, stage=args.stage, max_wall=left)
 
 
 def _knn(args: argparse.Namespace) -> None:
@@ -179,13 +241,24 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     train = _command(commands, "train", "train a recipe, or continue a run", TRAIN, _train)
-    _config_options(train, required=True)
-    train.add_argument(
-        "--stage", metavar="NAME", help="run this stage alone; default: all that are not done"
+    distill = _command(commands, "distill", "many students of one teacher", DISTILL, _distill)
+    for command in (train, distill):
+        _config_options(command, required=True)
+        command.add_argument(
+            "--stage", metavar="NAME", help="run this stage alone; default: all that are not done"
+        )
+        command.add_argument(
+            "--run", metavar="DIR", required=True, help="run directory, made if absent"
+        )
+        for name, meaning in ACCEPT.items():
+            command.add_argument(f"--accept-{name}", action="store_true", help=meaning)
+        command.add_argument(
+            "--max-wall", metavar="3h50m", help="save and end with exit code 75 before this is up"
+        )
+        cli_hosts.add(command)
+    distill.add_argument(
+        "--student", metavar="NAME", action="append", help="this one alone; may be given many times"
     )
-    train.add_argument("--run", metavar="DIR", required=True, help="run directory, made if absent")
-    for name, meaning in ACCEPT.items():
-        train.add_argument(f"--accept-{name}", action="store_true", help=meaning)
 
     evaluate = _group(commands, "eval", "evaluate a checkpoint of a run")
     knn = _command(evaluate, "knn", "k-NN classification", KNN, _knn)

@@ -8,6 +8,12 @@ Values = Mapping[str, Any]  # dotted key -> value
 
 def rules(values: Values) -> Iterator[str]:
     if not values["distill.enabled"]:
+        if values["model.name"].startswith("convnext"):
+            yield (
+                f"model.name={values['model.name']!r} cannot be pretrained: the iBOT loss hides "
+                "patches of the student's input, and a ConvNeXt has no tokens to hide; distil it "
+                "(distill.enabled=True), or choose a ViT."
+            )
         return
     if values["gram.enabled"]:
         yield (

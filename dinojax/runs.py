@@ -133,6 +133,12 @@ def loss_ranges(values: dict[str, Any]) -> dict[str, Range]:
     share = sum(count > 0 for count in counts) / (group * NUM_GLOBAL)
     balanced = values["losses.centering"] == "sinkhorn"
 
+    if values.get("distill.enabled") and values["distill.targets"] == "features":
+        # 1 - cosine of unit vectors: 0 for equal ones, 1 for such as have nothing in common.
+        return dict.fromkeys(("dino_local", "dino_global"), Range(0.0, 1.0)) | {
+            "ibot": Range(0.0, share)
+        }
+
     def make(prototypes: int, num_rows: int, share: float) -> Range:
         floor = max(0.0, math.log(prototypes / max(num_rows, 1))) if balanced else 0.0
         return Range(share * floor, share * math.log(prototypes))

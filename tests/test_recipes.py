@@ -12,7 +12,9 @@ from dinojax import config, mesh, program
 from dinojax import state as states
 
 FOLDER = Path(__file__).parent.parent / "configs"
-RECIPES = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in ("__init__", "base"))
+NAMES = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in ("__init__", "base"))
+RECIPES = [name for name in NAMES if not name.startswith("distill_")]
+FAMILIES = [name for name in NAMES if name.startswith("distill_")]
 
 
 @pytest.mark.parametrize("name", RECIPES)
