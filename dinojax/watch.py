@@ -133,6 +133,10 @@ class Watch:
         self.ended = left_chance(self._values, self._looks) is not None
         self._raise()
 
+    def needs(self, row: Row) -> bool:
+        """Whether `begin` looks at a row: what process 0 has to tell the others."""
+        return "total" not in row or self.is_look(row["step"])
+
     def is_look(self, step: int) -> bool:
         return self._every is not None and step % self._every == 0
 
