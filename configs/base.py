@@ -72,6 +72,9 @@ def get_config() -> ConfigDict:
     c.distill.teacher = ""  # or smoke:RECIPE, the same of a recipe's smoke; [R]
     c.distill.targets = "heads"  # heads (the teacher's, trained) [R] | features (no heads) [ours]
     c.distill.compute = None  # of the teacher: float32 | bfloat16, None = precision.compute; [R]
+    # Of `dinojax distill`: all students in turn on every device, or each apart on its own.
+    c.distill.place = "auto"  # auto (measured) | apart | turn; [ours]
+    c.distill.share = None  # devices of this student when apart, None = by its cost; [R] given
     c.distill.strategy = None  # of its weights: dp | fsdp | hsdp | fsdp_tp, None = mesh's; [R]
 
     c.until = ConfigDict()  # a stage may end before num_steps, as soon as its losses left chance

@@ -40,8 +40,8 @@ class Report:
 
     def begin(self) -> None:
         """Tell what watches the stage how it went so far; raises Alarm if that is too bad."""
-        rows = [row for row in self.metrics.rows() if self._run.watch.needs(row)]
-        self._run.watch.begin(hosts.current().settle("rows", rows))
+        rows = self._run.watch.of_interest(self.metrics.rows())
+        self._run.watch.begin(hosts.current().settle("rows so far", rows))
 
     def add(self, number: int, scalars: dict, now: dict) -> None:
         """The scalars of the step just dispatched."""

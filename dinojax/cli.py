@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dinojax import cli_config, cli_data, cli_hosts, cli_plan, cli_stages, cli_weights
-from dinojax.config import ConfigError, load_stages, pick
+from dinojax.config import ConfigError, load_stages, load_students, pick
 from dinojax.interrupt import (
     ALARMED,
     FAILED,
@@ -33,6 +33,7 @@ ACCEPT = {
 # Command -> module and function of the program behind it.
 PROGRAMS = {
     "train": ("dinojax.train", "train"),  # (config, run_dir)
+    "distill": ("dinojax.distill", "distill"),  # (students, run_dir)
     "eval knn": ("dinojax.measure", "evaluate_knn"),  # (run_dir, overrides, step)
     "plan --words": ("dinojax.words", "words_command"),  # (recipe, overrides, num_images)
     "gram pick": ("dinojax.measure", "pick_anchor"),  # (run_dir, overrides)
@@ -76,6 +77,16 @@ Several processes, one per host, each told who it is; dinojax/HOSTS.md and launc
   dinojax train --config vitl16_in1k --run /shared/vitl16 --coordinator host0:8476 \\
       --num-processes 4 --process-id 0
   srun dinojax train --config vitl16_in1k --run /shared/vitl16 --cluster slurm
+"""
+DISTILL = """\
+Train the students of a recipe from one frozen teacher, whose forward pass is taken once per step.
+Each has a run directory of its own, RUN/STUDENT, that every other command takes. A RUN that exists
+continues; students may join and leave (dinojax/DISTILL.md).
+
+examples:
+  dinojax distill --config configs/distill_tiny.py --run runs/family --set distill.teacher=runs/tiny
+  dinojax distill --config configs/distill_7b.py --run runs/family \\
+      --set distill.teacher=runs/vit7b --set data.path=/data/images --set vits:distill.share=8
 """
 KNN = """\
 Weighted k-NN classification with the frozen ema network of a run's checkpoint.
@@ -173,17 +184,33 @@ def _function(module: str, name: str):
 
 
 def _train(args: argparse.Namespace) -> None:
-    began, wall = time.monotonic(), cli_hosts.seconds(args.max_wall)
     found = load_stages(args.config, args.set)
     if args.stage is not None:
         pick(found, args.stage)
+    _start("train", found, args)
+
+
+def _distill(args: argparse.Namespace) -> None:
+    found = load_students(args.config, args.set)
+    if args.student:
+        if unknown := [name for name in args.student if name not in found]:
+            raise ConfigError(
+                f"no student {unknown[0]} in {args.config}: it has {', '.join(found)}"
+            )
+        found = {name: found[name] for name in args.student}
+    _start("distill", found, args)
+
+
+def _start(command: str, found, args: argparse.Namespace) -> None:
+    """A program that trains, in as many processes as it was started in."""
+    began, wall = time.monotonic(), cli_hosts.seconds(args.max_wall)
     accept = [name for name in ACCEPT if getattr(args, f"accept_{name.replace('-', '_')}")]
     with leaving():  # until the run takes signals itself; importing jax takes seconds
-        program = _program("train")
+        program = _program(command)
         _function("dinojax.compiling", "keep_programs")()
         with cli_hosts.joined(args):
-            left = {} if wall is None else {"max_wall": wall - (time.monotonic() - began)}
-            program(found, Path(args.run), accept=accept, stage=args.stage, **left)
+            left = None if wall is None else wall - (time.monotonic() - began)
+            program(found, Path(args.run), accept=accept, stage=args.stage, max_wall=left)
 
 
 def _knn(args: argparse.Namespace) -> None:
@@ -214,17 +241,24 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     train = _command(commands, "train", "train a recipe, or continue a run", TRAIN, _train)
-    _config_options(train, required=True)
-    train.add_argument(
-        "--stage", metavar="NAME", help="run this stage alone; default: all that are not done"
+    distill = _command(commands, "distill", "many students of one teacher", DISTILL, _distill)
+    for command in (train, distill):
+        _config_options(command, required=True)
+        command.add_argument(
+            "--stage", metavar="NAME", help="run this stage alone; default: all that are not done"
+        )
+        command.add_argument(
+            "--run", metavar="DIR", required=True, help="run directory, made if absent"
+        )
+        for name, meaning in ACCEPT.items():
+            command.add_argument(f"--accept-{name}", action="store_true", help=meaning)
+        command.add_argument(
+            "--max-wall", metavar="3h50m", help="save and end with exit code 75 before this is up"
+        )
+        cli_hosts.add(command)
+    distill.add_argument(
+        "--student", metavar="NAME", action="append", help="this one alone; may be given many times"
     )
-    train.add_argument("--run", metavar="DIR", required=True, help="run directory, made if absent")
-    train.add_argument(
-        "--max-wall", metavar="3h50m", help="save and end with exit code 75 before this time is up"
-    )
-    cli_hosts.add(train)
-    for name, meaning in ACCEPT.items():
-        train.add_argument(f"--accept-{name}", action="store_true", help=meaning)
 
     evaluate = _group(commands, "eval", "evaluate a checkpoint of a run")
     knn = _command(evaluate, "knn", "k-NN classification", KNN, _knn)

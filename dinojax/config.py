@@ -15,7 +15,7 @@ from dinojax.recipe import ConfigError, flat, nest, unknown
 from dinojax.rules import valid_group_sizes
 
 __all__ = ["Config", "ConfigError", "Explanation", "check", "diff", "explain", "load", "read"]
-__all__ += ["load_stages", "pick", "save", "saved_stages"]
+__all__ += ["load_stages", "load_students", "pick", "save", "saved_stages"]
 __all__ += ["valid_group_sizes"]
 
 
@@ -112,23 +112,56 @@ def load(
     return pick(load_stages(recipe, overrides, smoke=smoke), stage)
 
 
-def load_stages(
+def load_students(
     recipe: str | Path, overrides: Sequence[str] = (), *, smoke: bool = False
+) -> dict[str, list[Config]]:
+    """Student -> the checked configs of its stages, of a recipe with STUDENTS.
+
+    overrides: as for `load_stages`, or `STUDENT:key=value` for one student. Raises as that does,
+    and ConfigError for a recipe without students.
+    """
+    path = recipe_files.find(recipe)
+    names = recipe_files.students(path)
+    if not names:
+        raise ConfigError(f"{recipe} has no STUDENTS; `dinojax train` is the command for it.")
+    found = {}
+    for student in names:
+        others = [f"{name}:" for name in names if name != student]
+        kept = [o for o in overrides if not o.strip().startswith(tuple(others))]
+        own = [o.strip().removeprefix(f"{student}:") for o in kept if o.startswith(f"{student}:")]
+        given = {o.partition("=")[0].strip() for o in own}
+        rest = [o for o in kept if not o.startswith(f"{student}:")]
+        plain = [o for o in rest if o.partition("=")[0].strip() not in given]
+        found[student] = load_stages(path, plain + own, smoke=smoke, student=student)
+    return found
+
+
+def load_stages(
+    recipe: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    smoke: bool = False,
+    student: str | None = None,
 ) -> list[Config]:
     """The checked configs of all stages of a recipe file, or of a packaged one such as `tiny`.
 
     overrides: `key=value` for every stage or `STAGE:key=value` for one, applied last. smoke:
-    shrink each by the recipe's own `smoke`. Raises ConfigError for unknown or duplicate keys,
-    wrong types, and all broken rules at once.
+    shrink each by the recipe's own `smoke`. student: of a recipe that has STUDENTS. Raises
+    ConfigError for unknown or duplicate keys, wrong types, and all broken rules at once.
     """
     path = recipe_files.find(recipe)
     names = recipe_files.stages(path)
+    if student is None and (many := recipe_files.students(path)):
+        raise ConfigError(
+            f"{recipe} is for several students ({', '.join(many)}): use `dinojax distill`, with "
+            "--student NAME for one of them."
+        )
     default = flat(base.get_config())
     found: list[Config] = []
     before = 0
     for name in names or (None,):
         values, sources = dict(default), dict.fromkeys(default, "base")
-        for key, value in recipe_files.run(path, smoke=smoke, stage=name).items():
+        for key, value in recipe_files.run(path, smoke=smoke, stage=name, student=student).items():
             values[key] = typed(key, value, default, place=f"{path}: ")
             if values[key] != default[key]:
                 sources[key] = "recipe"

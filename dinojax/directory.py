@@ -27,10 +27,12 @@ FREE_KEYS = (
     "checkpoint.",
     "log.",
     "knn.",
-    "expect.",
-    "hang.",
     "distill.teacher",  # the path; what it holds is compared with what it held
     "distill.strategy",
+    "distill.place",
+    "distill.share",
+    "expect.",
+    "hang.",
 )
 PACKAGES = ("dinojax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 HOSTS = "hosts.json"  # written by process 0 of a run of several

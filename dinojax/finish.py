@@ -68,9 +68,9 @@ def draw_crops(run: Run, state: State, batch: dict) -> None:
     Those of a frozen teacher last, where they are smaller than the student's.
     """
     views = hosts.together(jax.jit(run.programs[run.draw(0)].step.views))(state, batch)
-    name = f"crops-{run.stage}.png" if run.steps_before else "crops.png"
     sets = (views.global_BGHWC, views.local_BLHWC, views.teacher_BGHWC)
     crops = [hosts.fetch(found[:NUM_CROPPED]) for found in sets if found is not None]
+    name = f"crops-{run.stage}.png" if run.steps_before else "crops.png"
     if hosts.current().is_main:
         crop_sheet(_picture(run, name), *crops)
 

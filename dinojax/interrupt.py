@@ -18,8 +18,8 @@ from typing import Protocol
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 FINISHED, FAILED, REFUSED = 0, 1, 2  # exit codes
 SAVED, NOT_SAVED = 75, 76  # exit codes; 75 is what schedulers know as "try again"
-LOST = 77  # exit code: no step finishes any more, or another process of the run is gone
 ALARMED = 3  # exit code that no scheduler tries again
+LOST = 77  # exit code: no step finishes any more, or another process of the run is gone
 GRACE = 2.0  # seconds to come to an end where nothing can be saved anyway
 HURRY = 60.0  # seconds for several processes to come to the turn at which they stop
 SAME = 2.0  # seconds in which a second signal is the first once more: some send it twice
@@ -40,16 +40,16 @@ class Interrupted(Exception):
         self.name, self.step = name, step
 
 
+class Alarm(Exception):
+    """The run stopped because its results fell too far, as its recipe asked; saved."""
+
+
 class Lost(RuntimeError):
     """Another process of the run is gone, failed or hangs; carries the exit code."""
 
     def __init__(self, why: str, code: int):
         super().__init__(f"{why}. The last checkpoint stands; the same command continues.")
         self.code = code
-
-
-class Alarm(Exception):
-    """The run stopped because its results fell too far, as its recipe asked; saved."""
 
 
 class StorageError(RuntimeError):

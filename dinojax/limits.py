@@ -81,6 +81,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     **{f"schedules.teacher_temperature.{part}": (SMALL, FLOAT) for part in CORNERS},
     **{f"{name}.{part}": (0, COUNT) for name in SCHEDULES for part in ("warmup", "cosine")},
     **{f"mesh.{name}": (1, IMAGES) for name in ("devices", "replicas", "tensor")},
+    "distill.share": (1, IMAGES),
     "hang.factor": (1, 1e6),
     **{f"hang.{name}": (SMALL, 1e9) for name in ("seconds", "minutes")},
     **{f"expect.{name}": (1, IMAGES) for name in ("devices", "hosts")},

@@ -75,6 +75,11 @@ def find(recipe: str | Path) -> Path:
 
 
 _NOT_RECIPES = ("__init__", "base")
+# What lies in a run directory besides students.
+RESERVED = (
+    *("autopsy", "checkpoints", "eval", "export", "lock", "log", "metrics", "pictures", "report"),
+    *("stages", "tensorboard"),
+)
 
 
 def stages(path: Path) -> tuple[str, ...]:
@@ -82,23 +87,66 @@ def stages(path: Path) -> tuple[str, ...]:
 
     Raises ConfigError for a STAGES that is no dictionary from names to functions.
     """
-    found = getattr(_import(path), "STAGES", {})
+    return _named_functions(path, "STAGES", "configs/tiny_stages.py")
+
+
+def students(path: Path) -> tuple[str, ...]:
+    """Names of a recipe's STUDENTS, who learn from one teacher; empty if it has none.
+
+    Raises ConfigError for a STUDENTS that is no such dictionary, and for a name that is there
+    twice, also in other letters, or that of a stage or of something else in a run directory.
+    """
+    found = _named_functions(path, "STUDENTS", "configs/distill_tiny.py")
+    if not found:
+        return ()
+    taken = {name.lower(): f"that of a stage of {path}" for name in stages(path)}
+    taken |= dict.fromkeys(RESERVED, "that of something else in a run directory")
+    for name in _written_keys(path, "STUDENTS"):
+        if (other := taken.get(name.lower())) is not None:
+            raise ConfigError(
+                f"{path}: the student's name {name!r} is {other}, and it becomes a folder; give "
+                "every student a name of its own."
+            )
+        taken[name.lower()] = f"there twice in STUDENTS of {path}"
+    return found
+
+
+def _named_functions(path: Path, table: str, example: str) -> tuple[str, ...]:
+    found = getattr(_import(path), table, {})
     if not isinstance(found, dict) or not all(map(callable, found.values())):
         raise ConfigError(
-            f"{path}: STAGES must map names to functions that take and return the config; see "
-            "configs/tiny_stages.py."
+            f"{path}: {table} must map names to functions that take and return the config; see "
+            f"{example}."
         )
     if bad := [name for name in found if not re.fullmatch(r"[A-Za-z][\w-]*", str(name))]:
         raise ConfigError(
-            f"{path}: the stage name {bad[0]!r} becomes a folder; use letters, digits, - and _."
+            f"{path}: the name {bad[0]!r} in {table} becomes a folder; use letters, digits, - "
+            "and _."
         )
     return tuple(found)
 
 
-def run(path: Path, *, smoke: bool = False, stage: str | None = None) -> dict[str, Any]:
+def _written_keys(path: Path, table: str) -> list[str]:
+    """Keys of a dictionary as its file writes them: a dictionary keeps the last of equal ones."""
+    keys = []
+    for node in ast.parse(path.read_text()).body:
+        names = [_name(target) for target in node.targets] if isinstance(node, ast.Assign) else []
+        if table in names and isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
+            keys += [key.value for key in node.value.keys if isinstance(key, ast.Constant)]
+    return [str(key) for key in keys]
+
+
+def _name(target: ast.expr) -> str:
+    return target.id if isinstance(target, ast.Name) else ""
+
+
+def run(
+    path: Path, *, smoke: bool = False, stage: str | None = None, student: str | None = None
+) -> dict[str, Any]:
     """Dotted key -> value of what the recipe's get_config (its stage, its smoke) returns.
 
-    stage: one of STAGES, if the recipe has them. `smoke` comes last and can look at c.stage.
+    stage: one of STAGES, if the recipe has them; student: one of STUDENTS, whose function comes
+    next and can look at c.stage, as can `smoke`, which comes last.
     Raises ConfigError for a missing get_config or smoke, a key assigned twice, an undeclared key
     and a value that the locked object refuses.
     """
@@ -114,6 +162,8 @@ def run(path: Path, *, smoke: bool = False, stage: str | None = None) -> dict[st
         if stage is not None:
             config.stage = stage
             config = module.STAGES[stage](config)
+        if student is not None:
+            config = module.STUDENTS[student](config)
         if smoke:
             config = module.smoke(config)
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:

@@ -18,6 +18,7 @@ from dinojax.data.sources import open_knn_sources, open_source
 from dinojax.directory import ACCEPT_DATA, environment
 from dinojax.eval.mosaic import QUARTERS, Mosaics
 from dinojax.eval.online import Knn, build_knn
+from dinojax.host_rows import loaded_rows
 from dinojax.metrics import MetricsLog
 from dinojax.models import zoo
 from dinojax.program import Program
@@ -60,8 +61,8 @@ class Run:
     probe: Probe | None  # the images whose features are watched
     tensorboard: bool
     mosaics: Mosaics | None  # the images of the dense metric
-    hang: dict  # options of the watchdog
     watch: Watch
+    hang: dict  # options of the watchdog
 
     @property
     def program(self) -> Program:
@@ -120,14 +121,23 @@ class Run:
             reports.refresh(self.directory)
 
 
-def open_run(config: Config, directory: Path, source: Source) -> Run:
-    """Programs, evaluation and checkpoints of a stage; nothing is computed yet."""
-    layout = mesh.from_section(config.mesh)
+def open_run(
+    config: Config,
+    directory: Path,
+    source: Source,
+    programs: tuple[Program, ...] | None = None,
+) -> Run:
+    """Programs, evaluation and checkpoints of a stage; nothing is computed yet.
+
+    programs: made already, on a part of the devices; None = of the config alone.
+    """
     data, channels = config.data, config.image.channels
     sources = open_knn_sources(data, config.knn, channels=channels)
-    programs = program.build_sizes(config, layout)
+    if programs is None:
+        programs = program.build_sizes(config, mesh.from_section(config.mesh))
     seed, boxes = programs[0].seed, tuple(built.batch_shape[1] for built in programs)
     draw = SizeDraw(seed, config.crops.more_rates)
+    rows = loaded_rows(programs[0].layout, config.batch_size)
     frozen = config.gram.enabled and config.gram.teacher == "frozen"
     quarantine = Quarantine(
         directory,
@@ -150,6 +160,8 @@ def open_run(config: Config, directory: Path, source: Source) -> Run:
             num_threads=data.num_threads,
             prefetch=data.prefetch,
             quarantine=quarantine,
+            rows=rows,
+            num_hosts=config.batch_size // len(rows),
         ),
         knn=build_knn(sources, image=config.image, knn=config.knn, directory=directory)
         if sources
@@ -167,12 +179,12 @@ def open_run(config: Config, directory: Path, source: Source) -> Run:
         probe=_probe(config, directory, programs[0], source) if config.log.pictures else None,
         tensorboard=config.log.tensorboard,
         mosaics=open_mosaics(config, programs[0], source, config.knn.mosaics),
+        watch=Watch(config.until, config.knn, values=config.values()),
         hang=dict(
             factor=config.hang.factor,
             seconds=config.hang.seconds,
             minutes=config.hang.minutes,
         ),
-        watch=Watch(config.until, config.knn, values=config.values()),
     )
 
 

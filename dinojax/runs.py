@@ -34,6 +34,7 @@ class RunFiles:
     resumes: list[dict[str, Any]]
     environment: dict[str, Any]
     energy: dict[str, Any]
+    starts: dict[str, int] = dataclasses.field(default_factory=dict)  # of `read_whole`: stage: step
 
     def column(self, name: str, last: float = 1.0) -> list[tuple[int, float]]:
         """(step, value) of the last share of training rows that have a finite value."""
@@ -100,6 +101,7 @@ def read_whole(directory: str | Path) -> RunFiles:
         newest,
         rows=[row for part in parts for row in counted_on(part, part.rows)],
         evaluations=[row for part in parts for row in counted_on(part, part.evaluations)],
+        starts={part.stage: part.values["start.steps_before"] for part in parts},
     )
 
 
@@ -130,6 +132,12 @@ def loss_ranges(values: dict[str, Any]) -> dict[str, Range]:
     )
     share = sum(count > 0 for count in counts) / (group * NUM_GLOBAL)
     balanced = values["losses.centering"] == "sinkhorn"
+
+    if values.get("distill.enabled") and values["distill.targets"] == "features":
+        # 1 - cosine of unit vectors: 0 for equal ones, 1 for such as have nothing in common.
+        return dict.fromkeys(("dino_local", "dino_global"), Range(0.0, 1.0)) | {
+            "ibot": Range(0.0, share)
+        }
 
     def make(prototypes: int, num_rows: int, share: float) -> Range:
         floor = max(0.0, math.log(prototypes / max(num_rows, 1))) if balanced else 0.0

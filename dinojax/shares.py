@@ -1,61 +1,98 @@
-"""Which rows of a batch a process of a run of several has to give."""
+"""Devices given to students, so that all of them finish a step together."""
 
-import jax
-import numpy as np
-
-from dinojax import mesh
-from dinojax.mesh import Layout
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
 
 
-def host_share(layout: Layout, batch_size: int) -> tuple[int, int]:
-    """(host_index, num_hosts): which of how many equal parts of a batch this process loads.
+@dataclasses.dataclass(frozen=True)
+class Shares:
+    """Devices of each student, contiguous in this order, and the idle share of each."""
 
-    Processes whose devices hold the same images, as where tensor parallelism spans them, load the
-    same part. Raises ValueError if a process has no device of the layout, or its rows are no part.
+    devices: dict[str, int]
+    idle: dict[str, float]  # of a student's time while the slowest one works, 0 to 1
+
+    def told(self) -> list[str]:
+        """A line for each student."""
+        return [
+            f"{name}: {number} devices, idle {self.idle[name]:.1%}"
+            for name, number in self.devices.items()
+        ]
+
+
+def fitting(batch_size: int, group_size: int, accumulate: int, num_devices: int) -> list[int]:
+    """Shares on which every device has whole groups of every micro-batch; ascending."""
+    groups = batch_size // (group_size * accumulate)
+    return [share for share in range(1, num_devices + 1) if groups % share == 0]
+
+
+def given(
+    devices: Mapping[str, int],
+    costs: Mapping[str, float],
+    valid: Mapping[str, Sequence[int]],
+    total: int,
+) -> Shares:
+    """Shares as the config says. costs: of a step, in any unit; total: devices there are.
+
+    Raises one ValueError for shares that do not divide the batch or do not add up.
     """
-    if layout.mesh.is_multi_process or _is_foreign(layout):
-        rows = _rows(layout, batch_size)
-        if not rows or rows.start % len(rows) or batch_size % len(rows):
-            raise ValueError(
-                f"mesh.devices={layout.mesh.size}: the devices of process {jax.process_index()} "
-                f"hold {f'images {rows.start} to {rows.stop - 1}' if rows else 'none'} of the "
-                f"{batch_size} of a batch, which is no equal part; take all devices of every "
-                "process (mesh.devices=None), the same number in each."
-            )
-        return rows.start // len(rows), batch_size // len(rows)
-    return 0, 1
+    faults = [
+        f"{name}: distill.share={share} does not divide the groups of a batch; use one of "
+        f"{list(valid[name])}"
+        for name, share in devices.items()
+        if share not in valid[name]
+    ]
+    if sum(devices.values()) != total:
+        told = " + ".join(f"{name} {share}" for name, share in devices.items())
+        faults.append(
+            f"shares do not add up: {told} = {sum(devices.values())}, but there are {total} "
+            f"devices; computed from cost they would be {_suggested(costs, valid, total)}"
+        )
+    if faults:
+        raise ValueError("\n  ".join(["distill.share:", *faults]))
+    return with_idle(devices, costs)
 
 
-def own_rows(batch_size: int) -> range:
-    """Rows of a batch, filled up to divide over the active layout, that this process has to read.
+def with_idle(devices: Mapping[str, int], costs: Mapping[str, float]) -> Shares:
+    """Shares with what they leave idle, if time is cost over devices."""
+    seconds = {name: costs[name] / share for name, share in devices.items()}
+    slowest = max(seconds.values())
+    return Shares(dict(devices), {name: 1.0 - s / slowest for name, s in seconds.items()})
 
-    All of them without a layout.
+
+def computed(costs: Mapping[str, float], valid: Mapping[str, Sequence[int]], total: int) -> Shares:
+    """The shares whose slowest student is fastest; among these, those that use fewest devices.
+
+    Raises ValueError where the students do not fit on the devices at all.
     """
-    layout = mesh.active()
-    if layout is None or not layout.mesh.is_multi_process:
-        return range(batch_size)
-    return _rows(layout, batch_size + -batch_size % layout.num_shards)
+    names = list(costs)
+    # Best time of the first students on n devices, and the share of the last of them.
+    best: list[dict[int, tuple[float, int]]] = [{0: (0.0, 0)}]
+    for name in names:
+        row: dict[int, tuple[float, int]] = {}
+        for used, (slowest, _) in best[-1].items():
+            for share in valid[name]:
+                time, number = max(slowest, costs[name] / share), used + share
+                if number <= total and time < row.get(number, (math.inf, 0))[0]:
+                    row[number] = (time, share)
+        best.append(row)
+    if not best[-1]:
+        least = {name: min(valid[name], default=total + 1) for name in names}
+        raise ValueError(
+            f"{len(names)} students do not fit on {total} devices (at least {least}); use "
+            "distill.place=turn, or fewer students."
+        )
+    number = min(best[-1], key=lambda used: (best[-1][used][0], used))
+    devices: dict[str, int] = {}
+    for name, row in zip(reversed(names), reversed(best[1:]), strict=True):
+        devices[name] = row[number][1]
+        number -= devices[name]
+    return with_idle({name: devices[name] for name in names}, costs)
 
 
-def from_own_rows(layout: Layout, rows: np.ndarray) -> np.ndarray | jax.Array:
-    """A batch on the devices of all processes, of which each has filled its own rows alone."""
-    if not layout.mesh.is_multi_process:
-        return rows
-    place = layout.sharding("image")
-    return jax.make_array_from_callback(rows.shape, place, lambda index: rows[index])
-
-
-def _is_foreign(layout: Layout) -> bool:
-    """Whether this process has no device of the layout."""
-    return jax.process_index() not in {d.process_index for d in layout.mesh.devices.flat}
-
-
-def _rows(layout: Layout, batch_size: int) -> range:
-    """Rows on the devices of this process; empty if they do not lie side by side."""
-    held = layout.sharding("image").addressable_devices_indices_map((batch_size,)).values()
-    parts = {index[0].indices(batch_size)[:2] for index in held if index is not None}
-    if not parts:
-        return range(0)
-    first, last = min(parts)[0], max(stop for _, stop in parts)
-    whole = sum(stop - start for start, stop in parts) == last - first
-    return range(first, last) if whole else range(0)
+def _suggested(costs, valid, total: int) -> str:
+    try:
+        found = computed(costs, valid, total).devices
+    except ValueError:
+        return "none: the students do not fit"
+    return ", ".join(f"{name} {share}" for name, share in found.items())

@@ -38,12 +38,11 @@ from dinojax.run import (
     open_run,
     open_train_source,
 )
-from dinojax.shares import host_share
 from dinojax.state import State
 from dinojax.teaching import Lessons
 from dinojax.tensorboard import EventLog
-from dinojax.upkeep import Clock, Saves, check, closed_in_time, stoppable, within
-from dinojax.watchdog import Watchdog, dump_stacks
+from dinojax.upkeep import Clock, Saves, check, closed_in_time, lost, stoppable, within
+from dinojax.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -117,14 +116,7 @@ def _train(run: Run, interrupt: Interrupt, accept: Collection[str], *, is_last: 
     begin = team.settle("checkpoint", run.checkpoints.latest())
     state, meta = _begin(run, begin, accept)
     run.note(event="start", step=begin or 0, devices=run.program.layout.mesh.size)
-    share = host_share(run.program.layout, run.loader_options["batch_size"])
-    loader = Loader(
-        run.source,
-        **run.loader_options,
-        start=meta["position"],
-        host_index=share[0],
-        num_hosts=share[1],
-    )
+    loader = Loader(run.source, **run.loader_options, start=meta["position"])
     metrics = open_metrics(run, begin)
     clock = Clock(meta["seconds"])
     devices = list(run.program.layout.mesh.devices.flat)
@@ -141,7 +133,7 @@ def _train(run: Run, interrupt: Interrupt, accept: Collection[str], *, is_last: 
             )
             metrics.mirror = events
             stack.callback(events.close)
-        team.last_words = functools.partial(_lost, run)
+        team.last_words = functools.partial(lost, run.directory, [run])
         report = _Report(
             run,
             metrics=metrics,
@@ -227,7 +219,7 @@ def _loop(
             report.add(number, scalars, now)
             if report.autopsy.suspicious or run.watch.is_look(number):
                 report.flush()  # at once, so that a stop finds the weights of the bad steps
-            if saves.due(number, asked="save" in interrupt.due) or run.watch.ended:
+            if run.watch.ended or saves.due(number, asked="save" in interrupt.due):
                 interrupt.due.discard("save")
                 report.flush()  # what is on disk for a step includes its row of metrics
                 report.compiles.elsewhere()
@@ -244,15 +236,6 @@ def _loop(
     report.flush()
     saves.wait()
     return state
-
-
-def _lost(run: Run, why: str, hangs: bool) -> None:
-    """Of a process that another one takes with it, or that hangs."""
-    if hangs:
-        path = run.directory / f"stacks.{hosts.current().index}.txt"
-        dump_stacks(path)
-        log.error("what every thread was doing is in %s", path)
-    run.note(event="stop", reason=why)
 
 
 def _last_words(run: Run, number: int, name: str) -> int:

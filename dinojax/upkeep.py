@@ -4,7 +4,8 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import jax
 
@@ -13,9 +14,8 @@ from dinojax.config import ConfigError
 from dinojax.data.loader import Loader
 from dinojax.interrupt import Interrupt
 from dinojax.run import Run
-from dinojax.shares import host_share
 from dinojax.state import State
-from dinojax.watchdog import Watchdog
+from dinojax.watchdog import Watchdog, dump_stacks
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,6 @@ def check(run: Run) -> None:
     besides = (*without_knn, *distill_rules.in_vain(run.config.values()))
     run.config.check_all_read(besides=besides)
     layout = run.program.layout
-    host_share(layout, run.config.batch_size)  # refuses devices that leave a process without any
     log.info(
         "%s: %d images, %d devices (%s), strategy %s",
         run.directory,
@@ -46,6 +45,16 @@ def check(run: Run) -> None:
         jax.default_backend(),
         layout.strategy,
     )
+
+
+def lost(directory: Path, runs: Sequence[Run], why: str, hangs: bool) -> None:
+    """Of a process that another one takes with it, or that hangs."""
+    if hangs:
+        path = directory / f"stacks.{hosts.current().index}.txt"
+        dump_stacks(path)
+        log.error("what every thread was doing is in %s", path)
+    for run in runs:
+        run.note(event="stop", reason=why)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dinojax import optim, stages
-from dinojax.config import Config, load_stages
+from dinojax import recipe as recipe_files
+from dinojax.config import Config, load_stages, load_students
 from dinojax.models import zoo
 from dinojax.runs import loss_ranges
 from dinojax.stage_rules import IN_A_ROW
@@ -20,8 +21,16 @@ TIGHT = 0.5  # floor over chance above which a loss says little
 
 def words_command(recipe: str | Path, overrides: Sequence[str], num_images: int | None) -> None:
     """Print the plan of a recipe. num_images: in the data, for epochs."""
-    found = load_stages(recipe, overrides)
-    print("\n\n".join("\n".join(stage_lines(found, i, num_images)) for i in range(len(found))))
+    path = recipe_files.find(recipe)
+    if not recipe_files.students(path):
+        families = {"": load_stages(recipe, overrides)}
+    else:
+        families = dict(load_students(recipe, overrides))
+    for name, found in families.items():
+        if name:
+            print(f"student {name}: RUN/{name}\n")
+        stages_told = (stage_lines(found, i, num_images) for i in range(len(found)))
+        print("\n\n".join(map("\n".join, stages_told)) + ("\n" if name else ""))
 
 
 def stage_lines(found: Sequence[Config], number: int, num_images: int | None = None) -> list[str]:

@@ -17,8 +17,8 @@ import numpy as np
 from dinojax import cli_hosts, hosts, mesh, program
 from dinojax import config as configs
 from dinojax.checkpoint import Checkpoints
+from dinojax.host_rows import from_own_rows, own_rows
 from dinojax.interrupt import Lost
-from dinojax.shares import from_own_rows, own_rows
 from tests import small
 
 # What a strategy's mesh is besides the strategy; where tensor is 4, it spans processes of two.
@@ -47,7 +47,7 @@ def images(built):
     own = own_rows(num)
     hidden = {name: np.zeros_like(rows) for name, rows in batch.items()}
     for name, rows in batch.items():
-        hidden[name][own.start : own.stop] = rows[own.start : own.stop]
+        hidden[name][own] = rows[own]
     return {name: from_own_rows(built.layout, rows) for name, rows in hidden.items()}
 
 

@@ -30,9 +30,11 @@ LAYERS = [
         "distill_rules",
         "stages",
         "axes",
+        "topology",
+        "shares",
     },
-    {"mesh", "interpolate", "passing"},
-    {"data", "augment", "models", "losses", "health", "shares"},
+    {"mesh", "compilers", "interpolate", "passing"},
+    {"data", "augment", "models", "losses", "health", "host_rows"},
     {"objective", "optim", "runs"},
     {"state", "adapters", "ailments", "watch"},
     {"step", "checkpoint", "weights", "doctor"},
@@ -44,6 +46,8 @@ LAYERS = [
     {"directory", "migrate", "plan"},
     {"run", "start"},
     {"finish", "upkeep", "boundaries", "preflight"},
+    {"family", "pupil"},
+    {"chooser"},
     {"train", "distill", "replay", "measure", "words"},
     {"embed", "cli_stages", "cli_weights", "cli_data", "cli_config", "cli_plan", "cli_hosts"},
     {"cli"},
@@ -104,7 +108,7 @@ def test_only_the_programs_see_the_whole_config():
     """Builders take sections or values; whoever imports dinojax.config sees everything."""
     seen = {part(path) for path in FILES if "config" in set(imported_parts(path.read_text()))}
     allowed = {"config", "program", "run", "train", "distill", "convert", "replay"}
-    allowed |= {"directory", "start", "upkeep", "measure", "words", "origin", "teacher", "networks"}
-    allowed |= {"preflight"}
+    allowed |= {"directory", "start", "upkeep", "measure", "words", "origin", "teacher"}
+    allowed |= {"family", "chooser", "networks", "preflight"}
     allowed |= {"cli", "cli_config", "cli_data", "cli_plan", "plan"}
     assert seen <= allowed

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import grain
 import numpy as np
 
-from dinojax import hosts, shares
+from dinojax import host_rows, hosts
 from dinojax.data.decode import DecodeError, resize_pixels
 from dinojax.data.example import Source
 
@@ -101,7 +101,7 @@ class _ReadBatch:
     source: Source
     transform: EvalTransform
     batch_size: int
-    own: range  # rows that this process reads; the rest stays zeros
+    own: frozenset[int]  # rows that this process reads; the rest stays zeros
 
     def __call__(self, number: int) -> tuple[np.ndarray, int, dict[int, str]]:
         first = number * self.batch_size
@@ -142,7 +142,7 @@ def extract(
     """
     if batch_size < 1:
         raise ValueError(f"knn.batch_size={batch_size} must be at least 1.")
-    own = shares.own_rows(batch_size) if shared else range(batch_size)
+    own = frozenset(host_rows.own_rows(batch_size) if shared else range(batch_size))
     read = _ReadBatch(source=source, transform=transform, batch_size=batch_size, own=own)
     batches = grain.MapDataset.range(-(-len(source) // batch_size)).map(read)
     options = grain.ReadOptions(

@@ -1,0 +1,214 @@
+"""What students of one teacher save by learning together: FLOPs, time, idle devices, bytes moved.
+
+    python -m benchmarks.teacher_share                       # distill_tiny, 1, 2 and 4 students
+    python -m benchmarks.teacher_share --config distill_7b --teacher random:vit7b16 --devices 296
+
+With --devices nothing is compiled: FLOPs are counted on traced programs, shares computed from them.
+
+flops: of a step of N students together; baseline: of N distillations, each with its own teacher
+forward. seconds: the same as median time of steps, all students in turn on all devices that jax
+sees; equal: their losses agree exactly. idle: the largest idle share of a student at shares
+computed from FLOPs, and (measured) from median times of their steps, each alone on its devices.
+bytes: what leaves the teacher's devices in a step for one student, and, as baseline, all patches
+and all logits in the same dtype. N students are the recipe's, repeated as often as needed.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import time
+
+import jax
+import numpy as np
+
+from benchmarks.rows import row
+from dinojax import config as configs
+from dinojax import family, mesh, shares
+from dinojax.family import APART, TURN
+from dinojax.passing import view_on
+from dinojax.plan.count import count_flops
+from dinojax.teacher import Teacher, open_teacher
+from dinojax.teaching import School, for_student
+
+
+def students(recipe: str, overrides: list[str], number: int | None) -> dict:
+    """Student -> config of its first stage; number: of them, None = those of the recipe."""
+    found = {name: each[0] for name, each in configs.load_students(recipe, overrides).items()}
+    if number is None:
+        return found
+    names = itertools.islice(itertools.cycle(found), number)
+    return {f"{name}{i}": found[name] for i, name in enumerate(names)}
+
+
+def forward_flops(placement: family.Placement, configs_of: dict, teacher: Teacher) -> float:
+    name = next(iter(configs_of))
+    teaching = family.programs(configs_of[name], placement, name, teacher)[0].teaching
+    assert teaching is not None
+    with mesh.use(placement.teacher):
+        return float(count_flops(teaching.forward, *teaching.abstract_inputs()))
+
+
+def by_model(config: str, found: dict, teacher: Teacher, devices: int) -> None:
+    """Rows of FLOPs, idle shares and bytes, without compiling anything."""
+    one = {n: c.replaced({"mesh.devices": 1, "model.attention": "plain"}) for n, c in found.items()}
+    cost = family.costs(one, teacher)
+    forward = forward_flops(family.placed(one, TURN, cost), one, teacher)
+    what = {"config": config, "students": list(found), "devices": devices}
+    together, apart = forward + sum(cost.values()), len(cost) * forward + sum(cost.values())
+    flops = dict(value=together / 1e9, baseline=apart / 1e9, ratio=apart / together)
+    row(name="teacher_share/flops", config=what, unit="GFLOP", **flops, teacher=forward / 1e9)
+    valid = {
+        n: shares.fitting(c.batch_size, c.group_size, c.accumulate, devices)
+        for n, c in found.items()
+    }
+    if len(found) > 1 and devices > 1:
+        got = shares.computed(cost, valid, devices)
+        worst = max(got.idle.values())
+        rest = dict(shares=got.devices, idle=got.idle)
+        row(name="teacher_share/idle", config=what, value=worst, unit="share", **rest)
+    moved(what, next(iter(one.values())), teacher)
+
+
+def moved(what: dict, config, teacher: Teacher) -> None:
+    """The row of bytes of a step that one student needs."""
+    name = "one"
+    placement = family.placed({name: config}, TURN, {name: 1.0})
+    teaching = family.programs(config, placement, name, teacher)[0].teaching
+    assert teaching is not None and teacher.networks.dino_head is not None
+    taught = teaching.shapes()
+    sent = [taught.dino_BGZ, taught.ibot_UMZ]
+    value = sum(x.size * x.dtype.itemsize for x in sent)
+    spec, size = teacher.networks.backbone.spec, taught.dino_BGZ.dtype.itemsize
+    crops = 2 * config.batch_size
+    reduction = config.model.patch_size // spec.patch_size
+    patches = (config.crops.global_size // reduction // spec.patch_size) ** 2
+    whole = crops * (1 + patches) * spec.width * size
+    heads = teacher.networks.dino_head.spec, teacher.networks.ibot_head.spec
+    rows = crops, taught.ibot_UMZ.size // taught.ibot_UMZ.shape[-1]
+    logits = sum(n * head.prototypes * size for n, head in zip(rows, heads, strict=True))
+    row(
+        name="teacher_share/bytes",
+        config=what,
+        value=value / 2**20,
+        unit="MiB",
+        baseline=(whole + logits) / 2**20,
+        ratio=(whole + logits) / value,
+        patches=whole / 2**20,
+        logits=logits / 2**20,
+        images=config.batch_size * config.data.box_size**2 * config.image.channels / 2**20,
+    )
+
+
+class Class:
+    """Students placed and compiled, with a batch of noise."""
+
+    def __init__(self, found: dict, kind: str, teacher: Teacher, cost: dict):
+        self.placement = family.placed(found, kind, cost)
+        self.programs = {
+            n: family.programs(c, self.placement, n, teacher)[0] for n, c in found.items()
+        }
+        first = next(iter(self.programs.values()))
+        self.school = School([first.teaching], self.placement.images)  # type: ignore[list-item]
+        rng = np.random.default_rng(0)
+        shape = first.batch_shape
+        images = rng.integers(0, 256, shape, dtype=np.uint8)
+        sizes = np.tile(np.int32(shape[1:3]), (shape[0], 1))
+        named = {"images": images, "sizes": sizes}
+        self.batch = mesh.global_batch(self.placement.teacher, named)
+        self.steps, self.states, self.heads = {}, {}, {}
+        for name, built in self.programs.items():
+            with mesh.use(built.layout):
+                self.steps[name] = built.lower().compile()
+                self.states[name] = built.new_state()
+            self.heads[name] = self.school.heads(built.layout)
+
+    def step(self, names, number: int) -> tuple[dict[str, float], dict[str, float]]:
+        """(loss, seconds) of each student's step, taken one after another."""
+        taught, shared = self.school(0, number, self.batch), self.school.hand_out(self.batch)
+        jax.block_until_ready((taught, shared))
+        losses, seconds = {}, {}
+        for name in names:
+            built, began = self.programs[name], time.perf_counter()
+            assert built.teaching is not None
+            teaching = built.teaching
+            own = view_on(shared, teaching.student_sharding(built.layout))
+            heard = for_student(
+                taught, self.heads[name], built.layout, is_spread=teaching.is_spread
+            )
+            taken = self.steps[name](self.states[name], own, built.now(number), heard)
+            self.states[name], scalars = taken
+            losses[name] = float(scalars["total"])
+            seconds[name] = time.perf_counter() - began
+        return losses, seconds
+
+
+def measured(config: str, found: dict, teacher: Teacher, steps: int) -> None:
+    """Rows of time: together and separate, and idle shares when apart."""
+    what = {
+        "config": config,
+        "students": list(found),
+        "batch": next(iter(found.values())).batch_size,
+    }
+    cost = dict.fromkeys(found, 1.0) if len(found) == 1 else family.costs(found, teacher)
+    together = Class(found, TURN, teacher, cost)
+    alone = {name: Class({name: one}, TURN, teacher, {name: 1.0}) for name, one in found.items()}
+    times: dict[str, list[float]] = {"together": [], "separate": []}
+    equal = True
+    for number in range(steps + 2):
+        began = time.perf_counter()
+        losses, _ = together.step(found, number)
+        middle = time.perf_counter()
+        apart = {name: alone[name].step([name], number)[0][name] for name in found}
+        times["together"].append(middle - began)
+        times["separate"].append(time.perf_counter() - middle)
+        equal &= losses == apart
+    value, baseline = (float(np.median(times[name][2:])) for name in ("together", "separate"))
+    ratio = baseline / value
+    names = dict(name="teacher_share/seconds", config=what, unit="s")
+    row(**names, value=value, baseline=baseline, ratio=ratio, equal=equal)
+    if len(found) == 1 or len(jax.devices()) == 1:
+        return
+    try:
+        apart_class = Class(found, APART, teacher, cost)
+    except ValueError as error:
+        print(f"# apart: {error}", flush=True)
+        return
+    each = [apart_class.step(found, number)[1] for number in range(steps + 2)][2:]
+    found_seconds = {name: float(np.median([s[name] for s in each])) for name in found}
+    assert apart_class.placement.shares is not None
+    placed = apart_class.placement.shares
+    device_seconds = {n: s * placed.devices[n] for n, s in found_seconds.items()}
+    idle = dataclasses.asdict(shares.with_idle(placed.devices, device_seconds))["idle"]
+    rest = dict(shares=placed.devices, by_model=placed.idle, idle=idle)
+    row(
+        name="teacher_share/idle_measured",
+        config=what,
+        value=max(idle.values()),
+        unit="share",
+        **rest,
+    )
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", default="distill_tiny")
+    parser.add_argument("--teacher", default="random:tiny")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--students", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--devices", type=int, help="by model alone, for so many devices")
+    parser.add_argument("--steps", type=int, default=10)
+    args = parser.parse_args(argv)
+    overrides = [f"distill.teacher={args.teacher}", *args.set]
+    if args.devices:
+        found = students(args.config, overrides, None)
+        by_model(args.config, found, open_teacher(next(iter(found.values()))), args.devices)
+        return
+    for number in args.students:
+        found = students(args.config, overrides, number)
+        teacher = open_teacher(next(iter(found.values())))
+        by_model(args.config, found, teacher, len(jax.devices()))
+        measured(args.config, found, teacher, args.steps)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""Program 2: many students of one teacher, whose forward pass is taken once per step.
+
+main -> distill -> _stage -> _lesson -> Step -> jax.grad(loss). A student's step is that of
+program 1 with the same config: who else learns, and on which devices, changes no result. Students
+that are ahead wait for the others, so that one may join, leave or fail at any time.
+"""
+
+import contextlib
+import functools
+import logging
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import jax
+
+from dinojax import family, hosts, lock, mesh
+from dinojax.chooser import MEASURED, Chooser, Stopwatch
+from dinojax.config import Config, ConfigError, pick
+from dinojax.data.loader import Loader
+from dinojax.data.mixture import parts_of
+from dinojax.data.quarantine import Quarantine
+from dinojax.directory import claim, enter, is_finished, name_of, occupy
+from dinojax.family import Notes, Placement
+from dinojax.interrupt import NOT_SAVED, SAVED, Alarm, Asked, Interrupt, Interrupted
+from dinojax.metrics import RunLog
+from dinojax.pupil import Pupil
+from dinojax.run import open_run, open_train_source
+from dinojax.state import State
+from dinojax.teacher import open_teacher
+from dinojax.teaching import School
+from dinojax.upkeep import check, closed_in_time, lost, within
+from dinojax.watchdog import Watchdog
+
+log = logging.getLogger(__name__)
+
+
+def distill(
+    students: Mapping[str, Sequence[Config]],
+    run_dir: str | Path,
+    *,
+    accept: Collection[str] = (),
+    stage: str | None = None,
+    max_wall: float | None = None,
+) -> dict[str, State]:
+    """Train every student through every stage, each in RUN/STUDENT; their last states.
+
+    students: name -> configs of its stages in order. Arguments and errors as for `train.train`;
+    StudentFailed names the student that ended before its time.
+    """
+    root = Path(run_dir)
+    names = [name_of(c) for c in next(iter(students.values()))]
+    if stage is not None:
+        pick(next(iter(students.values())), stage)
+    for number in range(len(names)):
+        family.check({name: configs[number] for name, configs in students.items()})
+    states: dict[str, State] = {}
+    with contextlib.ExitStack() as stack:
+        _enter_root(root, stack)
+        notes = Notes(root, students)
+        for name, configs in students.items():
+            stack.enter_context(occupy(root / name))
+            claim(root / name, configs, accept)
+        stack.enter_context(RunLog(root / "log.txt"))
+        notes.tell()
+        interrupt = stack.enter_context(Interrupt())
+        stack.enter_context(within(max_wall, interrupt))
+        for number, current in enumerate(names):
+            if stage not in (None, current):
+                continue
+            configs_now = {name: configs[number] for name, configs in students.items()}
+            done = all(is_finished(root / n, c) for n, c in configs_now.items())
+            if done and stage is None and number < len(names) - 1:
+                log.info("stage %s is done", current)
+                continue
+            for name, configs in students.items():
+                enter(root / name, configs_now[name], configs)
+            states = _Stage(root, configs_now, notes, interrupt).run(accept)
+    return states
+
+
+def _enter_root(root: Path, stack: contextlib.ExitStack) -> None:
+    """Make and lock the directory of the students' own ones."""
+    names = [path.name for path in root.iterdir()] if root.exists() else []
+    foreign = [name for name in names if not name.startswith(lock.FILE)]
+    if foreign and family.FILE not in names and not jax.process_index():
+        raise ConfigError(
+            f"{root} is not empty and holds no {family.FILE}, so it is none of `dinojax distill`; "
+            "use another --run."
+        )
+    root.mkdir(parents=True, exist_ok=True)
+    index = jax.process_index() if jax.distributed.is_initialized() else 0
+    stack.enter_context(lock.held(root, process=index))
+
+
+class _Stage:
+    """One stage of all students, from one placement to the next until it is done."""
+
+    def __init__(self, root: Path, configs: dict[str, Config], notes: Notes, interrupt: Interrupt):
+        self._root, self._configs, self._notes = root, configs, notes
+        self._interrupt = interrupt
+        self._first = next(iter(configs.values()))
+        self._num_steps = self._first.num_steps
+        teachers = [open_teacher(config) for config in configs.values()]  # refuses what differs
+        self._teacher = teachers[0]
+        self._source = open_train_source(self._first)
+
+    def run(self, accept: Collection[str]) -> dict[str, State]:
+        """The states after the last step. Raises StudentFailed, Interrupted."""
+        began = time.monotonic()
+        chooser = Chooser(self._configs, self._teacher, self._notes)
+        for placement in chooser.placements():
+            log.info("%s", placement.told())
+            with contextlib.ExitStack() as stack:
+                pupils, school = self._open(placement, stack, accept)
+                session = functools.partial(self._session, pupils, school, placement)
+                ahead = max(pupil.number for pupil in pupils)
+                if any(pupil.number < ahead for pupil in pupils):
+                    session(end=ahead)  # those behind catch up
+                end = ahead + MEASURED
+                if chooser.measures and end < self._num_steps:
+                    self._notes.add(session(end=end, measures=True))
+                    continue
+                if chooser.measures:
+                    log.info("too few steps are left to measure placements")
+                session(end=self._num_steps)
+                seconds = time.monotonic() - began
+                return {pupil.name: pupil.finish(seconds) for pupil in pupils}
+        raise AssertionError("the last placement goes to the end")
+
+    # -- at work -----------------------------------------------------------------------------
+
+    def _open(self, placement: Placement, stack, accept) -> tuple[list[Pupil], School]:
+        runs = {}
+        for name, config in self._configs.items():
+            built = family.programs(config, placement, name, self._teacher)
+            runs[name] = open_run(config, self._root / name, self._source, built)
+        for run in runs.values():
+            check(run)
+        teachings = [built.teaching for built in next(iter(runs.values())).programs]
+        with jax.default_matmul_precision(self._first.precision.matmul):
+            school = School([t for t in teachings if t is not None], placement.images)
+        team = hosts.current()
+        team.last_words = functools.partial(lost, self._root, list(runs.values()))
+        first = next(iter(runs.values()))
+        watchdog = stack.enter_context(Watchdog(team.report_stall, **first.hang))
+        pupils = []
+        for name, run in runs.items():
+            pupil = Pupil(
+                name, run, school, accept=accept, interrupt=self._interrupt, watchdog=watchdog
+            )
+            stack.callback(pupil.close)
+            run.note(event="start", step=pupil.number, devices=pupil.layout.mesh.size)
+            pupils.append(pupil)
+        return pupils, school
+
+    def _session(
+        self,
+        pupils: list[Pupil],
+        school: School,
+        placement: Placement,
+        *,
+        end: int,
+        measures: bool = False,
+    ) -> dict:
+        """Steps up to `end`; what was measured on the way, if anything was."""
+        number = min(pupil.number for pupil in pupils)
+        watch = Stopwatch(pupils, placement, number) if measures else None
+        loader = self._loader(pupils[0], start=number * self._first.batch_size)
+        with closed_in_time(loader):
+            try:
+                with self._interrupt.ending(lambda name: _unsaved(pupils, name)):
+                    for pupil in pupils:
+                        pupil.compile()
+                for pupil in pupils:
+                    pupil.evaluate()
+                while number < end:
+                    began = time.monotonic()
+                    with self._interrupt.breakable():
+                        host_batch = next(loader)
+                    waited = time.monotonic() - began
+                    _lesson(pupils, school, placement, number, host_batch, watch)
+                    number += 1
+                    for pupil in pupils:
+                        if pupil.number == number:
+                            with _naming(pupil):
+                                pupil.keep_up(loader.position, waited)
+                    self._interrupt.check()
+            except Asked as asked:
+                raise self._stopped(pupils, Interrupted(str(asked), number)) from None
+            except Exception as error:
+                raise self._stopped(pupils, error) from error.__cause__
+            self._stop(pupils)
+        return {} if watch is None else watch.row()
+
+    def _stopped(self, pupils: list[Pupil], error: Exception) -> Exception:
+        """The same error, when all are saved and have written down why they stop."""
+        self._stop(pupils)
+        for pupil in pupils:
+            pupil.run.note_stop(error)
+        return error
+
+    def _stop(self, pupils: list[Pupil]) -> None:
+        """Everyone's last checkpoint, whole and on disk, whatever has happened to one of them."""
+        for pupil in pupils:
+            try:
+                pupil.flush()
+                pupil.save(pupil.number * self._first.batch_size)
+                pupil.run.checkpoints.wait()
+            except Exception as error:
+                log.error("student %s: not saved at step %d (%s)", pupil.name, pupil.number, error)
+
+    def _loader(self, pupil: Pupil, *, start: int) -> Loader:
+        quarantine = Quarantine(
+            self._root,
+            max_share=self._first.data.max_bad_share,
+            parts=parts_of(self._source),
+            host=jax.process_index(),
+        )
+        options = {**pupil.run.loader_options, "quarantine": quarantine}
+        return Loader(self._source, **options, start=start)
+
+
+def _lesson(pupils, school: School, placement: Placement, number: int, host_batch, watch) -> None:
+    """One step: the teacher's forward pass, then the steps of all who have come so far."""
+    named = {name: host_batch[name] for name in ("images", "sizes")}
+    batch = mesh.global_batch(placement.teacher, named)
+    which = pupils[0].run.draw(number)
+    taught, shared = school(which, number, batch), school.hand_out(batch)
+    if watch is not None:
+        watch.begin(number, (taught, shared))
+    for pupil in pupils:
+        if pupil.number == number:
+            with _naming(pupil):
+                pupil.learn(which, shared, taught, host_batch)
+                if watch is not None:
+                    watch.learned(pupil)
+
+
+@contextlib.contextmanager
+def _naming(pupil: Pupil) -> Iterator[None]:
+    """What ends a student names it."""
+    try:
+        yield
+    except Alarm as alarm:
+        log.error("student %s: %s", pupil.name, alarm)
+        raise
+    except Exception as error:
+        raise pupil.failed(error) from error
+
+
+def _unsaved(pupils: list[Pupil], name: str) -> int:
+    """The exit code of a process asked to stop while it compiles."""
+    log.error("stopped by %s before anything new was done; the same command continues", name)
+    return SAVED if all(p.run.checkpoints.latest() is not None for p in pupils) else NOT_SAVED

@@ -1,0 +1,195 @@
+"""Several students of one teacher: what they must share, and which devices each of them gets."""
+
+import dataclasses
+import functools
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from dinojax import mesh, program, shares
+from dinojax.config import Config, ConfigError
+from dinojax.directory import write_json
+from dinojax.mesh import Layout
+from dinojax.plan.count import count_flops
+from dinojax.program import Program
+from dinojax.shares import Shares
+from dinojax.teacher import Teacher
+
+log = logging.getLogger(__name__)
+
+FILE = "family.json"  # of the directory that holds those of the students
+# Keys and sections in which students of one teacher may not differ: they see the same crops of the
+# same images, and the teacher sees them once.
+SHARED = (
+    *("seed", "stage", "num_steps", "batch_size", "group_size", "start.steps_before"),
+    *("data.", "image.", "crops.", "augment.", "masks.", "model.patch_size", "mesh.devices"),
+    *("precision.matmul", "distill.enabled", "distill.teacher", "distill.targets"),
+    *("distill.compute", "distill.strategy", "distill.place"),
+)
+APART, TURN = "apart", "turn"
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where everyone works: all students in turn on all devices, or each on its own."""
+
+    kind: str
+    teacher: Layout
+    students: dict[str, Layout]
+    shares: Shares | None  # when apart
+    images: NamedSharding  # where the teacher's devices put what leads with images
+    is_spread: bool  # whether that is spread over each student's devices already
+
+    def told(self) -> str:
+        """In one line."""
+        if self.shares is None:
+            return f"in turn, each on all {self.teacher.mesh.size} devices"
+        return "apart: " + "; ".join(self.shares.told())
+
+
+def check(students: Mapping[str, Config]) -> None:
+    """Raise ConfigError where students of one teacher differ in what they must share."""
+    first, *others = students
+    values = {name: config.values() for name, config in students.items()}
+    # The teacher computes in a student's precision where it has none of its own.
+    own = () if values[first]["distill.compute"] else ("precision.compute",)
+    lines = [
+        f"{key}: {values[first][key]!r} for {first}, {values[name][key]!r} for {name}"
+        for name in others
+        for key in values[first]
+        if key.startswith((*SHARED, *own)) and values[name][key] != values[first][key]
+    ]
+    if lines:
+        raise ConfigError(
+            "\n  ".join(["Students of one teacher must share these keys:", *lines])
+            + "\nSet them in get_config or STAGES of the recipe, not in STUDENTS"
+            + ("; distill.compute frees precision.compute." if own else ".")
+        )
+    if not values[first]["distill.enabled"]:
+        raise ConfigError("`dinojax distill` needs distill.enabled=True in the recipe.")
+    for name, config in students.items():
+        if config.until.left_chance is not None:
+            raise ConfigError(
+                f"until.left_chance={config.until.left_chance} may end the stage of {name} before "
+                "that of the others; set it to None and give num_steps."
+            )
+    for name, config in students.items():  # what is read of the first holds for all
+        for key in values[first]:
+            if key.startswith(SHARED) and (name != first or key.startswith("distill.")):
+                functools.reduce(getattr, key.split("."), config)
+
+
+def costs(students: Mapping[str, Config], teacher: Teacher) -> dict[str, float]:
+    """FLOPs of a step of each student, without the teacher's, counted on its traced program."""
+    found, one = {}, mesh.make("dp", jax.devices()[:1])
+    for name, config in students.items():
+        plain = config.replaced({"model.attention": "plain"})
+        built = program.build(plain, one, teacher, one)
+        with mesh.use(one):
+            found[name] = float(count_flops(built.step, *built.abstract_inputs()))
+    return found
+
+
+def placed(students: Mapping[str, Config], kind: str, cost: Mapping[str, float]) -> Placement:
+    """The layouts of a kind of placement. cost: FLOPs or measured device seconds of a step.
+
+    Raises ValueError for shares that do not fit.
+    """
+    first = next(iter(students.values()))
+    strategy = first.distill.strategy
+    section = first.mesh
+    whole = mesh.from_section(section) if strategy is None else mesh.make(strategy, section.devices)
+    devices = list(whole.mesh.devices.flat)
+    if kind == TURN:
+        layouts = {n: mesh.from_section(c.mesh, devices) for n, c in students.items()}
+        return Placement(TURN, whole, layouts, None, whole.sharding("image"), True)
+    if jax.process_count() > 1:
+        raise ConfigError(
+            "distill.place=apart: checkpoints of a part of the devices cannot be written by "
+            "several processes yet; use distill.place=turn."
+        )
+    valid = {
+        name: shares.fitting(c.batch_size, c.group_size, c.accumulate, len(devices))
+        for name, c in students.items()
+    }
+    told = {name: c.distill.share for name, c in students.items()}
+    if None in told.values():
+        if any(told.values()):
+            raise ConfigError(f"distill.share={told}: give one to every student, or to none.")
+        found = shares.computed(cost, valid, len(devices))
+    else:
+        found = shares.given(told, cost, valid, total=len(devices))
+    layouts, begin = {}, 0
+    for name, number in found.devices.items():
+        own = devices[begin : begin + number]
+        layouts[name] = mesh.from_section(students[name].mesh, own)
+        begin += number
+    images, is_spread = _outputs(whole, list(found.devices.values()))
+    return Placement(APART, whole, layouts, found, images, is_spread)
+
+
+def _outputs(whole: Layout, sizes: list[int]) -> tuple[NamedSharding, bool]:
+    """Where the teacher puts its outputs: spread over each student where all shares are alike.
+
+    Else on every device, and each student takes its part.
+    """
+    devices = np.array(list(whole.mesh.devices.flat), dtype=object)
+    if len(set(sizes)) == 1 and sum(sizes) == len(devices):
+        by_student = Mesh(
+            devices.reshape(len(sizes), -1), ("student", "data"), axis_types=(AxisType.Auto,) * 2
+        )
+        return NamedSharding(by_student, PartitionSpec("data")), True
+    return whole.sharding(), False
+
+
+def programs(
+    config: Config, placement: Placement, name: str, teacher: Teacher
+) -> tuple[Program, ...]:
+    """The programs of a student where it is placed, one per size of crops."""
+    built = program.build_sizes(config, placement.students[name], teacher, placement.teacher)
+    return tuple(
+        dataclasses.replace(
+            one, teaching=dataclasses.replace(one.teaching, is_spread=placement.is_spread)
+        )
+        for one in built
+        if one.teaching is not None
+    )
+
+
+class Notes:
+    """FILE: the students of a directory, and what was measured of placements."""
+
+    def __init__(self, root: Path, students: Mapping[str, Any]):
+        self._path = root / FILE
+        self._students = list(students)
+        kinds = sorted({device.device_kind for device in jax.devices()})
+        self._key = {"students": self._students, "devices": [len(jax.devices()), *kinds]}
+        content = json.loads(self._path.read_text()) if self._path.exists() else {}
+        self._root, self._before = root, content.get("students", [])
+        same = all(content.get(key) == value for key, value in self._key.items())
+        self.measured: list[dict] = content.get("measured", []) if same else []
+        self._write()
+
+    def tell(self) -> None:
+        """Log who has joined and who has left since the last time."""
+        for name in self._students:
+            if self._before and name not in self._before:
+                log.info("student %s is new; the others wait until it has caught up", name)
+        for name in self._before:
+            if name not in self._students:
+                log.info("student %s does not learn now; %s stays", name, self._root / name)
+
+    def add(self, row: dict) -> None:
+        """A measured placement."""
+        self.measured.append(row)
+        self._write()
+
+    def _write(self) -> None:
+        if jax.process_index() == 0:
+            write_json(self._path, {**self._key, "measured": self.measured})

@@ -1,0 +1,189 @@
+"""One of several students at work: its run directory, its devices, and its half of every step."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from dinojax import finish, mesh, start
+from dinojax.autopsy import Autopsy
+from dinojax.eval.mosaic import NAME as MOSAIC
+from dinojax.objective import Taught
+from dinojax.passing import view_on
+from dinojax.run import Run, check_data, check_teacher, open_metrics
+from dinojax.state import State
+from dinojax.teaching import School, for_student
+from dinojax.upkeep import Clock, Saves, stoppable
+from dinojax.watchdog import Watchdog
+
+log = logging.getLogger(__name__)
+
+EVALUATED = ("knn/", "dense/")  # columns of the last thing that an evaluation writes
+
+
+class StudentFailed(RuntimeError):
+    """A student ended before its time; the message begins with its name."""
+
+
+class Pupil:
+    """A student between two steps. It learns from batches in their order, each exactly once.
+
+    `number` counts the steps it has done; one that is ahead of the others, or behind, is not
+    changed by that: what a step does depends on its number alone.
+    """
+
+    def __init__(
+        self, name: str, run: Run, school: School, *, accept, interrupt, watchdog: Watchdog
+    ):
+        self.name, self.run, self._school = name, run, school
+        self.layout = run.program.layout
+        self._embed = stoppable(run.program.embed(), interrupt)
+        begin, meta = run.checkpoints.latest(), dict[str, Any](seconds=0.0)
+        with self._at_work():
+            if begin is None:
+                self.state = start.first_state(run.program, run.config, run.directory)
+            else:
+                meta = run.checkpoints.restore_meta(begin)
+                check_data(meta, run.source, accept)
+                check_teacher(meta, school.fingerprint)
+                self.state = run.checkpoints.restore(run.program.abstract_state(), begin)
+            self._heads = school.heads(self.layout)
+        self.number = int(self.state.step)
+        self._metrics = open_metrics(run, begin)
+        seed, before = run.program.seed, run.steps_before
+        self._autopsy = Autopsy(run.directory, seed=seed, steps_before=before)
+        self._saves = Saves(run, Clock(meta["seconds"]), watchdog)
+        self._watchdog = watchdog
+        rows = self._metrics.rows()
+        run.watch.begin(rows)
+        self._done = {r["step"] for r in rows if any(n.startswith(EVALUATED) for n in r)}
+        self._pending: list[tuple] = []  # (number, scalars, now) of steps that were dispatched
+        self._waited, self._since = 0.0, time.monotonic()  # for data, since the last row
+        self._written: tuple[int, float] | None = None  # step and time of the last row
+        self._steps: list[Callable] = []
+
+    @contextlib.contextmanager
+    def _at_work(self):
+        with mesh.use(self.layout), jax.default_matmul_precision(self.run.matmul):
+            yield
+
+    def compile(self) -> None:
+        """Once; a session that goes on with the same placement needs no other."""
+        if self._steps:
+            return
+        began = time.monotonic()
+        with self._at_work(), self._watchdog.phase("compiling"):
+            self._steps = [built.lower().compile() for built in self.run.programs]
+        log.info("%s: compiled in %.0f s", self.name, time.monotonic() - began)
+
+    def learn(self, which: int, batch: dict, taught: Taught, host_batch: dict) -> None:
+        """Dispatch a step. batch, taught: as the teacher's devices have them; host_batch: the
+        images of this process, for an autopsy."""
+        teaching = self.run.program.teaching
+        assert teaching is not None
+        self._autopsy.keep(self.number + 1, host_batch)
+        own = view_on(batch, teaching.student_sharding(self.layout))
+        heard = for_student(taught, self._heads, self.layout, is_spread=teaching.is_spread)
+        if self.number == 0 and self.run.pictures:
+            with self._at_work():
+                finish.draw_crops(self.run, self.state, own)
+        now = self.run.program.now(self.number)
+        self.state, scalars = self._steps[which](self.state, own, now, heard)
+        self.number += 1
+        self._pending.append((self.number, scalars, now))
+
+    def wait(self) -> None:
+        """Until the step dispatched last is done."""
+        jax.block_until_ready(self.state.step)
+
+    def keep_up(self, position: int, waited: float) -> None:
+        """After a step was dispatched: the row of the one before, a save, an evaluation.
+
+        position: images consumed; waited: seconds in which the step's images were not there yet.
+        """
+        self.flush(but=1)
+        self._waited += waited
+        if self._autopsy.suspicious:
+            self.flush()  # at once, so that a stop finds the weights of the bad steps
+        if self._saves.due(self.number):
+            self.flush()
+            self.save(position)
+        self.evaluate()
+
+    def flush(self, *, but: int = 0) -> None:
+        """Wait for what was dispatched, but for so many steps; write down what is due."""
+        while len(self._pending) > but:
+            self._record(*self._pending.pop(0))
+
+    def _record(self, number: int, scalars: dict, now: dict) -> None:
+        run = self.run
+        scalars = jax.device_get(scalars)
+        self._watchdog.beat()
+        due = number % run.every.log == 0 or number == run.num_steps
+        if scalars["bad_steps"] > 0 or due:
+            drawn = {f"images/{name}": num for name, num in run.num_drawn(number).items()}
+            elapsed = time.monotonic() - self._since
+            more = {"data_wait": min(self._waited / elapsed, 1.0), **self._speed(number)}
+            self._waited, self._since = 0.0, time.monotonic()
+            self._metrics.write(number, {**scalars, **now, **drawn, **more})
+            log.info(
+                "%s: step %d/%d, loss %.4f", self.name, number, run.num_steps, scalars["total"]
+            )
+        self._autopsy.check(number, scalars, now)
+
+    def _speed(self, number: int) -> dict[str, float]:
+        before, self._written = self._written, (number, time.monotonic())
+        if before is None:
+            return {}
+        images = (number - before[0]) * self.run.loader_options["batch_size"]
+        return {"images_per_second": images / (self._written[1] - before[1])}
+
+    def evaluate(self) -> None:
+        """Probe and k-NN of the ema at step 0, every `knn.every` steps and at the end."""
+        run, number = self.run, self.number
+        every = run.every.knn
+        if every is None or number in self._done or (number % every and number != run.num_steps):
+            return
+        self.flush()
+        params, seen, found = self.state.ema["backbone"], None, {}
+        with self._at_work(), self._watchdog.phase("evaluating"):
+            if run.probe is not None:
+                seen = run.probe.look(self._embed, params, number + run.steps_before)
+            if run.knn is not None:
+                accuracy = run.knn.accuracy(self._embed, params)
+                found = {f"knn/{name}": value for name, value in accuracy.items()}
+            if run.mosaics is not None:
+                found[MOSAIC] = run.mosaics.accuracy(self._embed, params)
+        if seen:  # written when all are there: an evaluation is repeated as a whole
+            self._metrics.write(number, seen)
+        if found:
+            self._metrics.write(number, found)
+            told = ", ".join(f"{name} {value:.1f}" for name, value in found.items())
+            log.info("%s: step %d, %s", self.name, number, told)
+        self._done.add(number)
+        run.watch.evaluated(number, found)
+
+    def save(self, position: int) -> None:
+        with self._at_work():
+            self._saves.save(self.state, self.number, position)
+
+    def finish(self, seconds: float) -> State:
+        """The last page of its run directory."""
+        self.run.note(event="stop", step=self.number, reason="finished")
+        with self._at_work(), self._watchdog.phase("finishing"):
+            finish.finish(self.run, self.state, train_seconds=seconds)
+        return self.state
+
+    def failed(self, error: Exception) -> StudentFailed:
+        """The error by which all stop, with the student's name."""
+        log.error("student %s: %s", self.name, error)
+        return StudentFailed(
+            f"student {self.name} failed, so all stop: {type(error).__name__}: {error}"
+        )
+
+    def close(self) -> None:
+        self._metrics.close()
+        self.run.checkpoints.close()

@@ -1,0 +1,403 @@
+"""Many students of one teacher: the same results wherever and with whomever they learn."""
+
+import dataclasses
+import importlib
+import json
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from dinojax import chooser, cli, distill, family, mesh, program, shares, train
+from dinojax import config as configs
+from dinojax.checkpoint import COMMITTED
+from dinojax.config import ConfigError
+from dinojax.data import tiles
+from dinojax.metrics import read_metrics
+from dinojax.models.vit import Vit
+from dinojax.plan.count import count_flops
+from dinojax.pupil import Pupil, StudentFailed
+from dinojax.teacher import open_teacher
+from dinojax.teaching import School
+from tests import small
+from tests.test_recipes import FAMILIES, READ_BY_THE_RUN
+
+RECIPE = """
+from configs import tiny
+
+def get_config():
+    c = tiny.smoke(tiny.get_config())
+    c.distill.enabled = True
+    c.distill.teacher = "smoke:tiny"
+    return c
+
+def one(c):
+    c.model.update(width=8, num_heads=1)
+    return c
+
+def two(c):
+    c.model.depth = 1
+    return c
+
+STUDENTS = {"one": one, "two": two}
+"""
+TINY = (
+    *("batch_size=48", "group_size=2", "crops.num_local=1", "log.pictures=False", "log.every=1"),
+    *("augment.blur_rates=0.0,0.0,0.0", "knn.every=None", "optim.eps=1e-3", "data.box_size=40"),
+    *("schedules.lr.warmup=0", "distill.place=turn", "checkpoint.every=1"),
+)
+
+COMPOSED = 1e-4  # two steps of Adam from biases of 0 magnify rounding
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    path = tmp_path_factory.mktemp("recipe") / "family.py"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick(quick_compiles, tmp_path_factory):
+    """Few tiles, no last page, and every program compiled once."""
+    settings = {
+        "jax_compilation_cache_dir": jax.config.jax_compilation_cache_dir
+        or str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.5,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiles, "SPLITS", dict.fromkeys(tiles.SPLITS, 64))
+        patch.setattr(train.finish, "finish", lambda *args, **options: None)
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def load(recipe, *overrides: str):
+    given = {override.split("=")[0] for override in overrides}
+    kept = [override for override in TINY if override.split("=")[0] not in given]
+    return configs.load_students(recipe, [*kept, *overrides])
+
+
+# -- before anything runs ------------------------------------------------------------------------
+
+
+def test_a_key_may_be_set_for_one_student(recipe):
+    found = load(recipe, "one:model.depth=4", "seed=7", "two:optim.clip=1.0")
+    (one,), (two,) = found["one"], found["two"]
+    assert (one.model.depth, two.model.depth, one.seed, two.seed) == (4, 1, 7, 7)
+    assert (one.optim.clip, two.optim.clip) == (3.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"two": two', '"one": two', "the student's name 'one' is there twice in STUDENTS"),
+        ('"two": two', '"One": two', "the student's name 'One' is there twice in STUDENTS"),
+        ('"two": two', '"eval": two', "is that of something else in a run directory"),
+        ("STUDENTS = {", 'STAGES = {"two": two}\nSTUDENTS = {', "is that of a stage"),
+        ('"two": two', '"a b": two', "becomes a folder; use letters"),
+    ],
+)
+def test_names_of_students_that_collide_are_refused(old, new, message, tmp_path):
+    path = tmp_path / "family.py"
+    path.write_text(RECIPE.replace(old, new))
+    with pytest.raises(ConfigError, match=message):
+        configs.load_students(path)
+
+
+def test_the_right_command_is_named_for_a_recipe(recipe, capsys):
+    args = ["--config", str(recipe), "--run", "never"]
+    assert cli.main(["train", *args]) == cli.REFUSED
+    assert "use `dinojax distill`, with --student NAME" in capsys.readouterr().err
+    assert cli.main(["distill", *args, "--student", "three"]) == cli.REFUSED
+    assert "no student three in" in capsys.readouterr().err
+    assert cli.main(["distill", "--config", "tiny", "--run", "never"]) == cli.REFUSED
+    assert "has no STUDENTS; `dinojax train`" in capsys.readouterr().err
+
+
+REFUSALS = {
+    "two:crops.local_size=8": "crops.local_size: 16 for one, 8 for two",
+    "two:precision.compute=bfloat16": "precision.compute: 'float32' for one, 'bfloat16' for two",
+    "until.left_chance=0.1 num_steps=30": "may end the stage of one before that of the others",
+    "distill.enabled=False": "needs distill.enabled=True",
+    "two:dino_head.prototypes=32": "set dino_head.prototypes=64",
+    "distill.place=apart one:distill.share=2 two:distill.share=4": "do not add up: one 2 + two 4 "
+    "= 6, but there are 8 devices; computed from cost they would be one 2, two 6",
+    "distill.place=apart one:distill.share=3 two:distill.share=5": "two: distill.share=5 does "
+    "not divide the groups of a batch; use one of [1, 2, 3, 4, 6, 8]",
+    "distill.place=apart one:distill.share=2": "give one to every student, or to none",
+    "distill.place=turn batch_size=40": "batch_size=40 over 8 devices",
+    "distill.teacher=/absent": "distill.teacher=/absent does not exist",
+}
+
+
+@pytest.mark.parametrize("keys", REFUSALS)
+def test_students_who_cannot_learn_together_are_refused_before_compiling(
+    keys, recipe, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(distill, "School", None)
+    monkeypatch.setattr(family, "costs", lambda *args: {"one": 1.0, "two": 2.1})
+    with pytest.raises(ValueError) as refused:
+        distill.distill(load(recipe, *keys.split(" ")), tmp_path / "run")
+    assert REFUSALS[keys] in str(refused.value)
+
+
+def test_images_are_read_once_for_all_students(recipe):
+    """Only the first student's config opens them, and is asked what nothing has read."""
+    found = load(recipe, "data.source=folder", "data.path=/images", "mesh.devices=1")
+    one, two = (configs[0] for configs in found.values())
+    family.check({"one": one, "two": two})
+    shared = {"data.path", "mesh.devices"}
+    assert not shared & set(two.unread()) and shared <= set(one.unread())
+
+
+def test_a_directory_of_something_else_is_left_alone(recipe, tmp_path):
+    (tmp_path / "lock").touch()
+    (tmp_path / "photo.png").touch()
+    with pytest.raises(ConfigError, match="is not empty and holds no family.json"):
+        distill.distill(load(recipe), tmp_path)
+
+
+def test_who_joins_and_who_leaves_is_said(tmp_path, caplog):
+    family.Notes(tmp_path, ["one", "two"]).tell()
+    assert not caplog.messages
+    with caplog.at_level("INFO", logger="dinojax"):
+        family.Notes(tmp_path, ["two", "three"]).tell()
+    assert "student three is new" in caplog.text and "student one does not learn now" in caplog.text
+
+
+def test_shares_let_all_students_finish_together():
+    """Costs 1 : 2 : 5 get 2, 4 and 10 of 16 devices; what does not fit leaves the least idle."""
+    found = shares.computed(
+        {"s": 1.0, "b": 2.0, "l": 5.0}, dict.fromkeys("sbl", range(1, 17)), total=16
+    )
+    assert found.devices == {"s": 2, "b": 4, "l": 10}
+    assert max(found.idle.values()) == 0.0
+    halves = shares.computed({"a": 1.0, "b": 1.0}, dict.fromkeys("ab", [1, 2, 4]), total=8)
+    assert halves.devices == {"a": 4, "b": 4}
+    uneven = shares.computed({"a": 1.0, "b": 3.0}, dict.fromkeys("ab", [1, 2, 4]), total=8)
+    assert uneven.devices == {"a": 2, "b": 4}
+    assert uneven.idle == {"a": pytest.approx(1 / 3), "b": 0.0}
+    with pytest.raises(ValueError, match="2 students do not fit on 1 devices"):
+        shares.computed({"a": 1.0, "b": 1.0}, dict.fromkeys("ab", [1]), total=1)
+
+
+@pytest.mark.slow
+def test_the_step_of_a_student_holds_no_forward_pass_of_the_teacher(recipe):
+    """A teacher of other depth changes the FLOPs of the forward pass alone."""
+    (config,), layout = load(recipe)["one"], mesh.make("dp", 1)
+    teacher, found = open_teacher(config), []
+    for depth in (2, 4):
+        backbone = Vit(dataclasses.replace(teacher.networks.backbone.spec, depth=depth))
+        other = dataclasses.replace(teacher.networks, backbone=backbone)
+        built = program.build(config, layout, dataclasses.replace(teacher, networks=other))
+        with mesh.use(built.layout):
+            student = count_flops(built.step, *built.abstract_inputs())
+            forward = count_flops(built.teaching.forward, *built.teaching.abstract_inputs())
+        found.append((student, forward))
+    (student, two), (again, four) = found
+    assert student == again and four > 1.5 * two
+
+
+def test_a_step_is_measured_when_all_students_have_come_as_far(monkeypatch):
+    """One that is new in the recipe catches up first: the others take no steps until then."""
+    pupils = [SimpleNamespace(number=50), SimpleNamespace(number=0)]
+    sessions = []
+
+    def session(self, pupils, school, placement, *, end, measures=False):
+        sessions.append((min(pupil.number for pupil in pupils), end, measures))
+        for pupil in pupils:
+            pupil.number = max(pupil.number, end)
+            pupil.finish = lambda seconds: None
+            pupil.name = "one"
+
+    placement = SimpleNamespace(told=lambda: "somewhere")
+    chooser = SimpleNamespace(measures=True, placements=lambda: [placement] * 9)
+    monkeypatch.setattr(distill, "Chooser", lambda *args: chooser)
+    stage = object.__new__(distill._Stage)
+    stage._configs, stage._teacher, stage._num_steps = {}, None, 50 + 2 * distill.MEASURED
+    stage._notes = SimpleNamespace(add=lambda row: None)
+    monkeypatch.setattr(distill._Stage, "_open", lambda self, *args: (pupils, None))
+    monkeypatch.setattr(distill._Stage, "_session", session)
+    stage.run(())
+    first, last = 50 + distill.MEASURED, 50 + 2 * distill.MEASURED
+    assert sessions == [(0, 50, False), (50, first, True), (first, last, False)]
+
+
+# -- recipes -------------------------------------------------------------------------------------
+
+TEACHERS = {"distill_7b": "vit7b16", "distill_vitl": "vitl16", "distill_tiny": "tiny"}
+TEACHERS["distill_convnext_7b"] = "vit7b16"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_resolves_says_what_it_does_and_shrinks(name, capsys):
+    found = configs.load_students(name)
+    stages = len(next(iter(found.values())))
+    for number in range(stages):
+        family.check({student: each[number] for student, each in found.items()})
+    assert cli.main(["plan", "--words", name]) == cli.FINISHED
+    told = capsys.readouterr().out
+    assert told.count("teacher: (none yet: set distill.teacher)") == stages * len(found)
+    header = importlib.import_module(f"configs.{name}").__doc__
+    assert all(word in header for word in ("Run: ", "Cost: ", "Score:", f"configs/{name}.py"))
+    for each in configs.load_students(name, smoke=True).values():
+        for small_one in each:
+            assert (small_one.num_steps, small_one.distill.teacher[:6]) == (2, "smoke:")
+            assert small_one.batch_size <= 16 and small_one.dino_head.prototypes <= 64
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_no_family_changes_a_key_that_nothing_reads(name):
+    """Of every student's first stage, and of the first student's last, with all its sizes."""
+    layout, read = mesh.make("fsdp", 1), ("start.", "mesh.", *READ_BY_THE_RUN)
+    found = configs.load_students(name, [f"distill.teacher=random:{TEACHERS[name]}"])
+    family.check({student: each[0] for student, each in found.items()})
+    family.check({"last": (last := next(iter(found.values()))[-1])})
+    for config in (*(each[0] for each in found.values()), last):
+        built = program.build_sizes(config, layout)
+        assert all(one.teaching is not None for one in built)
+        assert [key for key in config.unread() if not key.startswith(read)] == []
+
+
+def test_the_released_family_has_the_published_values():
+    found = configs.load_students("distill_7b")
+    assert list(found) == ["vits", "vitsplus", "vitb", "vitl", "vithplus"]
+    main, cooldown, highres = found["vitl"]
+    assert (main.num_steps, cooldown.num_steps, main.batch_size) == (1_000_000, 250_000, 1920)
+    assert (main.crops.global_size, main.crops.local_size) == (256, 112)
+    assert cooldown.start.what == "state" and highres.start.what == "ema"
+    layout = mesh.make("fsdp", 1)
+    config = configs.load_students("distill_7b", ["distill.teacher=random:vit7b16"])["vitl"][2]
+    now = program.build(config, layout).now
+    assert now(0)["lr"] == 0.0 and now(12_500)["lr"] == pytest.approx(2.634e-4)
+    assert now(0)["momentum"] == pytest.approx(0.994) and now(0)["teacher_temperature"] == 0.07
+    # The released shares of 296 GPUs are possible ones.
+    valid = shares.fitting(1920, 8, 1, 296)
+    assert {48, 80, 120} <= set(valid)
+    convnext = configs.load_students("distill_convnext_7b")
+    assert convnext["convnext_base"][0].schedules.weight_decay.start == 0.02
+    assert convnext["convnext_large"][0].schedules.lr.peak == 1e-4
+
+
+# -- at work -------------------------------------------------------------------------------------
+
+
+def run(found, directory, **options):
+    return distill.distill(found, directory, **options)
+
+
+@pytest.fixture(scope="module")
+def together(recipe, tmp_path_factory):
+    """Both students in turn on eight devices: (directory, states, forward passes taken)."""
+    directory, taken = tmp_path_factory.mktemp("family") / "turn", []
+    call = School.__call__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            School, "__call__", lambda self, *args: taken.append(args[1]) or call(self, *args)
+        )
+        states = run(load(recipe), directory)
+    return directory, jax.device_get(states), taken
+
+
+def same_rows(directory, other, name: str) -> None:
+    for ours, theirs in zip(
+        *(read_metrics(d / name / "metrics.jsonl") for d in (directory, other)), strict=True
+    ):
+        assert ours["step"] == theirs["step"]
+        for term in ("total", "dino_global", "dino_local", "ibot", "koleo"):
+            assert ours[term] == pytest.approx(theirs[term], rel=1e-5), (ours["step"], term)
+
+
+@pytest.mark.slow
+def test_the_teacher_looks_once_however_many_learn(together):
+    directory, states, taken = together
+    assert taken == [0, 1]
+    assert {name: int(state.step) for name, state in states.items()} == {"one": 2, "two": 2}
+    for name in states:
+        assert configs.read(directory / name).model.patch_size == 8
+        names = (directory / name / "checkpoints/pretrain/2/arrays/metadata").read_text()
+        assert "frozen" not in names and '"teacher' not in names
+
+
+@pytest.mark.slow
+def test_shares_and_a_student_who_fails_change_no_result(recipe, together, tmp_path, monkeypatch):
+    """2 + 6 devices until one of them fails, then 4 + 4; the other one waits meanwhile."""
+    learn = Pupil.learn
+
+    def fail(self, *args):
+        if (self.name, self.number) == ("two", 1):
+            raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        learn(self, *args)
+
+    place = ("distill.place=apart", "one:distill.share=2", "two:distill.share=6")
+    with monkeypatch.context() as patch:
+        patch.setattr(Pupil, "learn", fail)
+        with pytest.raises(StudentFailed, match="student two failed, so all stop: .*out of memory"):
+            run(load(recipe, *place), tmp_path / "run")
+    stands = {
+        name: sorted(
+            int(p.parent.name) for p in (tmp_path / "run").glob(f"{name}/*/*/*/{COMMITTED}")
+        )
+        for name in ("one", "two")
+    }
+    assert stands == {"one": [1, 2], "two": [1]}
+    learned = []
+    monkeypatch.setattr(
+        Pupil, "learn", lambda self, *args: learned.append(self.name) or learn(self, *args)
+    )
+    place = ("distill.place=apart", "one:distill.share=4", "two:distill.share=4")
+    states = run(load(recipe, *place), tmp_path / "run")
+    assert learned == ["two"]
+    assert json.loads((tmp_path / "run/family.json").read_text())["students"] == ["one", "two"]
+    for name, state in together[1].items():
+        small.assert_close(jax.device_get(states[name]), state, COMPOSED)
+        same_rows(tmp_path / "run", together[0], name)
+
+
+@pytest.mark.slow
+def test_one_student_learns_like_in_train_and_another_joins_later(recipe, together, tmp_path):
+    found = load(recipe)
+    alone = train.train(found["one"], tmp_path / "train")
+    states = run({"one": found["one"]}, tmp_path / "family")
+    assert small.same(jax.device_get(_plain(states["one"])), jax.device_get(_plain(alone)))
+    meta = (tmp_path / "train/checkpoints/pretrain/2/meta/metadata").read_text()
+    assert json.loads(meta)["teacher"] == open_teacher(found["one"][0]).fingerprint
+    states = run(found, tmp_path / "family")
+    for name, state in together[1].items():
+        small.assert_close(jax.device_get(states[name]), state, COMPOSED)
+    other = load(recipe, "distill.teacher=smoke:tiny_stages")  # the same networks
+    with pytest.raises(ConfigError, match="not the one that this run began with"):
+        train.train(other["one"], tmp_path / "train")
+    with pytest.raises(ConfigError, match="not the one that this run began with"):
+        run(other, tmp_path / "family")
+
+
+def _plain(state):
+    return {name: getattr(state, name) for name in ("step", "student", "ema", "opt_state")}
+
+
+@pytest.mark.slow
+def test_placements_are_measured_and_the_faster_one_stays(recipe, tmp_path, monkeypatch):
+    """With steps enough for it: apart, then in turn, then whatever took less time."""
+    for name, steps in (("WARM", 0), ("ALONE", 1), ("TOGETHER", 1)):
+        monkeypatch.setattr(chooser, name, steps)
+    monkeypatch.setattr(distill, "MEASURED", 2)
+    monkeypatch.setattr(chooser, "BETTER", 0.0)  # no other shares
+    monkeypatch.setattr(family, "costs", lambda *args: {"one": 1.0, "two": 1.0})
+    found = load(recipe, "distill.place=auto", "num_steps=6", "checkpoint.every=6")
+    states = run(found, tmp_path / "run")
+    assert {int(state.step) for state in states.values()} == {6}
+    rows = json.loads((tmp_path / "run/family.json").read_text())["measured"]
+    assert [row["kind"] for row in rows] == ["apart", "turn"]
+    assert all(row["step_seconds"] > 0 for row in rows)
+    told = (tmp_path / "run/log.txt").read_text()
+    faster = min(rows, key=lambda row: row["step_seconds"])["kind"]
+    assert f"{faster}: a step takes" in told and "idle" in told
+    assert [r["step"] for r in read_metrics(tmp_path / "run/one/metrics.jsonl")] == list(
+        range(1, 7)
+    )
