@@ -38,6 +38,11 @@ class Report:
         self._pending: tuple | None = None
         self._written: tuple[int, float] | None = None  # step and time of the last row
 
+    def begin(self) -> None:
+        """Tell what watches the stage how it went so far; raises Alarm if that is too bad."""
+        rows = self._run.watch.of_interest(self.metrics.rows())
+        self._run.watch.begin(hosts.current().settle("rows so far", rows))
+
     def add(self, number: int, scalars: dict, now: dict) -> None:
         """The scalars of the step just dispatched."""
         self.flush()

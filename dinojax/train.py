@@ -114,14 +114,7 @@ def _train(run: Run, interrupt: Interrupt, accept: Collection[str], *, is_last: 
     """The state of the stage's last checkpoint, or its first one, taken to the end."""
     team = hosts.current()
     begin = team.settle("checkpoint", run.checkpoints.latest())
-    meta = dict[str, Any](position=0, seconds=0.0)
-    if begin is None:
-        state = start.first_state(run.program, run.config, run.directory)
-    else:
-        meta = run.checkpoints.restore_meta(begin)
-        check_data(meta, run.source, accept)
-        state = run.checkpoints.restore(run.program.abstract_state(), begin)
-        log.info("continuing from step %d", begin)
+    state, meta = _begin(run, begin, accept)
     run.note(event="start", step=begin or 0, devices=run.program.layout.mesh.size)
     loader = Loader(run.source, **run.loader_options, start=meta["position"])
     metrics = open_metrics(run, begin)
@@ -171,6 +164,18 @@ def _train(run: Run, interrupt: Interrupt, accept: Collection[str], *, is_last: 
     return state
 
 
+def _begin(run: Run, step: int | None, accept: Collection[str]) -> tuple[State, dict[str, Any]]:
+    """The state that a stage goes on from and what was saved with it; step: of a checkpoint."""
+    if step is None:
+        state = start.first_state(run.program, run.config, run.directory)
+        return state, {"position": 0, "seconds": 0.0}
+    meta = run.checkpoints.restore_meta(step)
+    check_data(meta, run.source, accept)
+    state = run.checkpoints.restore(run.program.abstract_state(), step)
+    log.info("continuing from step %d", step)
+    return state, meta
+
+
 def _loop(
     run: Run,
     state: State,
@@ -184,25 +189,20 @@ def _loop(
 
     Raises Interrupted, after saving, when a signal asks the run to stop, and so Alarm.
     """
-    rows = run.watch.of_interest(report.metrics.rows())
-    run.watch.begin(hosts.current().settle("rows so far", rows))
+    report.begin()
     embed = stoppable(run.program.embed(), interrupt)
-    batches, autopsy = report.batches, report.autopsy
     number, position = int(state.step), loader.position
     saves = Saves(run, clock, report.watchdog)
     evaluated = _evaluated(report.metrics)
     try:
         last_words = functools.partial(_last_words, run, number)
         with report.watchdog.phase("compiling"), interrupt.ending(last_words):
-            lessons = _lessons(run)
-            steps = [_compile(built) for built in run.programs]
-            renewed = None if run.anchor is None else start.refresh(state)
-            hosts.current().settle("compiled", seconds=60.0 * run.hang["minutes"])
+            lessons, steps, renewed = _prepare(run, state)
         _evaluate(run, embed, state, number, report=report, done=evaluated)
         while number < run.num_steps and not run.watch.ended:
             with interrupt.breakable():
-                host_batch = next(batches)
-            autopsy.keep(number + 1, host_batch)
+                host_batch = next(report.batches)
+            report.autopsy.keep(number + 1, host_batch)
             batch = mesh.global_batch(
                 run.program.layout, {name: host_batch[name] for name in ("images", "sizes")}
             )
@@ -217,7 +217,7 @@ def _loop(
                 state = renewed(state)
                 log.info("step %d: the gram anchor is now the ema", number)
             report.add(number, scalars, now)
-            if autopsy.suspicious or run.watch.is_look(number):
+            if report.autopsy.suspicious or run.watch.is_look(number):
                 report.flush()  # at once, so that a stop finds the weights of the bad steps
             if run.watch.ended or saves.due(number, asked="save" in interrupt.due):
                 interrupt.due.discard("save")
@@ -244,6 +244,15 @@ def _last_words(run: Run, number: int, name: str) -> int:
     log.error("stopped by %s before anything new was done; the same command continues", name)
     run.note(event="stop", step=number, reason=f"{name}, with nothing new to save")
     return SAVED if is_saved else NOT_SAVED
+
+
+def _prepare(run: Run, state: State):
+    """(the teacher or None, compiled steps, what renews the Gram anchor or None)."""
+    lessons = _lessons(run)
+    steps = [_compile(built) for built in run.programs]
+    renewed = None if run.anchor is None else start.refresh(state)
+    hosts.current().settle("compiled", seconds=60.0 * run.hang["minutes"])
+    return lessons, steps, renewed
 
 
 def _lessons(run: Run) -> Lessons | None:

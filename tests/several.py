@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-SECONDS = 300  # after which a process counts as hanging
+SECONDS = 600  # after which a process counts as hanging
 
 
 class Ended(NamedTuple):

@@ -17,6 +17,9 @@
 | SIGKILL and signals in every phase | test_resume, test_interrupt, kill_and_compare |
 | a compile or a loader that hangs | test_stopped_processes |
 | two processes on one run | test_lock |
+| a host that is missing, dies or fails; unshared storage; other config or devices | test_hosts |
+| a stop in every phase of several processes | test_hosts, test_line |
+| no step finishes any more | test_watchdog |
 | damaged files and configs at random | test_fuzz |
 """
 

@@ -293,10 +293,13 @@ def test_processes_that_were_started_differently_are_refused_by_key_and_process(
         assert "--run is" in str(error)
 
 
-def test_storage_that_is_not_shared_is_found_within_the_deadline(teams, tmp_path, monkeypatch):
+@pytest.mark.parametrize("stale", [False, True])
+def test_storage_that_is_not_shared_is_found_in_time(stale, teams, tmp_path, monkeypatch):
     monkeypatch.setattr(preflight, "VISIBLE", 0.3)
     for name in ("0", "1"):
         (tmp_path / name).mkdir()
+    if stale:  # of an earlier run, on a disk of its own
+        (tmp_path / "1" / "hosts.json").write_text(json.dumps({"token": "earlier"}))
     errors = teams(lambda team: preflight.check_storage(team, tmp_path / str(team.index)))
     for error in errors:
         assert "storage is not shared" in str(error) and "process 1 (" in str(error)
