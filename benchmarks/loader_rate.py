@@ -55,8 +55,7 @@ def read_rate(source, box_size: int, passes: int) -> float:
         box_size=box_size,
         seed=0,
         start=0,
-        host_index=0,
-        num_hosts=1,
+        rows_B=np.arange(BATCH),
         replace=True,
     )
     num_batches, best = len(source) // BATCH, 0.0

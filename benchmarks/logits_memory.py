@@ -2,11 +2,13 @@
 
     python -m benchmarks.logits_memory                      # K = 262,144, this machine's compiler
     python -m benchmarks.logits_memory --target h100:1x1    # that of a machine one does not have
+    python -m benchmarks.logits_memory --target h100:32x8 --strategy fsdp --images 16
 
-One JSON line. value: peak bytes of prototypes, targets, losses and their gradients, compiled and
-not run, for cls tokens and masked patches of `--images` images with the crops of the 7B recipe;
-baseline: the same with losses/sinkhorn.py, dino.py and ibot.py. equal: values and gradients of
-both agree to 1e-2 of the largest entry (bfloat16) at a K small enough to be run.
+One JSON line. value: peak bytes on a device of prototypes, targets, losses and their gradients,
+compiled and not run, for cls tokens and masked patches of `--images` images on each device with
+the crops of the 7B recipe; prototypes are stored as the strategy says. baseline: the same with
+losses/sinkhorn.py, dino.py and ibot.py. equal: values and gradients of both agree to 1e-2 of the
+largest entry (bfloat16) at a K small enough to be run.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import os
 import subprocess
 import sys
 
+from dinojax import axes
 from dinojax.plan import targets
 
 TEMPERATURES = 0.1, 0.07  # of student and teacher
@@ -22,7 +25,8 @@ NUM_GLOBAL, NUM_LOCAL, MASKED = 2, 8, 76  # crops; masked patches of an image of
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--target", default="cpu:1", help="as of `dinojax plan`, one device")
+    parser.add_argument("--target", default="cpu:1", help="as of `dinojax plan`")
+    parser.add_argument("--strategy", default="fsdp", choices=axes.TABLE)
     parser.add_argument("--prototypes", type=int, default=262_144)
     parser.add_argument("--bottleneck", type=int, default=512)
     parser.add_argument("--images", type=int, default=64)
@@ -40,9 +44,12 @@ def main() -> None:
 def measure(args: argparse.Namespace) -> None:
     """Compile both, compare them at a small size, print the line."""
     from benchmarks.rows import row
+    from dinojax import mesh
 
     target = targets.parse(args.target)
-    ours, plain = (peak(f, args, target) for f in (in_blocks, plainly))
+    layout = mesh.make(args.strategy, targets.devices(target))
+    with mesh.use(layout):
+        ours, plain = (peak(f, args, layout) for f in (in_blocks, plainly))
     row(
         name="logits_memory",
         config={key: value for key, value in vars(args).items() if key != "inside"},
@@ -55,24 +62,34 @@ def measure(args: argparse.Namespace) -> None:
     )
 
 
-def peak(function, args, target) -> int:
-    """Bytes of arguments, results and all in between, of value and gradient."""
+def peak(function, args, layout) -> int:
+    """Bytes on one device of arguments, results and all in between, of value and gradient."""
     import jax
     import jax.numpy as jnp
-    from jax.sharding import SingleDeviceSharding
 
+    from dinojax import compilers
     from dinojax.plan.count import compiled_memory
 
-    device = SingleDeviceSharding(targets.devices(target)[0])
-    shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x, jnp.float32, sharding=device),
-        sizes(args.images, args.bottleneck, args.prototypes),
+    def abstract(path, shape):
+        is_kernel = path[-1].key == "kernel"
+        place = layout.sharding(None, "prototype") if is_kernel else layout.sharding("image")
+        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=place)
+
+    shapes = jax.tree_util.tree_map_with_path(
+        abstract,
+        sizes(args.images * layout.num_shards, args.bottleneck, args.prototypes),
         is_leaf=_is_shape,
     )
-    step = jax.jit(jax.value_and_grad(function)).lower(*shapes)
-    options = targets.OPTIONS[target.chip.platform]
-    memory = compiled_memory(step.compile(compiler_options=options))
-    if target.chip.platform == "cpu":  # whose peak leaves temporary arrays out
+    stored = jax.tree.map(lambda leaf: leaf.sharding, shapes[0])
+    step = jax.jit(
+        jax.value_and_grad(function),
+        out_shardings=(layout.sharding(), stored),
+        compiler_options=compilers.options(layout.mesh.devices.flat[0]),
+    )
+    platform = targets.parse(args.target).chip.platform
+    options = targets.OPTIONS[platform]
+    memory = compiled_memory(step.lower(*shapes).compile(compiler_options=options))
+    if platform == "cpu":  # whose peak leaves temporary arrays out
         return memory["argument"] + memory["output"] + memory["temp"]
     return memory["peak"]
 
@@ -116,15 +133,17 @@ def plainly(student, teacher):
     """The same by the definitions."""
     import jax.numpy as jnp
 
+    from dinojax import mesh
     from dinojax.losses.dino import dino_loss
     from dinojax.losses.ibot import ibot_loss
     from dinojax.losses.sinkhorn import sinkhorn
 
     student, teacher, total = _half(student), _half(teacher), 0.0
+    kernels = [mesh.gather(tree["kernel"], None, "prototype") for tree in (student, teacher)]
     for name in ("cls", "masked"):
-        logits = teacher[name] @ teacher["kernel"]
+        logits = teacher[name] @ kernels[1]
         targets = sinkhorn(logits.reshape(-1, logits.shape[-1]), TEMPERATURES[1])
-        scores = student[name] @ student["kernel"]
+        scores = student[name] @ kernels[0]
         if name == "cls":
             targets = targets.reshape(logits.shape)
             total += dino_loss(scores, targets, temperature=TEMPERATURES[0])

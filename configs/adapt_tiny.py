@@ -5,8 +5,11 @@ Run:   bash launch/quickstart.sh, then
        dinojax export --run runs/quickstart --format hf --out runs/quickstart-hf
        dinojax train --config configs/adapt_tiny.py --run runs/adapted \
            --set heads:start.source=runs/quickstart-hf
-Cost:  not measured
-Score: not measured
+Cost:  4.6 minutes of processor time, compilation included, on shared CPU cores (2026-11-21)
+Score: from the quickstart's export (seed 0): `heads` ends after 30 of 400 steps; k-NN 35.5 % at
+       step 0, then 35.1, 35.2, 35.0, 35.8, 36.0, 35.9 % every 50 steps of `adapt`; dense metric
+       16.8 and 16.3 %. On test tiles 32.9 % before and 31.8 % after, standard error 1.5: on the
+       images that the weights come from nothing is to be gained, and nothing is lost
 """
 
 from configs import base, tiny
@@ -25,7 +28,7 @@ def heads(c):
     """New heads on the frozen backbone, until they know something."""
     c.start.heads = "new"
     c.num_steps = 400  # at most
-    c.until.left_chance = 0.02
+    c.until.left_chance = 0.02  # the quickstart's own losses end at 0.03 to 0.15
     c.optim.freeze_backbone = True
     c.schedules.lr = base.schedule(0.0, 2e-3, 2e-3, warmup=20)
     c.schedules.momentum = base.schedule(0.98, 0.98, 0.98)

@@ -53,7 +53,7 @@ def heads(c):
     """New heads on the frozen backbone, until they know something."""
     c.start.heads = "new"
     c.num_steps = 4000  # at most
-    c.until.left_chance = 0.03
+    c.until.left_chance = 0.05
     c.optim.freeze_backbone = True
     c.schedules.lr = base.schedule(0.0, 5e-4, 5e-4, warmup=200)
     c.schedules.momentum = base.schedule(0.99, 0.99, 0.99)  # of the heads

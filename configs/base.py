@@ -240,6 +240,18 @@ def get_config() -> ConfigDict:
     c.mesh.replicas = None  # copies of the weights; hsdp: None = about sqrt(devices); [ours]
     c.mesh.tensor = None  # devices that share prototypes, fsdp_tp; None = up to 8; [ours]
 
+    # What the machines must be; anything else ends the run before it begins (dinojax/HOSTS.md).
+    c.expect = ConfigDict()
+    c.expect.platform = None  # cpu | gpu | tpu, None = any: not to train on the CPU unseen; [ours]
+    c.expect.devices = None  # number of devices over all hosts, None = any; [ours]
+    c.expect.hosts = None  # number of processes, None = any; [ours]
+
+    # A run in which nothing happens any more is ended with exit code 77 (dinojax/watchdog.py).
+    c.hang = ConfigDict()
+    c.hang.factor = 20.0  # times the median step without a step, None = never ended; [ours]
+    c.hang.seconds = 300.0  # without a step at least, however short steps are; [ours]
+    c.hang.minutes = 120.0  # of compiling, of an evaluation, of a save, at most each; [ours]
+
     c.checkpoint = ConfigDict()
     c.checkpoint.every = 3750  # steps; [R]
     c.checkpoint.minutes = None  # and at least this often, None = by steps alone; [ours]

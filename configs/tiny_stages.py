@@ -1,8 +1,11 @@
 """The tiny recipe in three stages: pre-training, Gram anchoring, high resolution. For a CPU.
 
 Run:   dinojax train --config configs/tiny_stages.py --run runs/tiny_stages
-Cost:  not measured: 900 steps, the last 300 with a third network and larger crops
-Score: not measured
+Cost:  10.7 minutes of processor time, compilation included, on shared CPU cores (2026-11-21)
+Score: k-NN of held-out tiles 40.5 % (seed 0) at 48 pixels, where raw pixels have 17.9 % and random
+       weights 18.6 %. k-NN in the loop: 23.3 % at step 0, then 37.6, 36.1 and (at 48 pixels) 42.2 %
+       after the three stages; dense metric 21.1, 18.8, 18.7 and 19.2 %, standard error 1.7: a run
+       of minutes shows how stages work, not what they are for (tests/gram_recovery.py does)
 """
 
 from configs import base, tiny

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from dinojax import checksum
+from dinojax import checksum, hosts
 from dinojax.interrupt import StorageError
 from dinojax.state import State
 
@@ -47,7 +47,9 @@ class Checkpoints:
         """
         self.directory, self._read_only = Path(directory), read_only
         if not read_only:
-            _set_torn_aside(self.directory)
+            if hosts.current().is_main:
+                _set_torn_aside(self.directory)
+            hosts.current().settle("torn checkpoints")
         policies = ocp.checkpoint_managers
         keep: list[Any] = [policies.LatestN(keep_last)]
         if keep_every:

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dinojax import hosts
+
 
 def arrays(tree: Any) -> dict[str, dict]:
     """Path -> {"shape", "dtype", "sum"} of every array, as JSON takes it."""
@@ -44,6 +46,7 @@ def _named(tree: Any) -> list[tuple[str, Any]]:
     return [(jax.tree_util.keystr(path, simple=True, separator="/"), x) for path, x in leaves]
 
 
+@hosts.together
 @jax.jit
 def _sums(leaves: list[jax.Array]) -> jax.Array:
     return jnp.stack([_sum(leaf) for leaf in leaves])

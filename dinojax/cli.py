@@ -3,15 +3,26 @@
 import argparse
 import importlib
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from dinojax import cli_config, cli_data, cli_plan, cli_stages, cli_weights
+from dinojax import cli_config, cli_data, cli_hosts, cli_plan, cli_stages, cli_weights
 from dinojax.config import ConfigError, load_stages, load_students, pick
-from dinojax.interrupt import ALARMED, SAVED, Alarm, Interrupted, StorageError, end_now, leaving
-
-FINISHED, FAILED, REFUSED = 0, 1, 2  # and ALARMED, SAVED, NOT_SAVED of interrupt.py
+from dinojax.interrupt import (
+    ALARMED,
+    FAILED,
+    FINISHED,
+    REFUSED,
+    SAVED,
+    Alarm,
+    Interrupted,
+    Lost,
+    StorageError,
+    end_now,
+    leaving,
+)
 
 # Flag of `train` after --accept- -> what it accepts.
 ACCEPT = {
@@ -51,6 +62,7 @@ exit codes:
   3  stopped by the alarm that the recipe asked for (knn.alarm_stops), and saved
   75 interrupted by SIGTERM, SIGINT or SIGUSR1 and saved; the same command continues
   76 interrupted with nothing to save yet, or twice; the last checkpoint stands
+  77 no step finishes any more, or another process of the run is gone; the same command continues
 """
 TRAIN = """\
 Train a recipe. RUN receives config.json, log.txt, metrics.jsonl and checkpoints/. A RUN that
@@ -60,6 +72,11 @@ examples:
   dinojax train --config tiny --run runs/tiny
   dinojax train --config configs/vitl16_in1k.py --run runs/vitl16 \\
       --set data.path=/data/imagenet/train --set batch_size=1024 --set optim.clip=none
+
+Several processes, one per host, each told who it is; dinojax/HOSTS.md and launch/ have more:
+  dinojax train --config vitl16_in1k --run /shared/vitl16 --coordinator host0:8476 \\
+      --num-processes 4 --process-id 0
+  srun dinojax train --config vitl16_in1k --run /shared/vitl16 --cluster slurm
 """
 DISTILL = """\
 Train the students of a recipe from one frozen teacher, whose forward pass is taken once per step.
@@ -113,9 +130,15 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code is 0 finished, 1 failed, 2 refused."""
-    parser = _parser()
-    args = parser.parse_args(argv)
+    """Run a command; the exit code is one of those that the help lists."""
+    code = _run(_parser().parse_args(argv))
+    cli_hosts.end_together(code)
+    if code == SAVED:
+        end_now(SAVED)  # all files are closed; only what hangs or crashes at the end is left
+    return code
+
+
+def _run(args: argparse.Namespace) -> int:
     try:
         args.run_command(args)
     except (ValueError, OSError, ModuleNotFoundError) as error:
@@ -124,16 +147,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             print(f"dinojax: error: {error}", file=sys.stderr)
         return REFUSED if _is_refusal(error) else FAILED
-    except StorageError as error:
+    except (StorageError, Lost) as error:
         print(f"dinojax: error: {error}", file=sys.stderr)
-        return FAILED
+        return error.code if isinstance(error, Lost) else FAILED
     except Alarm as error:
         print(f"dinojax: {error}", file=sys.stderr)
         return ALARMED
     except Interrupted as error:
         print(f"dinojax: {error}", file=sys.stderr)
-        end_now(SAVED)  # all files are closed; only what hangs or crashes at the end is left
         return SAVED
+    except Exception:
+        if not cli_hosts.several():
+            raise
+        traceback.print_exc()
+        return FAILED
     return FINISHED
 
 
@@ -149,17 +176,18 @@ def _is_refusal(error: Exception) -> bool:
 
 
 def _program(command: str):
-    module, function = PROGRAMS[command]
-    return getattr(importlib.import_module(module), function)
+    return _function(*PROGRAMS[command])
+
+
+def _function(module: str, name: str):
+    return getattr(importlib.import_module(module), name)
 
 
 def _train(args: argparse.Namespace) -> None:
     found = load_stages(args.config, args.set)
     if args.stage is not None:
         pick(found, args.stage)
-    accept = [name for name in ACCEPT if getattr(args, f"accept_{name.replace('-', '_')}")]
-    with leaving():  # until the run takes signals itself; importing jax takes seconds
-        _program("train")(found, Path(args.run), accept=accept, stage=args.stage)
+    _start("train", found, args)
 
 
 def _distill(args: argparse.Namespace) -> None:
@@ -170,9 +198,19 @@ def _distill(args: argparse.Namespace) -> None:
                 f"no student {unknown[0]} in {args.config}: it has {', '.join(found)}"
             )
         found = {name: found[name] for name in args.student}
+    _start("distill", found, args)
+
+
+def _start(command: str, found, args: argparse.Namespace) -> None:
+    """A program that trains, in as many processes as it was started in."""
+    began, wall = time.monotonic(), cli_hosts.seconds(args.max_wall)
     accept = [name for name in ACCEPT if getattr(args, f"accept_{name.replace('-', '_')}")]
-    with leaving():
-        _program("distill")(found, Path(args.run), accept=accept, stage=args.stage)
+    with leaving():  # until the run takes signals itself; importing jax takes seconds
+        program = _program(command)
+        _function("dinojax.compiling", "keep_programs")()
+        with cli_hosts.joined(args):
+            left = None if wall is None else wall - (time.monotonic() - began)
+            program(found, Path(args.run), accept=accept, stage=args.stage, max_wall=left)
 
 
 def _knn(args: argparse.Namespace) -> None:
@@ -214,6 +252,10 @@ def _parser() -> argparse.ArgumentParser:
         )
         for name, meaning in ACCEPT.items():
             command.add_argument(f"--accept-{name}", action="store_true", help=meaning)
+        command.add_argument(
+            "--max-wall", metavar="3h50m", help="save and end with exit code 75 before this is up"
+        )
+        cli_hosts.add(command)
     distill.add_argument(
         "--student", metavar="NAME", action="append", help="this one alone; may be given many times"
     )

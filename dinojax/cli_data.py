@@ -199,8 +199,7 @@ def _draw(path: Path, source: Source, config: Config) -> None:
         box_size=config.data.box_size,
         seed=config.seed,
         start=0,
-        host_index=0,
-        num_hosts=1,
+        rows_B=np.arange(8),
         replace=True,
     )
     spec = ViewSpec.from_sections(

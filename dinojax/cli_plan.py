@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from dinojax import axes
+from dinojax import axes, recipe
 from dinojax import config as configs
 from dinojax.config import ConfigError
 from dinojax.plan import report as reports
@@ -33,7 +33,9 @@ examples:
   dinojax plan --config tiny --target cpu:8 --strategy all
   dinojax plan --config vitl16_in1k --target h100:4x8
   dinojax plan --config vit7b16 --target v5p:4x8x8 --strategy fsdp --set model.remat=full
-  dinojax plan --config vit7b16 --stage gram --target v5p:4x8x8 --set model.remat=full
+  dinojax plan --config vit7b16 --stage all --target v5p:4x8x8 --set model.remat=full
+  dinojax plan --config vits16 --target v6e:4x4 --set distill.enabled=True \\
+      --set distill.teacher=random:vitl16
 """
 SHARD = """\
 Where every parameter lives: its axes, its sharding and its bytes on one device. Large ones that
@@ -96,7 +98,7 @@ def options(parser: argparse.ArgumentParser, set_option) -> None:
     set_option(parser)
     parser.add_argument("--images", type=int, metavar="N", help="in the data, to tell epochs")
     parser.add_argument("--target", metavar="KIND:SIZES", help="see above")
-    parser.add_argument("--stage", metavar="NAME", help="of the recipe; default: its first")
+    parser.add_argument("--stage", metavar="NAME", help="of the recipe, or all; default: its first")
     parser.add_argument(
         "--strategy",
         metavar="NAME",
@@ -119,12 +121,16 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError("--images goes with --words; of a step it is --images-per-device.")
     target = targets.parse(args.target)
     targets.check_compiler(target)
-    configs.load(args.config, args.set, stage=args.stage)  # what is wrong, before any compiling
+    # What is wrong is told before any compiling.
+    wanted = [configs.load(args.config, args.set, stage=stage) for stage in _stages(args)]
     strategies = _strategies(args.strategy)
-    plans = [
-        _plan(args, replaced(args.set, strategy), strategy, alone=len(strategies) == 1)
-        for strategy in strategies
-    ]
+    plans = []
+    for config in wanted:
+        args.stage = config.stage if len(wanted) > 1 else args.stage
+        for strategy in strategies:
+            overrides = replaced(args.set, strategy)
+            for args.size in range(1 + len(config.crops.more_rates)):
+                plans.append(_plan(args, overrides, strategy, alone=len(strategies) == 1))
     if args.json:
         print(json.dumps(plans, indent=1))
         return
@@ -132,6 +138,11 @@ def run(args: argparse.Namespace) -> None:
         if "error" not in plan:
             print(reports.details(plan) + "\n")
     print(reports.summary(plans))
+
+
+def _stages(args) -> tuple[str | None, ...]:
+    """Those to plan."""
+    return recipe.stages(recipe.find(args.config)) if args.stage == "all" else (args.stage,)
 
 
 def _strategies(asked: str | None) -> list[list[str]]:
@@ -172,24 +183,30 @@ def _changes(args, overrides: list[str]) -> Iterator[dict]:
 
 
 def _one(args, overrides: list[str]) -> dict:
-    images, stage = args.images_per_device, args.stage
     return one(
-        args.config, args.target, overrides, images=images, stage=stage, timeout=args.timeout
+        args.config,
+        args.target,
+        overrides,
+        images=args.images_per_device,
+        stage=args.stage,
+        size=args.size,
+        timeout=args.timeout,
     )
 
 
 def one(
-    recipe: str,
+    recipe_name: str,
     target: str,
     overrides: list[str],
     *,
     images: int | None = None,
     stage: str | None = None,
+    size: int = 0,
     timeout: int = 3600,
 ) -> dict:
     """What plan/one.py finds, in a process of its own. Raises ConfigError with its message."""
-    asked: dict = {"recipe": recipe, "target": target, "overrides": overrides}
-    asked |= {"images": images, "stage": stage}
+    asked: dict = {"recipe": recipe_name, "target": target, "overrides": overrides}
+    asked |= {"images": images, "stage": stage, "size": size}
     return _process("dinojax.plan.one", target, asked, timeout=timeout)
 
 

@@ -31,20 +31,24 @@ FREE_KEYS = (
     "distill.strategy",
     "distill.place",
     "distill.share",
+    "expect.",
+    "hang.",
 )
 PACKAGES = ("dinojax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+HOSTS = "hosts.json"  # written by process 0 of a run of several
 ACCEPT_DATA, ACCEPT_CONFIG = "new-data", "new-config"  # as the flags of `dinojax train` say it
 
 
-def occupy(directory: Path) -> contextlib.AbstractContextManager[None]:
+def occupy(directory: Path, *, index: int = 0) -> contextlib.AbstractContextManager[None]:
     """Make the directory and hold its lock; raises ConfigError if it holds something else.
 
-    Asks for no device, which the process that holds the lock may have taken all of.
+    index: of this process among those of the run; each has a lock of its own. Asks for no device,
+    which the process that holds the lock may have taken all of.
     """
-    if not (directory / "config.json").exists() and directory.exists() and _foreign(directory):
+    is_new = index == 0 and not (directory / "config.json").exists()
+    if is_new and directory.exists() and _foreign(directory):
         raise ConfigError(f"{directory} is not empty and no run directory; use another --run.")
     directory.mkdir(parents=True, exist_ok=True)
-    index = jax.process_index() if jax.distributed.is_initialized() else 0
     return lock.held(directory, process=index)
 
 
@@ -154,7 +158,8 @@ def _refuse_other(directory: Path, stages: Sequence[Config]) -> None:
 def _foreign(directory: Path) -> bool:
     """Whether it holds more than a killed process leaves before it has written config.json."""
     names = [entry.name for entry in directory.iterdir()]
-    return any(not (n.endswith(".draft") or n.split(".")[0] == lock.FILE) for n in names)
+    ours = (lock.FILE, HOSTS.split(".")[0])
+    return any(not (n.endswith(".draft") or n.split(".")[0] in ours) for n in names)
 
 
 def _has_results(directory: Path, stage: str, *, is_first: bool) -> bool:
@@ -170,15 +175,20 @@ def environment() -> dict:
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
     )
-    found = {dist.metadata["Name"] for dist in importlib.metadata.distributions()}
     return {
-        "versions": {p: importlib.metadata.version(p) for p in PACKAGES if p in found},
+        "versions": package_versions(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "devices": [str(device) for device in jax.devices()],
         "num_processes": jax.process_count(),
         "commit": commit.stdout.strip() or None,
     }
+
+
+def package_versions() -> dict[str, str]:
+    """Of the packages that results may depend on, those that are installed."""
+    found = {dist.metadata["Name"] for dist in importlib.metadata.distributions()}
+    return {p: importlib.metadata.version(p) for p in PACKAGES if p in found}
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jax
 
-from dinojax import family, lock, mesh
+from dinojax import family, hosts, lock, mesh
 from dinojax.chooser import MEASURED, Chooser, Stopwatch
 from dinojax.config import Config, ConfigError, pick
 from dinojax.data.loader import Loader
@@ -29,7 +29,8 @@ from dinojax.run import open_run, open_train_source
 from dinojax.state import State
 from dinojax.teacher import open_teacher
 from dinojax.teaching import School
-from dinojax.upkeep import check, closed_in_time
+from dinojax.upkeep import check, closed_in_time, lost, within
+from dinojax.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ def distill(
     *,
     accept: Collection[str] = (),
     stage: str | None = None,
+    max_wall: float | None = None,
 ) -> dict[str, State]:
     """Train every student through every stage, each in RUN/STUDENT; their last states.
 
@@ -62,6 +64,7 @@ def distill(
         stack.enter_context(RunLog(root / "log.txt"))
         notes.tell()
         interrupt = stack.enter_context(Interrupt())
+        stack.enter_context(within(max_wall, interrupt))
         for number, current in enumerate(names):
             if stage not in (None, current):
                 continue
@@ -137,9 +140,15 @@ class _Stage:
         teachings = [built.teaching for built in next(iter(runs.values())).programs]
         with jax.default_matmul_precision(self._first.precision.matmul):
             school = School([t for t in teachings if t is not None], placement.images)
+        team = hosts.current()
+        team.last_words = functools.partial(lost, self._root, list(runs.values()))
+        first = next(iter(runs.values()))
+        watchdog = stack.enter_context(Watchdog(team.report_stall, **first.hang))
         pupils = []
         for name, run in runs.items():
-            pupil = Pupil(name, run, school, accept=accept, interrupt=self._interrupt)
+            pupil = Pupil(
+                name, run, school, accept=accept, interrupt=self._interrupt, watchdog=watchdog
+            )
             stack.callback(pupil.close)
             run.note(event="start", step=pupil.number, devices=pupil.layout.mesh.size)
             pupils.append(pupil)
@@ -209,13 +218,7 @@ class _Stage:
             host=jax.process_index(),
         )
         options = {**pupil.run.loader_options, "quarantine": quarantine}
-        return Loader(
-            self._source,
-            **options,
-            start=start,
-            host_index=jax.process_index(),
-            num_hosts=jax.process_count(),
-        )
+        return Loader(self._source, **options, start=start)
 
 
 def _lesson(pupils, school: School, placement: Placement, number: int, host_batch, watch) -> None:

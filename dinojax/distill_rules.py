@@ -8,11 +8,28 @@ Values = Mapping[str, Any]  # dotted key -> value
 
 def rules(values: Values) -> Iterator[str]:
     if not values["distill.enabled"]:
+        if values["model.name"].startswith("convnext"):
+            yield (
+                f"model.name={values['model.name']!r} cannot be pretrained: the iBOT loss hides "
+                "patches of the student's input, and a ConvNeXt has no tokens to hide; distil it "
+                "(distill.enabled=True), or choose a ViT."
+            )
         return
     if values["gram.enabled"]:
         yield (
             "distill.enabled=True and gram.enabled=True: a student has no earlier ema to hold on "
             "to, and its teacher's patches are targets already; set one of them to False."
+        )
+    if values["optim.freeze_backbone"]:
+        yield (
+            "optim.freeze_backbone=True leaves nothing of a student to learn "
+            "(distill.enabled=True); set it to False."
+        )
+    if values["distill.targets"] == "features" and values["until.left_chance"] is not None:
+        yield (
+            f"until.left_chance={values['until.left_chance']} compares losses with chance, but "
+            "distill.targets='features' has no prototypes to guess; set it to None, or use "
+            "'heads'."
         )
     if values["distill.targets"] == "features" and values["losses.centering"] != "sinkhorn":
         yield (

@@ -7,7 +7,7 @@ HEALTH.md says what normal looks like.
 from collections.abc import Iterator
 from pathlib import Path
 
-from dinojax import ailments, watch
+from dinojax import ailments, stages, watch
 from dinojax.ailments import FEWEST_ROWS, Finding, median
 from dinojax.runs import RunFiles, loss_ranges, read_run
 
@@ -172,6 +172,12 @@ def _watched(run: RunFiles) -> Iterator[Finding]:
             )
 
 
+def _from_random(run: RunFiles) -> bool:
+    """Whether a stage starts from random weights, and not from what was trained before."""
+    source = run.values["start.source"]
+    return source == stages.NOTHING or (source == stages.PREVIOUS and run.stage == run.stages[0])
+
+
 def _knn(run: RunFiles) -> Iterator[Finding]:
     if run.values["optim.freeze_backbone"]:
         return  # cannot change
@@ -191,12 +197,14 @@ def _knn(run: RunFiles) -> Iterator[Finding]:
             "Training has made the features less useful than they were before the first step.",
             "Read the other findings first; if there are none, compare schedules with a recipe.",
         )
-    elif last < first + noise < 100.0 and step > 0.5 * run.values["num_steps"]:
+    elif (
+        _from_random(run) and last < first + noise < 100.0 and step > 0.5 * run.values["num_steps"]
+    ):
         yield Finding(
             "warning",
             "k-NN does not rise",
             told,
-            "Training has not made the features more useful than they were before the first step.",
+            "Training has not made the features more useful than those of random weights.",
             "Read the other findings first; if there are none, the run may be too short, or k-NN's"
             " classes may be told apart by what augmentations remove (colour, scale).",
         )

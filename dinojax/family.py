@@ -1,6 +1,7 @@
 """Several students of one teacher: what they must share, and which devices each of them gets."""
 
 import dataclasses
+import functools
 import json
 import logging
 from collections.abc import Mapping
@@ -56,16 +57,19 @@ def check(students: Mapping[str, Config]) -> None:
     """Raise ConfigError where students of one teacher differ in what they must share."""
     first, *others = students
     values = {name: config.values() for name, config in students.items()}
+    # The teacher computes in a student's precision where it has none of its own.
+    own = () if values[first]["distill.compute"] else ("precision.compute",)
     lines = [
         f"{key}: {values[first][key]!r} for {first}, {values[name][key]!r} for {name}"
         for name in others
         for key in values[first]
-        if key.startswith(SHARED) and values[name][key] != values[first][key]
+        if key.startswith((*SHARED, *own)) and values[name][key] != values[first][key]
     ]
     if lines:
         raise ConfigError(
             "\n  ".join(["Students of one teacher must share these keys:", *lines])
-            + "\nSet them in get_config or STAGES of the recipe, not in STUDENTS."
+            + "\nSet them in get_config or STAGES of the recipe, not in STUDENTS"
+            + ("; distill.compute frees precision.compute." if own else ".")
         )
     if not values[first]["distill.enabled"]:
         raise ConfigError("`dinojax distill` needs distill.enabled=True in the recipe.")
@@ -75,11 +79,10 @@ def check(students: Mapping[str, Config]) -> None:
                 f"until.left_chance={config.until.left_chance} may end the stage of {name} before "
                 "that of the others; set it to None and give num_steps."
             )
-    for config in students.values():  # what is read of the first holds for all
+    for name, config in students.items():  # what is read of the first holds for all
         for key in values[first]:
-            section, _, name = key.rpartition(".")
-            if key.startswith(SHARED) and section == "distill":
-                getattr(config.distill, name)
+            if key.startswith(SHARED) and (name != first or key.startswith("distill.")):
+                functools.reduce(getattr, key.split("."), config)
 
 
 def costs(students: Mapping[str, Config], teacher: Teacher) -> dict[str, float]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from dinojax import hosts
 from dinojax.data.mixture import told
 from dinojax.data.quarantine import read_or_replace
 from dinojax.data.sources import EMBEDDED, open_source, source_name
@@ -21,6 +22,7 @@ from dinojax.viz.pictures import before_after, crop_sheet
 log = logging.getLogger(__name__)
 
 NUM_PICTURES = 6  # images on the PCA and similarity sheet
+NUM_CROPPED = 8  # images on the sheet of crops
 
 
 def finish(run: Run, state: State, *, train_seconds: float) -> None:
@@ -29,11 +31,15 @@ def finish(run: Run, state: State, *, train_seconds: float) -> None:
     random = run.program.new_state().ema["backbone"]  # as before the first step
     if run.pictures:
         _draw_patches(run, embed, random, state.ema["backbone"])
+    is_main = hosts.current().is_main
     if source_name(config.data) in EMBEDDED and run.knn is not None:
         test = open_source(config.data, channels=config.image.channels, split="test")
         knn = dataclasses.replace(run.knn, query=test)
         found = learned(knn, embed, random=random, ema=state.ema["backbone"])
-        _write_quickstart(run, found, train_seconds)
+        if is_main:
+            _write_quickstart(run, found, train_seconds)
+    if not is_main:
+        return
     for line in told(run.source, run.num_drawn(int(state.step))):
         log.info("%s", line)
     reports.refresh(run.directory)
@@ -61,10 +67,12 @@ def draw_crops(run: Run, state: State, batch: dict) -> None:
 
     Those of a frozen teacher last, where they are smaller than the student's.
     """
-    views = jax.jit(run.programs[run.draw(0)].step.views)(state, batch)
-    name = f"crops-{run.stage}.png" if run.steps_before else "crops.png"
+    views = hosts.together(jax.jit(run.programs[run.draw(0)].step.views))(state, batch)
     sets = (views.global_BGHWC, views.local_BLHWC, views.teacher_BGHWC)
-    crop_sheet(_picture(run, name), *(np.asarray(crops) for crops in sets if crops is not None))
+    crops = [hosts.fetch(found[:NUM_CROPPED]) for found in sets if found is not None]
+    name = f"crops-{run.stage}.png" if run.steps_before else "crops.png"
+    if hosts.current().is_main:
+        crop_sheet(_picture(run, name), *crops)
 
 
 def _draw_patches(run: Run, embed, before: dict, after: dict) -> None:
@@ -73,8 +81,9 @@ def _draw_patches(run: Run, embed, before: dict, after: dict) -> None:
     examples = [read_or_replace(source, int(i), None)[0] for i in picked]
     images = np.stack([run.program.eval_transform(example.pixels) for example in examples])
     side = images.shape[1] // config.model.patch_size
-    patches = [np.asarray(embed(params, images)[2]) for params in (before, after)]
-    before_after(_picture(run, "patches.png"), images, *patches, grid=(side, side))
+    patches = [hosts.fetch(embed(params, images)[2]) for params in (before, after)]
+    if hosts.current().is_main:
+        before_after(_picture(run, "patches.png"), images, *patches, grid=(side, side))
 
 
 def _picture(run: Run, name: str) -> Path:

@@ -2,6 +2,7 @@
 
 SIGTERM, SIGINT and SIGUSR1 ask once: the run saves and ends with SAVED. Asked a second time it
 ends at once with NOT_SAVED (two within SAME seconds are one); what an earlier save completed stays.
+Of a run of several processes any one may be asked: all stop at the same turn (turns.py).
 """
 
 import contextlib
@@ -11,12 +12,16 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+FINISHED, FAILED, REFUSED = 0, 1, 2  # exit codes
 SAVED, NOT_SAVED = 75, 76  # exit codes; 75 is what schedulers know as "try again"
 ALARMED = 3  # exit code that no scheduler tries again
+LOST = 77  # exit code: no step finishes any more, or another process of the run is gone
 GRACE = 2.0  # seconds to come to an end where nothing can be saved anyway
+HURRY = 60.0  # seconds for several processes to come to the turn at which they stop
 SAME = 2.0  # seconds in which a second signal is the first once more: some send it twice
 
 
@@ -39,8 +44,27 @@ class Alarm(Exception):
     """The run stopped because its results fell too far, as its recipe asked; saved."""
 
 
+class Lost(RuntimeError):
+    """Another process of the run is gone, failed or hangs; carries the exit code."""
+
+    def __init__(self, why: str, code: int):
+        super().__init__(f"{why}. The last checkpoint stands; the same command continues.")
+        self.code = code
+
+
 class StorageError(RuntimeError):
     """A checkpoint could not be written; says which one still stands."""
+
+
+class Several(Protocol):
+    """What an Interrupt needs of a run of several processes (hosts.Team)."""
+
+    asked: Callable[[str], None] | None
+
+    def ask(self, what: str, why: str) -> None: ...
+    def turn(self) -> Mapping[str, str]: ...
+    def all_ending(self, here: bool) -> bool: ...
+    def end(self, code: int) -> None: ...
 
 
 class Interrupt:
@@ -49,16 +73,25 @@ class Interrupt:
     Python runs handlers between two instructions of the main thread, and a compile is one that
     may take minutes. A thread that hears of signals through a socket ends the process where the
     handler cannot. Outside the main thread Python delivers no signals: then nothing is installed.
+    With a `team` a signal asks all processes, and `check` is a turn of all of them.
     """
 
-    def __init__(self, *, grace: float = GRACE) -> None:
+    def __init__(self, *, grace: float = GRACE, team: Several | None = None) -> None:
         self._asked: str | None = None
+        self._why: str | None = None  # what asked, where it was no signal
+        self._installed = False  # handlers of signals
         self._breakable = False
-        self._grace = grace
+        self._grace, self._team = grace, team
         self._last_words: Callable[[str], int] | None = None
+        self._lock = threading.Lock()  # of the last words and the vote on them
+        self._vote: threading.Event | None = None  # set once it was refused to end here
+        self._reached = False  # the turn at which the team stops
         self._undo = contextlib.ExitStack()
+        self.due: set[str] = set()  # what else the team was asked to do at this turn
 
     def __enter__(self) -> "Interrupt":
+        if self._team is not None:
+            self._team.asked = lambda why: self._after(self._grace, self._end, why)
         if threading.current_thread() is threading.main_thread():
             told, heard = socket.socketpair()
             told.setblocking(False)  # a signal must never wait
@@ -70,25 +103,46 @@ class Interrupt:
             self._undo.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(told.fileno()))
             for number in SIGNALS:
                 self._undo.callback(signal.signal, number, signal.signal(number, self._take))
+            self._installed = True
         return self
 
     def __exit__(self, *_) -> None:
+        self._installed = False
         self._undo.close()
 
+    def ask(self, why: str) -> None:
+        """As a signal does, from any thread; `why` stands for the signal's name."""
+        self._why = why
+        if self._installed:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+        elif self._team is not None:
+            self._team.ask("stop", why)
+        else:
+            self._asked = self._asked or why
+
     def check(self) -> None:
-        """Raise Asked if a signal came since the run began."""
-        if self._asked is not None:
+        """Raise Asked if a signal came since the run began, in a team at the turn of all."""
+        if self._team is not None:
+            due = self._team.turn()
+            self.due |= set(due) - {"stop"}
+            if "stop" in due:
+                self._reached = True
+                raise Asked(due["stop"])
+        elif self._asked is not None:
             raise Asked(self._asked)
 
     @contextlib.contextmanager
     def breakable(self) -> Iterator[None]:
         """For waiting in plain Python, which may end anywhere: a signal raises Asked at once.
 
-        Not for code that traces or compiles: jax's own extensions crash on such an exception.
+        Not for code that traces or compiles: jax's own extensions crash on such an exception. In a
+        team what others wait for must not end, so that it is waited for.
         """
-        self._breakable = True
+        self.check()
+        self._breakable = self._team is None
         try:
-            self.check()
+            if self._breakable:
+                self.check()
             yield
         finally:
             self._breakable = False
@@ -99,19 +153,24 @@ class Interrupt:
         """For long work during which there is nothing to save, such as a compile.
 
         A signal raises Asked afterwards. If that is not within the time of grace, another thread
-        calls last_words with the signal's name and ends the process with the code it returns.
+        calls last_words with the signal's name and ends the process with the code it returns; a
+        team does so if all its processes are here.
         """
         self.check()
-        self._last_words = last_words
+        with self._lock:
+            self._last_words = last_words
         try:
             yield
         finally:
-            self._last_words = None
+            with self._lock:
+                self._last_words = None
+            if self._vote is not None:
+                self._vote.wait(HURRY)
         self.check()
 
     def _take(self, number: int, frame: object) -> None:
         del frame
-        self._asked = self._asked or signal.Signals(number).name
+        self._asked = self._asked or self._why or signal.Signals(number).name
         if self._breakable:
             self._breakable = False
             raise Asked(self._asked)
@@ -123,15 +182,39 @@ class Interrupt:
                 continue
             if since is None:
                 since = time.monotonic()
-                timer = threading.Timer(self._grace, self._end, (signal.Signals(message[0]).name,))
-                timer.daemon = True
-                timer.start()
+                why = self._why or signal.Signals(message[0]).name
+                if self._team is None:
+                    self._after(self._grace, self._end, why)
+                else:
+                    self._team.ask("stop", why)
             elif time.monotonic() - since >= SAME:
                 os._exit(NOT_SAVED)  # asked twice: whoever asks has no time left
 
-    def _end(self, name: str) -> None:
-        if (last_words := self._last_words) is not None:
-            end_now(last_words(name))
+    def _after(self, seconds: float, action: Callable[[str], None], why: str) -> None:
+        timer = threading.Timer(seconds, action, (why,))
+        timer.daemon = True
+        timer.start()
+
+    def _end(self, why: str) -> None:
+        with self._lock:
+            last_words = self._last_words
+            if last_words is not None and self._team is not None:
+                self._vote = threading.Event()
+        if self._team is None:
+            if last_words is not None:
+                end_now(last_words(why))
+        elif self._team.all_ending(last_words is not None) and last_words is not None:
+            self._team.end(last_words(why))
+        else:
+            if self._vote is not None:
+                self._vote.set()
+            self._after(HURRY, self._give_up, why)
+
+    def _give_up(self, why: str) -> None:
+        """Where a process of the team hangs, all end with what was saved before."""
+        if self._team is not None and not self._reached:
+            print(f"stopped by {why}: not all processes came to a stop together", flush=True)
+            self._team.end(NOT_SAVED)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from dinojax import topology
 from dinojax.axes import (
     DEVICE_AXES,
     check_strategy,
@@ -77,7 +78,6 @@ def make(
     tensor that the strategy does not read or that do not divide the devices.
     """
     check_strategy(strategy)
-    # By host, so that a host's rows of the global batch are contiguous whatever the topology.
     present = sorted(jax.devices(), key=lambda device: device.process_index)
     if devices is None:
         devices = present
@@ -90,7 +90,7 @@ def make(
         devices = present[:devices]
     sizes = grid(strategy, len(devices), replicas=replicas, tensor=tensor)
     shape = [sizes[axis] for axis in DEVICE_AXES]
-    array = np.array(devices, dtype=object).reshape(shape)
+    array = topology.arrange(devices, shape)
     return Layout(Mesh(array, DEVICE_AXES, axis_types=(AxisType.Auto,) * len(shape)), strategy)
 
 
@@ -223,7 +223,7 @@ def merge_batch(tree: Any) -> Any:
 
 
 def global_batch(layout: Layout, host_batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """The arrays of all hosts as one batch on the devices; each host gives its own rows."""
+    """The arrays of all hosts as one batch on the devices; each gives its own rows."""
     place = layout.sharding("image")
     return {
         name: jax.make_array_from_process_local_data(place, np.asarray(rows))

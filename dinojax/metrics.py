@@ -21,19 +21,24 @@ class MetricsLog:
     resume_step: the step of the checkpoint a run continues from; rows of later steps are dropped,
     because the run will write them again. None starts an empty file.
     stage: of a run of several stages; the second column. Rows of other stages stay as they are,
-    and those without a stage belong to the first.
+    and those without a stage belong to the first. Without a path nothing is written: for the
+    processes beside the first.
     """
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Path | None,
         *,
         resume_step: int | None = None,
         stage: str | None = None,
         is_first: bool = True,
     ):
-        self.path = Path(path)
+        self.path = None if path is None else Path(path)
+        self._file: TextIO | None = None
+        self.mirror: Callable[[int, Mapping[str, Any]], None] | None = None  # gets rows as well
         self._stage, self._unnamed = stage, stage if is_first else None
+        if self.path is None:
+            return
         last = -1 if resume_step is None else resume_step
         rows = read_metrics(self.path)
         kept = [row for row in rows if not self._is_own(row) or row["step"] <= last]
@@ -41,12 +46,13 @@ class MetricsLog:
         draft.write_text("".join(map(_line, kept)))
         os.replace(draft, self.path)  # atomic: killed here, the old file or the new one exists
         self._file = self.path.open("a")
-        self.mirror: Callable[[int, Mapping[str, Any]], None] | None = None  # gets rows as well
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """One row. Scalar arrays are fetched; what is not finite is written as null."""
         if "step" in values:
             raise ValueError("step is the row's first column; pass it as the first argument")
+        if self._file is None:
+            return
         named = {} if self._stage is None else {"stage": self._stage}
         self._file.write(_line({"step": step, **named, **values}))
         self._file.flush()
@@ -55,13 +61,15 @@ class MetricsLog:
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of this stage so far."""
-        return [row for row in read_metrics(self.path) if self._is_own(row)]
+        rows = [] if self.path is None else read_metrics(self.path)
+        return [row for row in rows if self._is_own(row)]
 
     def _is_own(self, row: Mapping[str, Any]) -> bool:
         return row.get("stage", self._unnamed) == self._stage
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def __enter__(self) -> "MetricsLog":
         return self

@@ -22,14 +22,7 @@ def build_objective(
     """Networks and losses. images_per_step: those one device works on at once.
 
     teacher: of a distillation, None = the config's.
-    Raises ValueError for a ConvNeXt without a teacher: its patches cannot be hidden.
     """
-    if config.model.name in zoo.CONVNEXTS and not (config.distill.enabled or teacher):
-        raise ValueError(
-            f"model.name={config.model.name!r} cannot be pretrained: the iBOT loss hides patches "
-            "of the student's input, and a ConvNeXt has no tokens to hide. Distil it from a "
-            f"teacher, or choose from {list(zoo.VITS)}."
-        )
     if config.distill.enabled and teacher is None:
         teacher = open_teacher(config)
     backbone = _backbone(config, images_per_step)

@@ -266,6 +266,8 @@ class Objective:
             )
             for i, crops in enumerate(sets)
         ]
+        if not self.frozen and isinstance(self.backbone, ConvNext):
+            raise ValueError("A ConvNeXt has no tokens to hide: it needs a frozen teacher.")
         masks = [None if self.frozen else _flat(views.masks_BGP), None]
         found = self.backbone.apply({"params": params}, sets, masks, draws, train=True)
         return cast(list[Features], found)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinojax import adapters, mesh, optim, stages
+from dinojax import adapters, compilers, host_rows, hosts, mesh, optim, stages
 from dinojax import state as states
 from dinojax.adapters import AdapterSpec, num_trained
 from dinojax.augment.spec import ViewSpec
@@ -71,20 +71,29 @@ class Program:
         return *inputs, self.teaching.abstract_taught(self.layout)
 
     def lower(self):
-        """The step traced for this layout, from shapes alone; the state is donated."""
+        """The step traced for this layout, from shapes alone; the state is donated.
+
+        It brings the options that its devices' compiler needs.
+        """
         inputs = self.abstract_inputs()
         shardings = jax.tree.map(lambda leaf: leaf.sharding, inputs[0])
         step = jax.jit(
-            self.step, donate_argnums=0, out_shardings=(shardings, self.layout.sharding())
+            self.step,
+            donate_argnums=0,
+            out_shardings=(shardings, self.layout.sharding()),
+            compiler_options=compilers.options(self.layout.mesh.devices.flat[0]),
         )
         return step.lower(*inputs)
 
     def embed(self) -> Callable[[dict, Any], tuple[jax.Array, jax.Array, jax.Array]]:
         """(backbone parameters, images [B, H, W, C]) -> cls [B, D], mean of patches, patches.
 
-        Compiled once per image size; B is filled up to a multiple of the data shards.
+        Compiled once per image size; B is filled up to a multiple of the data shards. Of several
+        processes each needs its own rows of the images alone (host_rows.own_rows); the results may
+        lie on the devices of all (hosts.fetch).
         """
 
+        @hosts.together
         @jax.jit
         def apply(params, images_BHWC):
             images_BHWC = mesh.constrain(images_BHWC, "image", None, None, None)
@@ -96,7 +105,9 @@ class Program:
             num = len(images_BHWC)
             fill = -num % self.layout.num_shards
             images_BHWC = np.pad(images_BHWC, ((0, fill), (0, 0), (0, 0), (0, 0)))
-            return tuple(found[:num] for found in apply(params, images_BHWC))
+            images_BHWC = host_rows.from_own_rows(self.layout, images_BHWC)
+            found = apply(params, images_BHWC)
+            return tuple(x[:num] for x in found) if fill else found
 
         return embed
 

@@ -17,6 +17,7 @@ from dinojax.run import Run, check_data, check_teacher, open_metrics
 from dinojax.state import State
 from dinojax.teaching import School, for_student
 from dinojax.upkeep import Clock, Saves, stoppable
+from dinojax.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,9 @@ class Pupil:
     changed by that: what a step does depends on its number alone.
     """
 
-    def __init__(self, name: str, run: Run, school: School, *, accept, interrupt):
+    def __init__(
+        self, name: str, run: Run, school: School, *, accept, interrupt, watchdog: Watchdog
+    ):
         self.name, self.run, self._school = name, run, school
         self.layout = run.program.layout
         self._embed = stoppable(run.program.embed(), interrupt)
@@ -52,7 +55,8 @@ class Pupil:
         self._metrics = open_metrics(run, begin)
         seed, before = run.program.seed, run.steps_before
         self._autopsy = Autopsy(run.directory, seed=seed, steps_before=before)
-        self._saves = Saves(run, Clock(meta["seconds"]))
+        self._saves = Saves(run, Clock(meta["seconds"]), watchdog)
+        self._watchdog = watchdog
         rows = self._metrics.rows()
         run.watch.begin(rows)
         self._done = {r["step"] for r in rows if any(n.startswith(EVALUATED) for n in r)}
@@ -71,7 +75,7 @@ class Pupil:
         if self._steps:
             return
         began = time.monotonic()
-        with self._at_work():
+        with self._at_work(), self._watchdog.phase("compiling"):
             self._steps = [built.lower().compile() for built in self.run.programs]
         log.info("%s: compiled in %.0f s", self.name, time.monotonic() - began)
 
@@ -117,6 +121,7 @@ class Pupil:
     def _record(self, number: int, scalars: dict, now: dict) -> None:
         run = self.run
         scalars = jax.device_get(scalars)
+        self._watchdog.beat()
         due = number % run.every.log == 0 or number == run.num_steps
         if scalars["bad_steps"] > 0 or due:
             drawn = {f"images/{name}": num for name, num in run.num_drawn(number).items()}
@@ -144,7 +149,7 @@ class Pupil:
             return
         self.flush()
         params, seen, found = self.state.ema["backbone"], None, {}
-        with self._at_work():
+        with self._at_work(), self._watchdog.phase("evaluating"):
             if run.probe is not None:
                 seen = run.probe.look(self._embed, params, number + run.steps_before)
             if run.knn is not None:
@@ -168,7 +173,7 @@ class Pupil:
     def finish(self, seconds: float) -> State:
         """The last page of its run directory."""
         self.run.note(event="stop", step=self.number, reason="finished")
-        with self._at_work():
+        with self._at_work(), self._watchdog.phase("finishing"):
             finish.finish(self.run, self.state, train_seconds=seconds)
         return self.state
 

@@ -40,6 +40,7 @@ CHOICES: dict[str, tuple] = {
     "precision.compute": ("bfloat16", "float32"),
     "precision.matmul": ("default", "highest"),
     "mesh.strategy": ("dp", "fsdp", "hsdp", "fsdp_tp"),
+    "expect.platform": ("cpu", "gpu", "tpu"),
     "knn.features": ("cls", "patches", "both"),
 }
 
@@ -61,6 +62,9 @@ OPTIONAL: dict[str, type] = {
     "optim.clip": float,
     **{f"{name}.cosine": int for name in SCHEDULES},
     **{f"mesh.{name}": int for name in ("devices", "replicas", "tensor")},
+    "expect.platform": str,
+    "hang.factor": float,
+    **{f"expect.{name}": int for name in ("devices", "hosts")},
     "checkpoint.keep_every": int,
     "checkpoint.minutes": float,
     "knn.every": int,

@@ -8,9 +8,7 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-import jax
-
-from dinojax import mesh, program
+from dinojax import hosts, mesh, program
 from dinojax.checkpoint import Checkpoints
 from dinojax.config import Config, ConfigError, saved_stages
 from dinojax.data.example import Source
@@ -20,6 +18,7 @@ from dinojax.data.sources import open_knn_sources, open_source
 from dinojax.directory import ACCEPT_DATA, environment
 from dinojax.eval.mosaic import QUARTERS, Mosaics
 from dinojax.eval.online import Knn, build_knn
+from dinojax.host_rows import loaded_rows
 from dinojax.metrics import MetricsLog
 from dinojax.models import zoo
 from dinojax.program import Program
@@ -63,6 +62,7 @@ class Run:
     tensorboard: bool
     mosaics: Mosaics | None  # the images of the dense metric
     watch: Watch
+    hang: dict  # options of the watchdog
 
     @property
     def program(self) -> Program:
@@ -92,7 +92,8 @@ class Run:
         if self.program.teaching is not None:
             meta["teacher"] = self.program.teaching.teacher.fingerprint
         self.checkpoints.save(state, step=step, meta=meta)
-        reports.refresh(self.directory)
+        if hosts.current().is_main:
+            reports.refresh(self.directory)
 
     def num_drawn(self, step: int) -> dict[str, int]:
         """Images drawn from each source of a mixture in the first `step` steps."""
@@ -101,6 +102,8 @@ class Run:
 
     def note(self, **content) -> None:
         """A line of resumes.jsonl: when the run started or stopped, where, and why."""
+        if not hosts.current().is_main:
+            return
         if len(saved_stages(self.directory)) > 1:
             content = {"stage": self.stage, **content}
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -114,7 +117,8 @@ class Run:
     def note_stop(self, error: Exception) -> None:
         """The last line of a run that ends before its time, and the report that shows it."""
         self.note(event="stop", reason=f"{type(error).__name__}: {error}".splitlines()[0])
-        reports.refresh(self.directory)
+        if hosts.current().is_main:
+            reports.refresh(self.directory)
 
 
 def open_run(
@@ -133,12 +137,13 @@ def open_run(
         programs = program.build_sizes(config, mesh.from_section(config.mesh))
     seed, boxes = programs[0].seed, tuple(built.batch_shape[1] for built in programs)
     draw = SizeDraw(seed, config.crops.more_rates)
+    rows = loaded_rows(programs[0].layout, config.batch_size)
     frozen = config.gram.enabled and config.gram.teacher == "frozen"
     quarantine = Quarantine(
         directory,
         max_share=data.max_bad_share,
         parts=parts_of(source),
-        host=jax.process_index(),
+        host=hosts.current().index,
     )
     return Run(
         directory=directory,
@@ -155,6 +160,8 @@ def open_run(
             num_threads=data.num_threads,
             prefetch=data.prefetch,
             quarantine=quarantine,
+            rows=rows,
+            num_hosts=config.batch_size // len(rows),
         ),
         knn=build_knn(sources, image=config.image, knn=config.knn, directory=directory)
         if sources
@@ -173,6 +180,11 @@ def open_run(
         tensorboard=config.log.tensorboard,
         mosaics=open_mosaics(config, programs[0], source, config.knn.mosaics),
         watch=Watch(config.until, config.knn, values=config.values()),
+        hang=dict(
+            factor=config.hang.factor,
+            seconds=config.hang.seconds,
+            minutes=config.hang.minutes,
+        ),
     )
 
 
@@ -220,10 +232,10 @@ def open_checkpoints(config: Config, directory: Path, *, read_only=False) -> Che
 
 
 def open_metrics(run: Run, resume_step: int | None) -> MetricsLog:
-    """metrics.jsonl; in a run of several stages its rows say whose they are."""
+    """metrics.jsonl, which process 0 writes; the rows of several stages say whose they are."""
     names = saved_stages(run.directory)
     return MetricsLog(
-        run.directory / "metrics.jsonl",
+        run.directory / "metrics.jsonl" if hosts.current().is_main else None,
         resume_step=resume_step,
         stage=run.stage if len(names) > 1 else None,
         is_first=run.stage == names[0],

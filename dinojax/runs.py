@@ -34,6 +34,7 @@ class RunFiles:
     resumes: list[dict[str, Any]]
     environment: dict[str, Any]
     energy: dict[str, Any]
+    starts: dict[str, int] = dataclasses.field(default_factory=dict)  # of `read_whole`: stage: step
 
     def column(self, name: str, last: float = 1.0) -> list[tuple[int, float]]:
         """(step, value) of the last share of training rows that have a finite value."""
@@ -100,6 +101,7 @@ def read_whole(directory: str | Path) -> RunFiles:
         newest,
         rows=[row for part in parts for row in counted_on(part, part.rows)],
         evaluations=[row for part in parts for row in counted_on(part, part.evaluations)],
+        starts={part.stage: part.values["start.steps_before"] for part in parts},
     )
 
 

@@ -20,7 +20,9 @@ from dinojax.checkpoint import Checkpoints
 from dinojax.config import Config, ConfigError
 from dinojax.directory import last_step, rows_of, stage_before
 from dinojax.models import zoo
+from dinojax.models.convnext import ConvNextSpec
 from dinojax.models.vit import VitSpec
+from dinojax.models.zoo import Spec
 from dinojax.origin import Place, find
 from dinojax.program import Program
 from dinojax.state import State
@@ -29,10 +31,13 @@ from dinojax.weights import load as files
 log = logging.getLogger(__name__)
 
 # Fields of a backbone that change what it computes from the same weights.
-MEANING = (
-    *("width", "depth", "num_heads", "ffn", "patch_size", "channels", "num_registers"),
-    *("norm", "position", "mask_k_bias"),
-)
+MEANING: dict[type, tuple[str, ...]] = {
+    VitSpec: (
+        *("width", "depth", "num_heads", "ffn", "patch_size", "channels", "num_registers"),
+        *("norm", "position", "mask_k_bias"),
+    ),
+    ConvNextSpec: ("depths", "widths", "channels"),
+}
 ROPE = ("base", "min_period", "max_period", "coords")
 
 
@@ -175,30 +180,35 @@ def _text(source: str) -> str:
 def _refuse_other_network(config: Config, path: str, key: str) -> None:
     """Raise ConfigError where the file's network is not the config's, field by field."""
     theirs = files.resolve(files.open_source(path), overrides={})[1]
-    if not isinstance(theirs, VitSpec):
-        raise ConfigError(f"{key}={path} holds a ConvNeXt, which only distillation trains.")
     ours = own_spec(config)
-    pairs = [(f"model.{name}", *_both(theirs, ours, name)) for name in MEANING]
-    if ours.position == theirs.position == "rope":
-        pairs += [(f"rope.{name}", *_both(theirs.rope, ours.rope, name)) for name in ROPE]
+    if type(theirs) is not type(ours):
+        held = "a ViT" if isinstance(theirs, VitSpec) else "a ConvNeXt"
+        raise ConfigError(
+            f"{key}={path} holds {held}, but model.name={config.model.name!r} is none; set "
+            "model.name to the network of the file, or give a file of this one."
+        )
+    pairs = [(f"model.{name}", *_both(theirs, ours, name)) for name in MEANING[type(ours)]]
+    if isinstance(ours, VitSpec) and isinstance(theirs, VitSpec):
+        if ours.position == theirs.position == "rope":
+            pairs += [(f"rope.{name}", *_both(theirs.rope, ours.rope, name)) for name in ROPE]
     lines = [f"  {name}: {a!r} there, {b!r} here" for name, a, b in pairs if a != b]
     if lines:
-        raise ConfigError(
-            "\n".join([f"{key}={path} holds another network:", *lines])
-            + "\nSet these keys to what the file has."
-        )
+        move = "Set these keys to what the file has."
+        if isinstance(ours, ConvNextSpec):
+            move = "Set model.name, model.width and model.depth to what makes these of them."
+        raise ConfigError("\n".join([f"{key}={path} holds another network:", *lines, move]))
 
 
-def own_spec(config: Config) -> VitSpec:
+def own_spec(config: Config) -> Spec:
     """What a file must hold for a stage to start from it."""
-    return zoo.vit_spec(
+    return zoo.backbone(
         config.model,
         config.rope,
         channels=config.image.channels,
         attention="plain",
         dtype=jnp.dtype(jnp.float32),
-    )
+    ).spec
 
 
-def _both(theirs: VitSpec | Any, ours: VitSpec | Any, name: str) -> tuple[Any, Any]:
+def _both(theirs: Any, ours: Any, name: str) -> tuple[Any, Any]:
     return getattr(theirs, name), getattr(ours, name)

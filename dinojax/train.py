@@ -17,15 +17,18 @@ from typing import Any
 
 import jax
 
-from dinojax import finish, mesh, start
+from dinojax import finish, hosts, mesh, preflight, start
 from dinojax.autopsy import Autopsy, NonFiniteError
+from dinojax.boundaries import Report as _Report
+from dinojax.boundaries import evaluate as _evaluate
+from dinojax.boundaries import evaluated as _evaluated
+from dinojax.compiling import Compiles
 from dinojax.config import Config, pick
 from dinojax.data.loader import Loader
 from dinojax.directory import as_stages, claim, enter, is_finished, name_of, occupy
 from dinojax.energy import EnergyMeter
-from dinojax.eval.mosaic import NAME as MOSAIC
 from dinojax.interrupt import NOT_SAVED, SAVED, Alarm, Asked, Interrupt, Interrupted, StorageError
-from dinojax.metrics import DataWait, MetricsLog, Progress, RunLog
+from dinojax.metrics import DataWait, RunLog
 from dinojax.program import Program
 from dinojax.run import (
     Run,
@@ -38,12 +41,12 @@ from dinojax.run import (
 from dinojax.state import State
 from dinojax.teaching import Lessons
 from dinojax.tensorboard import EventLog
-from dinojax.upkeep import Clock, Saves, check, closed_in_time, stoppable
+from dinojax.upkeep import Clock, Saves, check, closed_in_time, lost, stoppable, within
+from dinojax.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # disks that are, or read-only ones
-EVALUATED = ("knn/", "dense/")  # columns of the last thing that an evaluation writes
 
 
 def train(
@@ -52,31 +55,50 @@ def train(
     *,
     accept: Collection[str] = (),
     stage: str | None = None,
+    max_wall: float | None = None,
 ) -> State:
     """Train every stage to its end, from the last checkpoint in `run_dir` if it has one.
 
     config: of the only stage, or of each in order. A stage that is done is not run again. accept:
     "new-data", "new-config": continue although images or config changed. stage: run this one only.
+    max_wall: seconds within which to save and end, as a signal does.
     Raises ConfigError if the directory belongs to another config, ValueError or FileNotFoundError
     for data and sizes that do not work, all before any device work; Interrupted after a signal.
     """
     directory, stages = Path(run_dir), as_stages(config)
     wanted = stages if stage is None else [pick(stages, stage)]
     sources = {name_of(c): open_train_source(c) for c in wanted}
-    with occupy(directory), contextlib.ExitStack() as stack:
-        claim(directory, stages, accept)
-        stack.enter_context(RunLog(directory / "log.txt"))
-        todo = [c for c in wanted if not is_finished(directory, c)] or wanted[-1:]
+    team = hosts.current()
+    preflight.check_same(team, wanted, sources, directory)
+    with contextlib.ExitStack() as stack:
+        if team.is_main:
+            stack.enter_context(occupy(directory))
+        preflight.check_storage(team, directory)
+        if not team.is_main:
+            stack.enter_context(occupy(directory, index=team.index))
+        stack.enter_context(
+            RunLog(directory / ("log.txt" if team.is_main else f"log.{team.index}.txt"))
+        )
+        if team.count > 1:
+            jax.devices()  # made by all processes together, which claim asks in one alone
+        if team.is_main:
+            claim(directory, stages, accept)
+        finished = team.settle("finished stages", [is_finished(directory, c) for c in wanted])
+        todo = [c for c, done in zip(wanted, finished, strict=True) if not done] or wanted[-1:]
         for done in wanted[: len(wanted) - len(todo)]:
             log.info("stage %s is done", name_of(done))
-        interrupt = stack.enter_context(Interrupt())
+        several = team if team.count > 1 else None
+        interrupt = stack.enter_context(Interrupt(team=several))
+        stack.enter_context(within(max_wall, interrupt))
+        preflight.check_devices(team, [c.expect for c in todo])
         runs = [open_run(c, directory, sources[name_of(c)]) for c in todo]
         for run in runs:
             stack.callback(run.checkpoints.close)
             check(run)
         for run in runs:
             if len(stages) > 1:
-                enter(directory, run.config, stages)
+                if team.is_main:
+                    enter(directory, run.config, stages)
                 log.info("stage %s, %d of %d", run.stage, 1 + _number(run, stages), len(stages))
             state: Any = None  # gives back the memory of the stage before
             with mesh.use(run.program.layout), jax.default_matmul_precision(run.matmul):
@@ -90,7 +112,9 @@ def _number(run: Run, stages: Sequence[Config]) -> int:
 
 def _train(run: Run, interrupt: Interrupt, accept: Collection[str], *, is_last: bool) -> State:
     """The state of the stage's last checkpoint, or its first one, taken to the end."""
-    begin, meta = run.checkpoints.latest(), dict[str, Any](position=0, seconds=0.0)
+    team = hosts.current()
+    begin = team.settle("checkpoint", run.checkpoints.latest())
+    meta = dict[str, Any](position=0, seconds=0.0)
     if begin is None:
         state = start.first_state(run.program, run.config, run.directory)
     else:
@@ -99,21 +123,16 @@ def _train(run: Run, interrupt: Interrupt, accept: Collection[str], *, is_last: 
         state = run.checkpoints.restore(run.program.abstract_state(), begin)
         log.info("continuing from step %d", begin)
     run.note(event="start", step=begin or 0, devices=run.program.layout.mesh.size)
-    loader = Loader(
-        run.source,
-        **run.loader_options,
-        start=meta["position"],
-        host_index=jax.process_index(),
-        num_hosts=jax.process_count(),
-    )
+    loader = Loader(run.source, **run.loader_options, start=meta["position"])
     metrics = open_metrics(run, begin)
     clock = Clock(meta["seconds"])
     devices = list(run.program.layout.mesh.devices.flat)
     kinds = [device.device_kind for device in devices]
     here = [d.local_hardware_id for d in devices if d.process_index == jax.process_index()]
     with closed_in_time(loader), metrics, contextlib.ExitStack() as stack:
-        stack.enter_context(EnergyMeter(kinds, run.directory / "energy.json", gpus=here))
-        if run.tensorboard:
+        if team.is_main:  # the other hosts' energy is taken to be alike
+            stack.enter_context(EnergyMeter(kinds, run.directory / "energy.json", gpus=here))
+        if run.tensorboard and team.is_main:
             events = EventLog(
                 run.directory / "tensorboard",
                 resume_step=begin,
@@ -121,8 +140,17 @@ def _train(run: Run, interrupt: Interrupt, accept: Collection[str], *, is_last: 
             )
             metrics.mirror = events
             stack.callback(events.close)
+        team.last_words = functools.partial(lost, run.directory, [run])
+        report = _Report(
+            run,
+            metrics=metrics,
+            batches=DataWait(loader),
+            autopsy=Autopsy(run.directory, seed=run.program.seed, steps_before=run.steps_before),
+            watchdog=stack.enter_context(Watchdog(team.report_stall, **run.hang)),
+            compiles=stack.enter_context(Compiles()),
+        )
         try:
-            state = _loop(run, state, loader, metrics=metrics, interrupt=interrupt, clock=clock)
+            state = _loop(run, state, loader, report=report, interrupt=interrupt, clock=clock)
         except Exception as error:
             log.error("%s", error)
             with contextlib.suppress(OSError):  # a full disk takes no notes
@@ -148,7 +176,7 @@ def _loop(
     state: State,
     loader: Loader,
     *,
-    metrics: MetricsLog,
+    report: _Report,
     interrupt: Interrupt,
     clock: Clock,
 ) -> State:
@@ -156,18 +184,20 @@ def _loop(
 
     Raises Interrupted, after saving, when a signal asks the run to stop, and so Alarm.
     """
-    run.watch.begin(metrics.rows())
-    embed, batches = stoppable(run.program.embed(), interrupt), DataWait(loader)
-    autopsy = Autopsy(run.directory, seed=run.program.seed, steps_before=run.steps_before)
-    report = _Report(run, metrics, batches, autopsy)
+    rows = run.watch.of_interest(report.metrics.rows())
+    run.watch.begin(hosts.current().settle("rows so far", rows))
+    embed = stoppable(run.program.embed(), interrupt)
+    batches, autopsy = report.batches, report.autopsy
     number, position = int(state.step), loader.position
-    saves = Saves(run, clock)
-    evaluated = _evaluated(metrics)
+    saves = Saves(run, clock, report.watchdog)
+    evaluated = _evaluated(report.metrics)
     try:
-        with interrupt.ending(functools.partial(_last_words, run, number)):
+        last_words = functools.partial(_last_words, run, number)
+        with report.watchdog.phase("compiling"), interrupt.ending(last_words):
             lessons = _lessons(run)
             steps = [_compile(built) for built in run.programs]
             renewed = None if run.anchor is None else start.refresh(state)
+            hosts.current().settle("compiled", seconds=60.0 * run.hang["minutes"])
         _evaluate(run, embed, state, number, report=report, done=evaluated)
         while number < run.num_steps and not run.watch.ended:
             with interrupt.breakable():
@@ -189,22 +219,22 @@ def _loop(
             report.add(number, scalars, now)
             if autopsy.suspicious or run.watch.is_look(number):
                 report.flush()  # at once, so that a stop finds the weights of the bad steps
-            if saves.due(number) or run.watch.ended:
+            if run.watch.ended or saves.due(number, asked="save" in interrupt.due):
+                interrupt.due.discard("save")
                 report.flush()  # what is on disk for a step includes its row of metrics
+                report.compiles.elsewhere()
                 saves.save(state, number, position)
             _evaluate(run, embed, state, number, report=report, done=evaluated)
             interrupt.check()
     except Asked as asked:
         report.flush()
-        saves.save(state, number, position)
-        run.checkpoints.wait()
+        saves.finish(state, number, position)
         raise Interrupted(str(asked), number) from None
     except (NonFiniteError, Alarm):  # the weights are those before the bad steps
-        saves.save(state, number, position)
-        run.checkpoints.wait()
+        saves.finish(state, number, position)
         raise
     report.flush()
-    run.checkpoints.wait()
+    saves.wait()
     return state
 
 
@@ -233,79 +263,3 @@ def _compile(built: Program):
     step = built.lower().compile()
     log.info("compiled in %.0f s", time.monotonic() - began)
     return step
-
-
-class _Report:
-    """Fetches the scalars of a step when the next one is under way, then logs them."""
-
-    def __init__(self, run: Run, metrics: MetricsLog, batches: DataWait, autopsy: Autopsy):
-        self._run, self.metrics, self._batches = run, metrics, batches
-        self._autopsy = autopsy
-        self._progress = Progress(run.num_steps, batch_size=run.loader_options["batch_size"])
-        self._pending: tuple | None = None
-        self._written: tuple[int, float] | None = None  # step and time of the last row
-
-    def add(self, number: int, scalars: dict, now: dict) -> None:
-        """The scalars of the step just dispatched."""
-        self.flush()
-        self._pending = (number, scalars, now)
-
-    def flush(self) -> None:
-        """Wait for the step dispatched last; write it down where it is due."""
-        if self._pending is None:
-            return
-        number, scalars, now = self._pending
-        self._pending = None
-        scalars = jax.device_get(scalars)
-        bad, is_look = scalars["bad_steps"] > 0, self._run.watch.is_look(number)
-        due = number % self._run.every.log == 0 or number == self._run.num_steps
-        if bad or is_look or due:
-            waiting = self._batches.share()
-            drawn = {f"images/{name}": num for name, num in self._run.num_drawn(number).items()}
-            self.metrics.write(
-                number, {**scalars, **now, **drawn, "data_wait": waiting, **self._speed(number)}
-            )
-            self._progress.update(number, loss=float(scalars["total"]), waiting=waiting)
-        if is_look:
-            self._run.watch.look(number, scalars)
-        self._autopsy.check(number, scalars, now)
-
-    def _speed(self, number: int) -> dict[str, float]:
-        """Images per second since the last row, whatever else happened in between."""
-        before, self._written = self._written, (number, time.monotonic())
-        if before is None:
-            return {}
-        images = (number - before[0]) * self._run.loader_options["batch_size"]
-        return {"images_per_second": images / (self._written[1] - before[1])}
-
-
-def _evaluated(metrics: MetricsLog) -> set[int]:
-    """Steps evaluated already, before the run was continued, according to its metrics."""
-    rows = metrics.rows()
-    return {row["step"] for row in rows if any(name.startswith(EVALUATED) for name in row)}
-
-
-def _evaluate(run: Run, embed, state: State, number: int, *, report: _Report, done: set[int]):
-    """Probe and k-NN of the ema at step 0, every `knn.every` steps and at the end."""
-    every = run.every.knn
-    is_last = number == run.num_steps or run.watch.ended
-    if every is None or number in done or (number % every and not is_last):
-        return
-    report.flush()  # rows in the same order whether or not a signal ends the evaluation
-    params, seen, found = state.ema["backbone"], None, {}
-    if run.probe is not None:
-        seen = run.probe.look(embed, params, number + run.steps_before)
-    if run.knn is not None:
-        accuracy = run.knn.accuracy(embed, params)
-        found = {f"knn/{name}": value for name, value in accuracy.items()}
-    if run.mosaics is not None:
-        found[MOSAIC] = run.mosaics.accuracy(embed, params)
-    if seen:  # written when all are there: an evaluation is repeated as a whole
-        report.metrics.write(number, seen)
-    if found:
-        report.metrics.write(number, found)
-    if run.knn is not None:
-        log.info("step %d: k-NN %.1f %%", number, found[f"knn/{run.knn.features}"])
-    if run.mosaics is not None:
-        log.info("step %d: dense (mosaics) %.1f %%", number, found[MOSAIC])
-    run.watch.evaluated(number, found)

@@ -92,10 +92,10 @@ def fallen(values: Values, evaluations: Iterable[Row]) -> str | None:
 
 def objection(values: Values, rows: Sequence[Row]) -> str | None:
     """Why no other stage should start from one that is done. rows: all of it."""
-    training = [row for row in rows if "total" in row]
+    training = [row for row in rows if _steps(row)]
     if told := never_left(values, training):
         return told
-    lost = fallen(values, [row for row in rows if "total" not in row])
+    lost = fallen(values, [row for row in rows if not _steps(row)])
     return f"stage {values['stage']}: {lost}. {WAYS_ON}" if lost and stops(values) else None
 
 
@@ -107,6 +107,11 @@ WAYS_ON = (
     "Go back to an earlier checkpoint with a lower schedules.lr.peak, a longer warm-up or a Gram "
     "anchor; knn.alarm_stops=False goes on as it is."
 )
+
+
+def _steps(row: Row) -> bool:
+    """Whether a row is of a training step, not of an evaluation."""
+    return "total" in row
 
 
 class Watch:
@@ -122,11 +127,21 @@ class Watch:
         self._evaluations: list[Row] = []
         self.ended = False  # the losses have left chance
 
+    def of_interest(self, rows: Sequence[Row]) -> list[Row]:
+        """What `begin` needs of the rows of the stage: little enough to be told to every host."""
+        evaluations = (
+            [] if self._values["knn.alarm"] is None else [r for r in rows if not _steps(r)]
+        )
+        return [*evaluations, *(r for r in rows if _steps(r) and self.is_look(r["step"]))]
+
     def begin(self, rows: Sequence[Row]) -> None:
-        """rows: of the stage so far. Raises Alarm if the run was stopped for one that stands."""
+        """rows: of the stage so far, or those of interest.
+
+        Raises Alarm if the run was stopped for one that stands.
+        """
         self._looks, self._evaluations = [], []
         for row in rows:
-            if "total" not in row:
+            if not _steps(row):
                 self._evaluations.append(row)
             elif self.is_look(row["step"]):
                 self._looks.append(row)

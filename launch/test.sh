@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
 # Check and test everything, from nothing but Python: style, types, fast tests, slow tests.
 # DINOJAX_TEST_TORCH=1 installs PyTorch, transformers and timm as well and compares with them.
+# DINOJAX_TEST_PLANS=1 installs the compilers of `dinojax plan` (860 MB) and plans for a TPU and a GPU.
 # DINOJAX_TEST_NEWEST=1 runs those of training, sharding, data and weights on another Python found
 # here as well, the newest one, with the newest releases it can have; =all runs every fast test.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 cd "$ROOT"
 
-make_env "$ROOT/.venv-test" test
+extras=test
+[ "${DINOJAX_TEST_PLANS:-0}" != 1 ] || extras=test,plan
+make_env "$ROOT/.venv-test" "$extras"
 echo "== libraries to compare with"
 if [ "${DINOJAX_TEST_TORCH:-0}" = 1 ]; then
     add_torch "$ROOT/.venv-test"

@@ -139,7 +139,7 @@ CONVNEXT = (
     *("model.layer_scale=1e-5", "rope.rescale=None"),
     *("optim.layer_decay=0.9", "optim.patch_embed_lr=0.2"),
     *("crops.global_size=64", "crops.local_size=32", "crops.num_local=1", "data.box_size=72"),
-    *("knn.crop_size=64", "knn.resize_size=64"),
+    *("knn.crop_size=64", "knn.resize_size=64", "distill.enabled=True"),
 )
 
 

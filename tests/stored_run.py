@@ -11,7 +11,8 @@ import orbax.checkpoint as ocp
 
 from dinojax.metrics import read_metrics
 
-TIMES = ("data_wait", "images_per_second", "train_seconds")  # columns that are no result
+# Columns that are no result.
+TIMES = ("data_wait", "images_per_second", "train_seconds", "compile_seconds")
 
 
 def differences(got: Path, want: Path, num_steps: int) -> list[str]:

@@ -1,5 +1,7 @@
 """Continued pretraining: from a file without heads, heads first, and what stops it."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -12,9 +14,10 @@ from dinojax.data import tiles
 from dinojax.eval.online import Knn
 from dinojax.interrupt import ALARMED, Alarm
 from dinojax.metrics import read_metrics
+from dinojax.models.rope import RopeSpec
 from dinojax.weights.export import export
 from tests import small
-from tests.networks_small import random_network
+from tests.networks_small import CONVNEXT, random_network
 from tests.test_resume import Stop, at, die, rows, same_state
 from tests.test_start import saved
 
@@ -59,6 +62,32 @@ def source(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights") / "hf"
     export(random_network(start.own_spec(stages(folder)[0])), folder, format="hf", certify=False)
     return folder
+
+
+OTHERS = {  # what a file holds -> what is said of it
+    "depth": (dict(depth=3), "model.depth: 3 there, 1 here"),
+    "norm": (dict(norm="layernorm_1e5"), "model.norm: 'layernorm_1e5' there, 'layernorm' here"),
+    "rope": (dict(rope=RopeSpec(base=50.0)), "rope.base: 50.0 there, 100.0 here"),
+    "convnext": (None, "holds a ConvNeXt, which only distillation trains"),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_a_file_with_another_network_is_refused_key_by_key(what, tmp_path):
+    changes, message = OTHERS[what]
+    own = start.own_spec(stages(tmp_path)[0])
+    spec = CONVNEXT if changes is None else dataclasses.replace(own, **changes)
+    export(random_network(spec), tmp_path / "out", format="dinojax", certify=False)
+    with pytest.raises(ConfigError) as refused:
+        start.check(stages(tmp_path / "out")[0], tmp_path, began=False)
+    assert message in str(refused.value)
+
+
+def test_a_file_with_other_arrays_is_refused_tensor_by_tensor(source):
+    found = convert.load(source).params
+    like = {**found, "cls_token": np.zeros(9, np.float32)}
+    with pytest.raises(ValueError, match=r"holds another backbone than model\.\*:\n.*cls_token"):
+        start._backbone(start.Place(source, None), like=like)
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +165,6 @@ def test_an_alarm_with_nothing_to_watch_is_refused(source, tmp_path):
     plain = (f"data.path={folder}", "data.source=folder", "knn.alarm=0.1")
     with pytest.raises(ConfigError, match="knn.alarm=0.1 has nothing to watch, for want of labels"):
         train.train(stages(source, *plain), tmp_path / "run")
+    (folder / "0.png").unlink()
+    with pytest.raises(ConfigError, match="knn.mosaics=8 puts 4 images into one; there are 3"):
+        train.train(stages(source, *plain, "knn.mosaics=8"), tmp_path / "other")

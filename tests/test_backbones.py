@@ -1,10 +1,11 @@
 """Backbones by name: what a config builds, what it refuses, and a DINOv2 backbone in training."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinojax import program
+from dinojax import mesh, program
 from dinojax.models import zoo
 from dinojax.models.convnext import ConvNext
 from dinojax.models.vit import Vit
@@ -13,7 +14,7 @@ from tests import small
 DINOV2 = ("model.name=dinov2_vits", "rope.rescale=None")
 CONVNEXT = (
     *("model.name=convnext_tiny", "model.patch_size=32", "knn.crop_size=32", "knn.resize_size=32"),
-    *("crops.global_size=64", "crops.local_size=32"),
+    *("crops.global_size=64", "crops.local_size=32", "distill.enabled=True"),
 )
 
 
@@ -34,9 +35,14 @@ def test_a_convnext_is_built_by_name():
 
 
 def test_a_convnext_cannot_be_pretrained():
-    config = small.config(*CONVNEXT)
+    """An evaluation needs no teacher, so networks alone are made; their loss is refused."""
+    given = [key for key in CONVNEXT if key != "distill.enabled=True"]
     with pytest.raises(ValueError, match="'convnext_tiny' cannot be pretrained.*no tokens to hide"):
-        program.build_objective(config, images_per_step=2)
+        small.config(*given)
+    config = small.config(*CONVNEXT).replaced({"distill.enabled": False})
+    built = program.build(config, mesh.make("dp", 1))
+    with pytest.raises(ValueError, match="no tokens to hide: it needs a frozen teacher"):
+        jax.eval_shape(built.step, *built.abstract_inputs())
 
 
 def test_a_dinov2_backbone_has_learned_positions_and_no_rope():
@@ -63,7 +69,7 @@ def test_errors_name_the_key():
     with pytest.raises(ValueError, match="'vitxl' is not in the zoo.*dinov2_vits.*convnext_tiny"):
         backbone(small.config("model.name=vitxl"))
     with pytest.raises(ValueError, match="patch_size=8, but model.name='convnext_tiny'.*to 32"):
-        backbone(small.config("model.name=convnext_tiny"))
+        backbone(small.config("model.name=convnext_tiny", "distill.enabled=True"))
     with pytest.raises(ValueError, match="model.width=20 is not a multiple of 8"):
         backbone(small.config(*CONVNEXT, "model.width=20"))
     config = small.config("model.name=vits")

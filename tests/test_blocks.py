@@ -1,10 +1,13 @@
 """Scores in blocks against the plain definitions in float64, in value and gradient."""
 
+import argparse
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import logits_memory
 from dinojax import mesh
 from dinojax.losses import blocks, scores
 from dinojax.losses.dino import dino_loss, pair_mean
@@ -117,6 +120,19 @@ def test_blocks_equal_the_definitions_wherever_prototypes_are(
     probs /= probs.sum(-1, keepdims=True)
     want = -(probs * np.log(probs)).sum(-1)
     np.testing.assert_allclose(entropy, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_losses_take_at_most_three_tenths_of_the_memory_of_the_definitions():
+    """For 262,144 prototypes stored over eight devices, 16 images on each."""
+    asked = {"target": "cpu:8", "images": 16, "bottleneck": 512, "prototypes": 262_144}
+    layout, args = mesh.make("fsdp"), argparse.Namespace(**asked)
+    with mesh.use(layout):
+        ours, plain = (
+            logits_memory.peak(function, args, layout)
+            for function in (logits_memory.in_blocks, logits_memory.plainly)
+        )
+    assert ours <= 0.3 * plain
 
 
 def test_blocks_of_extreme_scores_are_finite(monkeypatch):

@@ -38,7 +38,7 @@ def test_train_passes_the_resolved_config_and_the_run_directory(program, tmp_pat
         + ["--set", "optim.clip=none", "--stage", "pretrain", "--accept-new-data"]
     )
     (((config,), run_dir, options),) = calls
-    assert options == {"accept": ["new-data"], "stage": "pretrain"}
+    assert options == {"accept": ["new-data"], "stage": "pretrain", "max_wall": None}
     assert code == cli.FINISHED
     assert config.seed == 3 and config.optim.clip is None and run_dir == tmp_path
 

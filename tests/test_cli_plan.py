@@ -12,9 +12,9 @@ def planned(monkeypatch, answer):
     """Plan with answers in place of compilers; the list of what was asked."""
     asked = []
 
-    def one(recipe, target, overrides, *, images, stage, timeout):
+    def one(recipe, target, overrides, *, images, stage, size, timeout):
         asked.append(list(overrides))
-        return {**FOUND, **answer(overrides)}
+        return {**FOUND, "stage": stage or "pretrain", "size": size, **answer(overrides)}
 
     monkeypatch.setattr(cli_plan, "one", one)
     monkeypatch.setattr(cli_plan.targets, "check_compiler", lambda target: None)
@@ -29,6 +29,15 @@ def test_every_strategy_is_planned(monkeypatch, capsys):
         *("dp", "fsdp", "hsdp", "fsdp_tp")
     ]
     assert asked[0] == ["mesh.strategy=dp"]
+
+
+def test_every_size_of_every_stage_is_planned(monkeypatch, capsys):
+    planned(monkeypatch, lambda overrides: {})
+    argv = ["plan", "--config", "vit7b16", "--target", "v5p:2x2x2", "--stage", "all", "--json"]
+    assert cli.main(argv) == 0
+    plans = json.loads(capsys.readouterr().out)
+    sizes = [("pretrain", 0), ("gram", 0), *(("highres", size) for size in range(5))]
+    assert [(plan["stage"], plan["size"]) for plan in plans] == sizes
 
 
 def test_when_it_does_not_fit_the_first_changes_that_do_are_told(monkeypatch, capsys):

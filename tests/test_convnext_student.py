@@ -6,12 +6,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
-from dinojax import keys
+from dinojax import config as configs
+from dinojax import convert, keys, measure, mesh, program, start
+from dinojax import train as training
 from dinojax.augment.views import Views, reduced
+from dinojax.checkpoint import Checkpoints
+from dinojax.config import ConfigError
+from dinojax.data import tiles
 from dinojax.losses.ibot import masked_patches
+from dinojax.metrics import read_metrics
+from dinojax.models.convnext import ConvNextSpec
 from dinojax.objective import Inputs
+from dinojax.weights.export import export
 from tests import small
+from tests.networks_small import RELEASED, random_network
 
 B, V, SIDE, CELL = 4, 2, 64, 32  # images, images of a group, pixels of a crop and of a patch
 NUM = (SIDE // CELL) ** 2  # patches of a crop
@@ -179,3 +189,64 @@ def test_of_a_sharded_convnext_only_weights_travel_whole(places):
     gathered = [found for name, found in small.collectives(eight.step) if name == "all-gather"]
     assert gathered
     assert {shape for found in gathered for shape in found} <= params
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """The directory of a run of a ViT with patches of 16 pixels."""
+    directory = tmp_path_factory.mktemp("teacher") / "run"
+    config = small.config("model.patch_size=16", "dino_head.hidden=40", "mesh.devices=1")
+    built = program.build(config, mesh.from_section(config.mesh))
+    with mesh.use(built.layout):
+        state = small.numbers(built)
+    checkpoints = Checkpoints(directory / "checkpoints/pretrain", keep_last=1, keep_every=None)
+    checkpoints.save(state, step=3, meta={"config": config.to_dict()})
+    checkpoints.close()
+    configs.save(config, directory / "config.json")
+    return directory
+
+
+@pytest.mark.slow
+def test_a_convnext_is_distilled_measured_and_exported(
+    teacher, tmp_path, monkeypatch, capsys, quick_compiles
+):
+    """From a run to files of transformers and timm, which are proven where those are installed."""
+    monkeypatch.setattr(tiles, "SPLITS", dict.fromkeys(tiles.SPLITS, 64))
+    own = ("batch_size=8", "mesh.devices=1", "log.pictures=True", "log.every=1")
+    looks = ("knn.every=2", "knn.mosaics=2", "knn.batch_size=32")
+    run = tmp_path / "run"
+    config = small.config(*small.CONVNEXT, *own, *looks, f"distill.teacher={teacher}")
+    state = training.train(config, run)
+    seen = {name for row in read_metrics(run / "metrics.jsonl") for name in row}
+    assert {"knn/both", "dense/mosaic", "locality", "ibot", "probe/drift"} <= seen
+    with Image.open(run / "pictures/crops.png") as sheet:  # two global, a local, two of the teacher
+        assert sheet.size[0] == 2 * 64 + 32 + 2 * 32 + 6 * 4
+    measure.evaluate_knn(run, (), None)
+    assert "step 2, 64 images in the bank" in capsys.readouterr().out
+    images = np.random.default_rng(0).normal(size=(2, 64, 96, 1)).astype(np.float32)
+    ema = convert.load(run)
+    assert small.same(ema.params, state.ema["backbone"])
+    for name in ("hf", "timm"):
+        export(convert.network_of_run(run), tmp_path / name, format=name)
+        small.assert_close(convert.load(tmp_path / name)(images), ema(images))
+
+
+def test_a_convnext_starts_from_weights_of_its_own_shape_only(teacher, tmp_path):
+    shapes = {
+        "same": ConvNextSpec((1,) * 4, (8, 16, 32, 64), channels=1),
+        "deeper": ConvNextSpec((1, 2, 1, 1), (8, 16, 32, 64), channels=1),
+        "vit": RELEASED,
+    }
+    given = (*small.CONVNEXT, f"distill.teacher={teacher}", "start.heads=new")
+    for name, spec in shapes.items():
+        export(random_network(spec), tmp_path / name, format="dinojax", certify=False)
+
+    def check(name):
+        config = small.config(*given, f"start.source={tmp_path / name}")
+        start.check(config, tmp_path / "run", began=False)
+
+    check("same")
+    with pytest.raises(ConfigError, match=r"depths: \(1, 2, 1, 1\) there, \(1, 1, 1, 1\) here"):
+        check("deeper")
+    with pytest.raises(ConfigError, match="holds a ViT, but model.name='convnext_tiny' is none"):
+        check("vit")

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -121,6 +122,7 @@ def test_the_right_command_is_named_for_a_recipe(recipe, capsys):
 
 REFUSALS = {
     "two:crops.local_size=8": "crops.local_size: 16 for one, 8 for two",
+    "two:precision.compute=bfloat16": "precision.compute: 'float32' for one, 'bfloat16' for two",
     "until.left_chance=0.1 num_steps=30": "may end the stage of one before that of the others",
     "distill.enabled=False": "needs distill.enabled=True",
     "two:dino_head.prototypes=32": "set dino_head.prototypes=64",
@@ -143,6 +145,15 @@ def test_students_who_cannot_learn_together_are_refused_before_compiling(
     with pytest.raises(ValueError) as refused:
         distill.distill(load(recipe, *keys.split(" ")), tmp_path / "run")
     assert REFUSALS[keys] in str(refused.value)
+
+
+def test_images_are_read_once_for_all_students(recipe):
+    """Only the first student's config opens them, and is asked what nothing has read."""
+    found = load(recipe, "data.source=folder", "data.path=/images", "mesh.devices=1")
+    one, two = (configs[0] for configs in found.values())
+    family.check({"one": one, "two": two})
+    shared = {"data.path", "mesh.devices"}
+    assert not shared & set(two.unread()) and shared <= set(one.unread())
 
 
 def test_a_directory_of_something_else_is_left_alone(recipe, tmp_path):
@@ -191,6 +202,31 @@ def test_the_step_of_a_student_holds_no_forward_pass_of_the_teacher(recipe):
         found.append((student, forward))
     (student, two), (again, four) = found
     assert student == again and four > 1.5 * two
+
+
+def test_a_step_is_measured_when_all_students_have_come_as_far(monkeypatch):
+    """One that is new in the recipe catches up first: the others take no steps until then."""
+    pupils = [SimpleNamespace(number=50), SimpleNamespace(number=0)]
+    sessions = []
+
+    def session(self, pupils, school, placement, *, end, measures=False):
+        sessions.append((min(pupil.number for pupil in pupils), end, measures))
+        for pupil in pupils:
+            pupil.number = max(pupil.number, end)
+            pupil.finish = lambda seconds: None
+            pupil.name = "one"
+
+    placement = SimpleNamespace(told=lambda: "somewhere")
+    chooser = SimpleNamespace(measures=True, placements=lambda: [placement] * 9)
+    monkeypatch.setattr(distill, "Chooser", lambda *args: chooser)
+    stage = object.__new__(distill._Stage)
+    stage._configs, stage._teacher, stage._num_steps = {}, None, 50 + 2 * distill.MEASURED
+    stage._notes = SimpleNamespace(add=lambda row: None)
+    monkeypatch.setattr(distill._Stage, "_open", lambda self, *args: (pupils, None))
+    monkeypatch.setattr(distill._Stage, "_session", session)
+    stage.run(())
+    first, last = 50 + distill.MEASURED, 50 + 2 * distill.MEASURED
+    assert sessions == [(0, 50, False), (50, first, True), (first, last, False)]
 
 
 # -- recipes -------------------------------------------------------------------------------------

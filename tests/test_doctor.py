@@ -127,6 +127,11 @@ def test_falling_knn_is_found(tmp_path, knn, name):
     assert names(tmp_path, healthy(), knn=knn) == [name]
 
 
+def test_knn_need_not_rise_where_the_weights_are_trained_already(tmp_path):
+    started = ("start.source=runs/earlier",)
+    assert names(tmp_path, healthy(), *started, knn=(40, 38, 39)) == []
+
+
 @pytest.mark.parametrize("knn", [(99, 97.5, 99), (20, 22)])
 def test_knn_that_rises_or_cannot_is_no_finding(tmp_path, knn):
     assert names(tmp_path, healthy(), knn=knn) == []

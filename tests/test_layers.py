@@ -16,6 +16,11 @@ LAYERS = [
         "keys",
         "metrics",
         "interrupt",
+        "line",
+        "turns",
+        "watchdog",
+        "compiling",
+        "hosts",
         "lock",
         "limits",
         "energy",
@@ -25,10 +30,11 @@ LAYERS = [
         "distill_rules",
         "stages",
         "axes",
+        "topology",
         "shares",
     },
-    {"mesh", "interpolate", "passing"},
-    {"data", "augment", "models", "losses", "health"},
+    {"mesh", "compilers", "interpolate", "passing"},
+    {"data", "augment", "models", "losses", "health", "host_rows"},
     {"objective", "optim", "runs"},
     {"state", "adapters", "ailments", "watch"},
     {"step", "checkpoint", "weights", "doctor"},
@@ -39,11 +45,11 @@ LAYERS = [
     {"program"},
     {"directory", "migrate", "plan"},
     {"run", "start"},
-    {"finish", "upkeep"},
+    {"finish", "upkeep", "boundaries", "preflight"},
     {"family", "pupil"},
     {"chooser"},
     {"train", "distill", "replay", "measure", "words"},
-    {"embed", "cli_stages", "cli_weights", "cli_data", "cli_config", "cli_plan"},
+    {"embed", "cli_stages", "cli_weights", "cli_data", "cli_config", "cli_plan", "cli_hosts"},
     {"cli"},
     {"__main__"},
 ]
@@ -103,6 +109,6 @@ def test_only_the_programs_see_the_whole_config():
     seen = {part(path) for path in FILES if "config" in set(imported_parts(path.read_text()))}
     allowed = {"config", "program", "run", "train", "distill", "convert", "replay"}
     allowed |= {"directory", "start", "upkeep", "measure", "words", "origin", "teacher"}
-    allowed |= {"family", "chooser", "networks"}
+    allowed |= {"family", "chooser", "networks", "preflight"}
     allowed |= {"cli", "cli_config", "cli_data", "cli_plan", "plan"}
     assert seen <= allowed

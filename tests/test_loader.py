@@ -99,6 +99,13 @@ def test_hosts_take_contiguous_slices_of_the_global_batch():
     assert parts[0][0]["images"].shape == (2, 4, 4, 1)
 
 
+def test_a_host_takes_the_rows_that_its_devices_have():
+    rows = np.array([0, 4])
+    for own, whole in zip(take(2, num_hosts=3, rows=rows), take(2), strict=True):
+        for name in whole:
+            np.testing.assert_array_equal(own[name], whole[name][rows])
+
+
 def test_position_counts_images_over_all_hosts():
     with Loader(NumberSource(), batch_size=6, box_size=4, seed=1, start=12, num_hosts=2) as loader:
         assert loader.position == 12
@@ -142,6 +149,10 @@ def test_a_closed_loader_says_so_and_closes_twice():
     [
         ({"num_hosts": 4}, "batch_size=6 is not a positive multiple of the 4 hosts"),
         ({"num_hosts": 2, "host_index": 2}, "host_index=2 is not one of 2 hosts"),
+        (
+            {"num_hosts": 3, "rows": np.arange(3)},
+            "3 rows of a batch of 6 are not those of one of 3",
+        ),
         ({"start": -6}, "start=-6 counts images consumed"),
     ],
 )

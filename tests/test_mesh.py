@@ -62,7 +62,7 @@ def test_all_that_is_wrong_with_a_mesh_is_one_message():
 
 
 def test_the_devices_of_a_host_stay_together(monkeypatch):
-    interleaved = [SimpleNamespace(process_index=i % 2, number=i) for i in range(6)]
+    interleaved = [SimpleNamespace(platform="gpu", process_index=i % 2, number=i) for i in range(6)]
     monkeypatch.setattr(jax, "devices", lambda: interleaved)
     monkeypatch.setattr(mesh, "Mesh", lambda grid, *args, **kwargs: grid)
     grid: Any = mesh.make("fsdp").mesh

@@ -204,20 +204,78 @@ def test_ignored_keys_say_why():
     assert "use_loss is off" in ignored["gram.compute_stats"]
 
 
-def test_a_gram_stage_comes_over_but_for_where_its_network_comes_from():
-    gram = {"use_loss": True, "ckpt": "ignore", "rep_update": True, "max_updates": 3}
-    gram |= {"normalized": True, "img_level": True, "remove_only_teacher_neg": True}
+GRAM = {"use_loss": True, "ckpt": "ignore", "rep_update": True, "max_updates": 3}
+GRAM |= {"update_frequency": 10_000, "it_first_update": 1_010_000, "it_load_ema_teacher": -1}
+
+
+def test_a_gram_stage_comes_over_but_for_weights_that_are_not_named():
+    gram = GRAM | {"normalized": True, "img_level": True, "remove_only_teacher_neg": True}
     curve = {"start": 0, "peak": 0, "end": 2.0, "warmup_epochs": 0, "cosine_epochs": 1}
     given = VIT7B | {f"gram.{key}": value for key, value in gram.items()}
     given |= {f"gram.loss_weight_schedule.{key}": value for key, value in curve.items()}
     given |= {"crops.gram_teacher_crops_size": 512, "crops.gram_teacher_no_distortions": True}
     found = migrate(given, gpus=256)
-    assert sorted(found.refused) == ["gram.ckpt", "gram.rep_update"]
+    assert sorted(found.refused) == ["gram.ckpt"] and "put their path" in found.refused["gram.ckpt"]
     assert found.values["crops.gram_size"] == 512 and found.values["gram.clip"] == "teacher"
     assert found.values["schedules.gram_weight.end"] == 2.0
     assert found.values["schedules.gram_weight.cosine"] == 1000
     lists = [*found.used, *found.ignored, *found.refused, *found.unknown]
     assert sorted(lists) == sorted(given)
+
+
+def gram_file(**changes):
+    return VIT7B | {f"gram.{key}": value for key, value in (GRAM | changes).items()}
+
+
+def test_the_anchor_and_its_refreshes_come_over():
+    """Both count from the first iteration of the file's run, and a copy follows iteration n - 1."""
+    found = migrate(gram_file(ckpt="runs/7b"), gpus=256)
+    gram = {k: v for k, v in found.values.items() if k.startswith("gram.")}
+    assert not found.refused and gram == {
+        "gram.enabled": True,
+        "gram.anchor": "runs/7b",
+        "gram.per_image": False,
+        "gram.refresh_every": 10_000,
+        "gram.refresh_from": 1_010_000,
+        "gram.max_refreshes": 3,
+    }
+    late = migrate(gram_file(ckpt="x", it_load_ema_teacher=500, rep_update=False), gpus=256)
+    assert (late.values["gram.anchor"], late.values["gram.anchor_step"]) == ("ema", 500)
+    assert "gram.refresh_every" not in late.values
+    assert "gram.rep_update alone" in late.ignored["gram.update_frequency"]
+    plain = migrate(gram_file(ema_teacher=True, ckpt=None, rep_update=False), gpus=256)
+    assert plain.values["gram.teacher"] == "ema" and "gram.anchor" not in plain.values
+
+
+HIGH = {
+    "crops.global_crops_size": (512, 768, 768),
+    "crops.local_crops_size": (112, 160, 224),
+    "crops.gram_teacher_crops_size": (768, 1152, 1152),
+    "crops.gram_teacher_no_distortions": True,
+    "crops.global_local_crop_pairs_ratios": (0.5, 0.4, 0.1),
+}
+
+
+def test_several_sizes_come_over_with_their_shares(tmp_path, capsys):
+    given = gram_file(ckpt="runs/7b", it_first_update=0) | HIGH
+    found = migrate(given, gpus=256)
+    crops = {k: v for k, v in found.values.items() if "_size" in k and k[0] in "cd" or "more_" in k}
+    assert not found.refused and crops == {
+        **{"crops.global_size": 512, "crops.local_size": 112, "crops.gram_size": 768},
+        **{"crops.more_rates": (0.4, 0.1), "crops.more_global": (768, 768)},
+        **{"crops.more_local": (160, 224), "crops.more_gram": (1152, 1152)},
+        **{"data.box_size": 1024, "crops.more_box": (1536, 1536)},
+    }
+    without = migrate(VIT7B | HIGH, gpus=256)  # the Gram loss is off, and so are its crops
+    assert "crops.more_gram" not in without.values and not without.refused
+    listed = {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}
+    source, out = write(tmp_path / "theirs.yaml", listed), tmp_path / "mine.py"
+    arguments = ["config", "migrate", str(source), "--gpus", "256", "--out", str(out)]
+    assert cli.main(arguments) == cli.FINISHED
+    assert config.load(out).crops.more_local == (160, 224)
+    released = listed | {"crops.local_crops_size": [112, 168, 224]}
+    assert cli.main([*arguments[:2], str(write(source, released)), *arguments[3:]]) == cli.REFUSED
+    assert "168 is not a multiple of model.patch_size=16; use 160" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -227,7 +285,19 @@ def test_a_gram_stage_comes_over_but_for_where_its_network_comes_from():
         ({"distillation.enabled": True, "distillation.checkpoint_path": "x"}, "path: 'x': a dist"),
         ({"student.arch": "convnext_tiny"}, "student.arch: 'convnext_tiny' is none of vit_small"),
         ({"student.norm_layer": "batch"}, "student.norm_layer: 'batch' is none of 'layernorm'"),
-        ({"crops.global_crops_size": [512, 768]}, "several resolutions in one run"),
+        ({"crops.global_crops_size": [512, 768]}, "pairs_ratios is 1.0: give as many of each"),
+        (
+            {key: list(HIGH[key]) for key in (*tables.SIZES.values(), tables.RATIOS)}
+            | {"crops.local_crops_size": [112, 160]},
+            "crops.local_crops_size: (112, 160), but",
+        ),
+        ({"crops.global_local_crop_pairs_ratios": [0.5, 0.4]}, "they sum to 0.9, not to 1"),
+        ({"gram.use_loss": True}, "gram.ckpt: None stands for the weights of the Gram network"),
+        ({"gram.use_loss": True, "gram.ema_teacher": True}, "gram.rep_update: True: with gram.ema"),
+        (
+            {"gram.use_loss": True, "gram.ema_teacher": True, "gram.ckpt": "x"},
+            "gram.ckpt: 'x': with gram.ema_teacher the reference refuses it, too; set it to null",
+        ),
         ({"crops.share_color_jitter": True}, "crops.share_color_jitter: True: every crop has"),
         ({"student.patchsize": 14}, "student.patchsize is not a key; nearest: student.patch_size"),
         ({"student.resume_from_teacher_chkpt": "x"}, "'x': starts from weights"),

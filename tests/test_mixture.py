@@ -15,6 +15,7 @@ from dinojax.data.order import image_index
 from dinojax.data.quarantine import Quarantine, TooManyBadImages, read_list, read_or_replace
 from dinojax.data.sources import open_knn_sources, open_source
 from dinojax.metrics import read_metrics
+from dinojax.stages import BoxDraw, SizeDraw
 from tests import small, stored_data
 from tests.test_loader import NumberSource
 from tests.test_quarantine import Spoiled
@@ -120,6 +121,23 @@ def test_hosts_and_restarts_draw_alike():
     np.testing.assert_array_equal(take(5, start=start + 18), whole[3:])
     with pytest.raises(ValueError, match="100 images are no whole number of batches of 6"):
         take(1, start=100)
+
+
+def test_hosts_draw_the_same_size_for_every_step():
+    """With several sizes of crops: or the hosts would run different programs, and wait for ever."""
+    boxes = BoxDraw(SizeDraw(5, (0.3, 0.3)), (2, 3, 4))
+
+    def take(**options):
+        settings = dict(batch_size=6, box_size=boxes, seed=1, num_threads=0, start=0)
+        with Loader(mixture(), **settings | options) as loader:
+            return [next(loader) for _ in range(12)]
+
+    whole, hosts = take(), [take(num_hosts=2, host_index=host) for host in range(2)]
+    assert {batch["images"].shape[1] for batch in whole} == {2, 3, 4}
+    for step, batch in enumerate(whole):
+        for name in ("images", "ids", "sizes"):
+            joined = np.concatenate([host[step][name] for host in hosts])
+            np.testing.assert_array_equal(joined, batch[name])
 
 
 def test_an_ordinary_source_keeps_its_order():

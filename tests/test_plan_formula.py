@@ -1,5 +1,7 @@
 """The closed form against the walk over the traced program, part by part and as a whole."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -9,7 +11,7 @@ from dinojax import mesh, program
 from dinojax.models import zoo
 from dinojax.models.convnext import ConvNextSpec
 from dinojax.plan.count import count_flops, vit_flops
-from dinojax.plan.formula import closed_form, forward, head_layers, total
+from dinojax.plan.formula import closed_form, forward, head_layers, total, wire
 from tests import small
 
 ONE_DEVICE = ("mesh.devices=1", "mesh.strategy=dp", "model.attention=plain")
@@ -34,6 +36,7 @@ def walked(built):
     [
         ("vitl16_in1k", None, ("batch_size=64",)),
         ("vit7b16", "pretrain", ("batch_size=16", "model.remat=full")),
+        ("adapt_vitl16", "heads", ("batch_size=64",)),
         ("vit7b16", "gram", ("batch_size=16", "losses.centering=softmax")),
     ],
 )
@@ -83,3 +86,26 @@ def test_a_forward_pass_is_that_of_plan_and_of_a_traced_network():
     tokens = jax.ShapeDtypeStruct((5, head.spec.inputs), jnp.float32)
     bottleneck = lambda p, x: head.apply({"params": p}, x, method=type(head).bottleneck)  # noqa: E731
     assert count_flops(bottleneck, student["dino_head"], tokens) == 5 * head_layers(head.spec)
+
+
+def test_bytes_of_weights_follow_from_where_they_are_stored():
+    """Two copies of weights over four devices each; sizes of parts are those of the state."""
+    layout = mesh.make("hsdp")
+    built = program.build(small.config("mesh.strategy=hsdp"), layout)
+    width = built.step.objective.backbone.spec.dtype.itemsize
+    parts, whole, passes = 0, 0, 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(built.abstract_state().student):
+        size = math.prod(leaf.sharding.shard_shape(leaf.shape))
+        if size == leaf.size:
+            whole += size
+            continue
+        name = jax.tree_util.keystr(path)
+        parts += size
+        passes += size * (5 if "prototypes" in name else 3 if "blocks" in name else 2)
+    assert wire(built) == pytest.approx(
+        {
+            "all-gather": passes * width * 3,
+            "reduce-scatter": parts * width * 3,
+            "all-reduce": parts * width + 2 * whole * 4 * 7 / 8,
+        }
+    )

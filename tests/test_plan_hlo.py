@@ -41,6 +41,8 @@ backend_config={"known_trip_count":{"n":"40"}}
   %fusion.2 = f32[16] fusion(%g), kind=kCustom, calls=%async_collective_fusion.1
   %async-collective-start = f32[16] fusion(%h), kind=kCustom, calls=%started
   %async-collective-done = f32[16] fusion(%h), kind=kCustom, calls=%started
+  %rs = ((f32[64]{0}, f32[32]{0}), (f32[8]{0}, f32[4]{0})) reduce-scatter-start(%a, %b), \
+channel_id=7, replica_groups=mesh['r'=8,'f'=2], device_ids=([2,8]T(1,0)) {'r'}, to_apply=%add
   %s = (f32[4]{0}, f32[32]{0}) all-gather-start(%b), channel_id=5, \
 replica_groups=mesh['r'=2,'f'=8] {'f'}
   ROOT %ar = f32[100]{0} all-reduce(%y), channel_id=2, replica_groups={{0,8},{1,9}}, to_apply=%add
@@ -50,15 +52,18 @@ replica_groups=mesh['r'=2,'f'=8] {'f'}
 
 def test_loops_channels_groups_and_fusions():
     found = {(one.kind, one.group, one.overlapped): one for one in collectives(LOOP)}
-    assert len(found) == 4
+    assert len(found) == 5
     loop = found["all-gather", 8, False]
     assert loop == Collective("all-gather", 8, True, False, 40, 40 * 1024 * 7 / 8, 1024)
     kept = found["reduce-scatter", 8, False]
     assert (kept.wire, kept.largest, kept.near) == (16 * 7, 128, True)
+    # Numbers of devices run along `r` first; a start's result holds the operands too.
+    started = found["reduce-scatter", 8, True]
+    assert (started.wire, started.largest, started.near) == (7 * 12 * 4, 96 * 4, True)
     pair = found["all-reduce", 2, False]
     assert (pair.wire, pair.near) == (400, False)
     # The fusion's channel once although two fusions hold it; the start's result without operand.
-    far, near = (one for one in collectives(LOOP) if one.overlapped)
+    far, near = (one for one in collectives(LOOP) if one.overlapped and one.kind == "all-gather")
     assert {(far.near, far.count, far.wire), (near.near, near.count, near.wire)} == {
         (False, 1, 64 * 7 / 8),
         (True, 1, 128 * 7 / 8),
@@ -68,6 +73,11 @@ def test_loops_channels_groups_and_fusions():
 def test_a_collective_that_nothing_calls_is_an_error():
     with pytest.raises(ValueError, match="A collective in body is never called"):
         collectives(LOOP.replace("body=%body", "body=%other"))
+
+
+def test_groups_in_an_unknown_form_are_an_error():
+    with pytest.raises(ValueError, match="Groups of devices that cannot be read: %ag = f32"):
+        collectives(LOOP.replace("[2,8]<=[16]", "(0,1)"))
 
 
 def test_a_loop_counts_by_its_condition_or_is_an_error():

@@ -7,17 +7,20 @@ import pytest
 
 from benchmarks import sharding
 from dinojax.plan import one
-from dinojax.plan.targets import replaced
-from tests import small
 
-BASELINES = Path(__file__).parent.parent / "benchmarks" / "baselines" / "sharding.json"
-# The recipe of tests/small.py, which compiles in seconds.
-OVERRIDES = replaced([*small.flat_smoke(), *small.OVERRIDES], ["batch_size=64"])
+BASELINES = Path(__file__).parent.parent / "benchmarks" / "baselines"
+
+
+def row(target: str, strategy: str, table: str = "sharding") -> dict:
+    """Of a committed table."""
+    rows = json.loads((BASELINES / f"{table}.json").read_text())
+    (found,) = [row for row in rows if (row["target"], row["strategy"]) == (target, strategy)]
+    return found
 
 
 @pytest.fixture(scope="module")
 def fsdp():
-    return one.plan(recipe="tiny", target="cpu:8", overrides=[*OVERRIDES, "mesh.strategy=fsdp"])
+    return one.plan(recipe="tiny", target="cpu:8", overrides=row("cpu:8", "fsdp")["overrides"])
 
 
 @pytest.mark.slow
@@ -34,11 +37,29 @@ def test_a_plan_counts_state_memory_flops_and_bytes(fsdp):
 @pytest.mark.slow
 def test_committed_plans_still_hold(fsdp):
     """Bytes, FLOPs and peak within 2 %, by the same release of the compiler."""
-    rows = json.loads(BASELINES.read_text())
-    (row,) = [row for row in rows if (row["target"], row["strategy"]) == ("cpu:8", "fsdp")]
-    if row["versions"]["jax"] != fsdp["versions"]["jax"]:
-        pytest.skip(f"committed with jax {row['versions']['jax']}; compilers differ")
-    assert sharding.differences(fsdp, row) == []
+    before = row("cpu:8", "fsdp")
+    if before["versions"]["jax"] != fsdp["versions"]["jax"]:
+        pytest.skip(f"committed with jax {before['versions']['jax']}; compilers differ")
+    assert sharding.differences(fsdp, before) == []
+
+
+@pytest.mark.slow
+def test_committed_plans_of_more_devices_still_hold():
+    before = row("cpu:16", "hsdp", "scaling")
+    now = sharding.again(before)
+    if before["versions"]["jax"] != now["versions"]["jax"]:
+        pytest.skip(f"committed with jax {before['versions']['jax']}; compilers differ")
+    assert sharding.differences(now, before) == []
+
+
+def test_only_too_little_memory_is_a_result_and_not_an_error():
+    """In the words of libtpu 0.0.42 for the 7B recipe with mesh.strategy=dp on v5p:4x8x8."""
+    words = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+    words += "temporaries (149.43G) exceeds available HBM (95.74G)."
+    assert one._needed(RuntimeError(words)) == "149.43G exceeds 95.74G"
+    assert one._needed(RuntimeError("RESOURCE_EXHAUSTED: no room")) == "RESOURCE_EXHAUSTED: no room"
+    with pytest.raises(RuntimeError, match="no such option"):
+        one._needed(RuntimeError("no such option"))
 
 
 def test_a_change_of_bytes_is_told_in_words():

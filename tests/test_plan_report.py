@@ -7,6 +7,8 @@ from dinojax.plan.targets import GIB
 
 FOUND = {
     "target": "v5p:2x2x2",
+    "stage": "pretrain",
+    "crops": {"global": 256, "local": 112, "gram": None, "box": 512, "share": 0.7, "sizes": 2},
     "strategy": "fsdp",
     "mesh": {"replica": 1, "fsdp": 8, "tensor": 1},
     "devices": 8,
@@ -14,6 +16,7 @@ FOUND = {
     "flops": 8 * 459e12,
     "state": {"student": GIB, "ema": GIB, "gram": 0, "optimizer": 2 * GIB, "centers": 0},
     "batch_bytes": 100,
+    "closed_form": {"all-gather": 1e9, "reduce-scatter": 0.5e9, "all-reduce": 0.0},
     "blocks": {"dino": {"logits": 1000, "sinkhorn": 500}, "ibot": {"logits": 10, "sinkhorn": 900}},
     "memory": {"peak": 9 * GIB, "argument": 4 * GIB, "temp": 5 * GIB},
     "fits": True,
@@ -53,9 +56,12 @@ def test_tables_say_what_fits_and_what_does_not():
     refused = {"target": "v5p:2x2x2", "strategy": "hsdp", "error": "no such mesh"}
     text = report.summary([fits, report.complete(large), refused])
     rows = text.splitlines()
-    assert "| fsdp | 1 x 8 x 1 | 9.00 | 95.7 | yes |" in rows[2]
+    assert "| pretrain | 256/112 (70%) | fsdp | 1 x 8 x 1 | 9.00 | 95.7 | yes |" in rows[2]
     assert "| dp | 1 x 8 x 1 | 138G exceeds | 95.7 | no |" in rows[3]
     assert "refused: no such mesh" in rows[4]
+    assert "all-gather 1.000 GB, reduce-scatter 0.500 GB, all-reduce 0.000 MB" in report.details(
+        fits
+    )
     assert "does not fit: 138G exceeds" in report.details(report.complete(large))
     told = report.details({**fits, "changes": [fits | {"overrides": ["model.remat=full"]}]})
     assert "fits with model.remat=full: peak 9.00 GiB" in told

@@ -26,6 +26,14 @@ def test_koleo_groups_that_straddle_micro_batches_are_refused():
         build(4, "losses.koleo_group=8", "accumulate=2")
 
 
+def test_a_gram_weight_before_there_is_an_anchor_is_refused():
+    anchored = ("gram.enabled=True", "gram.anchor=ema", "gram.anchor_step=1")
+    with pytest.raises(ValueError, match=r"is 1 at step 0, before the anchor .* and its value as"):
+        build(1, *anchored)
+    late = (f"schedules.gram_weight.{name}=0.0" for name in ("start", "peak"))
+    build(1, *anchored, *late, "schedules.gram_weight.warmup=1")
+
+
 def test_settings_of_a_part_are_refused_by_the_part():
     with pytest.raises(ValueError, match="augment.hue=0.1 needs three colour channels"):
         build(1, "augment.hue=0.1")

@@ -132,7 +132,19 @@ def test_the_satellite_recipe_differs_in_normalisation_and_lengths_alone():
         "schedules.lr.warmup": 10_000,
         "schedules.teacher_temperature.warmup": 10_000,
         "optim.freeze_last_layer": 500,
+        "checkpoint.keep_every": 10_000,  # the anchor's step is one of these
     }
+    steps = [stage.num_steps for stage in config.load_stages("vit7b16_sat")]
+    assert steps == [100_000, 10_000, 8_000]
+    pairs = zip(config.load_stages("vit7b16"), config.load_stages("vit7b16_sat"), strict=True)
+    lengths = ("num_steps", "steps_before", "cosine", "warmup", "keep_every", "freeze_last_layer")
+    lengths += ("anchor", "refresh_every", "refresh_from")
+    _, gram, highres = [{key for key, *_ in config.diff(*pair)} for pair in pairs]
+    normalisation = {"image.mean", "image.std"}
+    assert {key for key in gram if not key.endswith(lengths)} == normalisation
+    sizes = {f"crops.more_{name}" for name in ("rates", "global", "local", "gram", "box")}
+    sizes |= {"data.box_size"}
+    assert {key for key in highres if not key.endswith(lengths)} == normalisation | sizes
 
 
 def test_the_imagenet_recipe_has_the_published_values():

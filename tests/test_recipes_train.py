@@ -27,12 +27,13 @@ LARGE = {
     "model.name",
     "schedules.lr.end",
 }
+ONE_SIZE = {f"crops.more_{name}" for name in ("rates", "global", "local", "gram", "box")}
 # Recipe -> one that is trained here, and the keys in which the two differ when shrunk.
 ALIKE = {
     "vitl16": ("vit7b16", LARGE),
     "vits16": ("vitl16", {"model.name", "model.drop_path"}),
     "vitb16": ("vitl16", {"model.name", "model.drop_path"}),
-    "vit7b16_sat": ("vit7b16", {"image.mean", "image.std"}),
+    "vit7b16_sat": ("vit7b16", {"image.mean", "image.std"} | ONE_SIZE),
     "adapt_vitl16": ("adapt_vitl16_lora", {"gram.enabled", "gram.anchor", "adapter.rank"} | LARGE),
     **{f"adapt_vit{size}16": ("adapt_vitl16", {"model.name"}) for size in "sb"},
     "dinov2_vitg14": ("dinov2_vitl14", {"model.name", "group_size", "model.remat"}),

@@ -131,6 +131,13 @@ def test_a_chart_puts_values_where_they_belong():
     assert abs(float(marks[0].get("y1")) - (y0 + y1) / 2) < 0.2
 
 
+def test_a_chart_shows_where_stages_start():
+    svg = charts.line_chart({"a": [(0, 0.0), (10, 1.0)]}, starts={"b": 0, "c": 5, "d": 11})
+    middle = (charts._LEFT + charts._WIDTH - charts._RIGHT) / 2
+    assert f'x1="{middle}" x2="{middle}"' in svg and ">c</text>" in svg
+    assert ">b</text>" in svg and ">d</text>" not in svg  # not yet reached
+
+
 def test_a_chart_without_points_is_nothing_and_one_of_one_point_is_a_dot():
     assert charts.line_chart({"a": []}) == "" == charts.line_chart({"a": [(1, -1.0)]}, log=True)
     assert "<circle" in charts.line_chart({"a": [(5, 2.0)]})

@@ -67,6 +67,16 @@ def test_a_stage_knows_the_steps_before_it(tmp_path):
 ALONE = {  # lines of the second stage -> what the message must hold
     "c.gram.anchor = ''": "needs an earlier ema to hold on to, and gram.anchor is empty",
     "c.gram.enabled = False": "gram.anchor='first/400', gram.refresh_every=None but gram.enabled",
+    "c.gram.enabled = False; c.gram.anchor = ''; c.crops.gram_size = 64": (
+        "crops.gram_size=64 but gram.enabled is False"
+    ),
+    "c.crops.update(more_rates=(0.5,), more_global=(40,), more_local=(16,), more_gram=(48,))": (
+        "crops.more_gram is set but crops.gram_size is None"
+    ),
+    "c.crops.gram_size = 64; "
+    "c.crops.update(more_rates=(0.5,), more_global=(40,), more_local=(16,), more_gram=(32,))": (
+        "crops.more_gram[0]=32 is below crops.more_global[0]=40"
+    ),
     "c.gram.teacher = 'ema'": "gram.teacher='ema' compares with every step's own ema",
     "c.gram.teacher = 'ema'; c.gram.anchor = ''; c.gram.refresh_every = 5": (
         "but gram.refresh_every=5; set it to None"
@@ -155,6 +165,17 @@ def test_the_first_stage_has_nothing_to_take(tmp_path):
 def test_an_override_for_a_stage_that_is_not_there_names_those_that_are(tmp_path):
     with pytest.raises(ConfigError, match="no stage thrid; stages: first, second"):
         load(tmp_path, "", "thrid:seed=1")
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [("['first']", "STAGES must map names to functions"), ("{'../x': first}", "becomes a folder")],
+)
+def test_stages_that_are_no_names_of_functions_are_refused(tmp_path, stages, message):
+    path = tmp_path / "recipe.py"
+    path.write_text(f"def first(c): ...\n\nSTAGES = {stages}\n")
+    with pytest.raises(ConfigError, match=message):
+        config.load_stages(path)
 
 
 def test_new_heads_may_have_another_shape(tmp_path):

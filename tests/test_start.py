@@ -16,7 +16,7 @@ from dinojax.data import tiles
 from dinojax.interrupt import Interrupted
 from dinojax.metrics import read_metrics
 from dinojax.program import Program
-from dinojax.runs import read_run
+from dinojax.runs import read_run, read_whole
 from tests import small
 from tests.test_resume import Stop, ask, at, die, rows, same_state
 
@@ -83,6 +83,7 @@ def test_three_stages_leave_one_directory_with_all_of_them(whole):
     run = read_run(directory)
     assert (run.stage, [row["step"] for row in run.rows]) == ("highres", [1, 2])
     assert read_run(directory, stage="gram").checkpoints == [1, 2]
+    assert read_whole(directory).starts == {"pretrain": 0, "gram": 2, "highres": 4}
     assert (directory / "report.html").exists()
 
 
@@ -217,6 +218,13 @@ def test_sources_that_cannot_be_are_refused_before_the_first_stage(what, tmp_pat
     with pytest.raises(ConfigError, match=message):
         train.train(found, tmp_path / "run")
     assert not list(tmp_path.glob("run/checkpoints/*/*"))
+
+
+def test_a_run_without_a_checkpoint_has_no_anchor_to_pick(tmp_path, capsys):
+    (tmp_path / "checkpoints").mkdir()
+    configs.save(stages()[0], tmp_path / "config.json")
+    assert cli.main(["gram", "pick", str(tmp_path), "--mosaics", "4"]) == cli.REFUSED
+    assert "has no checkpoint yet; train it first" in capsys.readouterr().err
 
 
 def test_config_show_tells_one_stage(capsys):

@@ -113,6 +113,10 @@ def test_a_teacher_that_cannot_teach_is_refused_with_what_would(given, exports):
 
 RULES = {
     "gram.enabled=True gram.anchor=file": "distill.enabled=True and gram.enabled=True",
+    "optim.freeze_backbone=True": "leaves nothing of a student to learn",
+    "distill.targets=features until.left_chance=0.1 until.every=1 num_steps=3": (
+        "distill.targets='features' has no prototypes to guess"
+    ),
     "distill.targets=features losses.centering=softmax": "'features' has none",
 }
 

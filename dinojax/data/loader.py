@@ -47,15 +47,14 @@ class WorkerDied(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class ReadBatch:
-    """Batch number -> this host's contiguous part of that global batch. Runs in workers."""
+    """Batch number -> this host's part of that global batch. Runs in workers."""
 
     source: Source
     batch_size: int  # images of the global batch
     box_size: int | Boxes  # pixels
     seed: int
     start: int  # images consumed before batch 0
-    host_index: int
-    num_hosts: int
+    rows_B: np.ndarray  # of the global batch, those of this host
     replace: bool  # substitute images that cannot be read, else raise
 
     @property
@@ -65,7 +64,7 @@ class ReadBatch:
         )
 
     def shape(self, size: int) -> tuple[int, int, int, int]:
-        return self.batch_size // self.num_hosts, size, size, self.source.channels
+        return len(self.rows_B), size, size, self.source.channels
 
     def __call__(self, number: int) -> dict[str, Any]:
         size = self.box_size
@@ -73,12 +72,12 @@ class ReadBatch:
             size = size(self.start // self.batch_size + number)
         images_BSSC = np.zeros(self.shape(size), np.uint8)
         sizes_B2 = np.zeros((len(images_BSSC), 2), np.int32)
-        position, first = self.start + number * self.batch_size, self.host_index * len(images_BSSC)
+        position = self.start + number * self.batch_size
         # All hosts draw the whole batch: an image's source depends on those before it.
         whole_B = batch_ids(
             self.source, seed=self.seed, position=position, batch_size=self.batch_size
         )
-        ids_B = whole_B[first : first + len(images_BSSC)]
+        ids_B = whole_B[self.rows_B]
         bad: list[BadImage] = []
         for row, index in enumerate(ids_B.tolist()):
             if self.replace:
@@ -116,18 +115,30 @@ class Loader(Iterator[Batch]):
         start: int = 0,
         host_index: int = 0,
         num_hosts: int = 1,
+        rows: np.ndarray | None = None,
         num_workers: int = 0,
         num_threads: int = 2,
         prefetch: int = 2,
         quarantine: Quarantine | None = None,
     ):
-        """`num_threads` per process decode `prefetch` batches ahead; 0 threads decode on demand."""
+        """`num_threads` per process decode `prefetch` batches ahead; 0 threads decode on demand.
+
+        rows: of the global batch, those of this host; None = neighbours, host after host.
+        """
         if batch_size < 1 or batch_size % num_hosts:
             raise ValueError(
                 f"batch_size={batch_size} is not a positive multiple of the {num_hosts} hosts."
             )
         if not 0 <= host_index < num_hosts:
             raise ValueError(f"host_index={host_index} is not one of {num_hosts} hosts.")
+        share = batch_size // num_hosts
+        if rows is None:
+            rows = host_index * share + np.arange(share)
+        if len(rows) != share:
+            raise ValueError(
+                f"{len(rows)} rows of a batch of {batch_size} are not those of one of {num_hosts} "
+                "hosts: each needs as many."
+            )
         if start < 0:
             raise ValueError(f"start={start} counts images consumed and cannot be negative.")
         read = ReadBatch(
@@ -136,8 +147,7 @@ class Loader(Iterator[Batch]):
             box_size=box_size,
             seed=seed,
             start=start,
-            host_index=host_index,
-            num_hosts=num_hosts,
+            rows_B=rows,
             replace=quarantine is not None,
         )
         self.position = start

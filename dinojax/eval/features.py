@@ -1,11 +1,12 @@
 """Features of a whole source, through the transform of evaluation: no randomness, one compile."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import grain
 import numpy as np
 
+from dinojax import host_rows, hosts
 from dinojax.data.decode import DecodeError, resize_pixels
 from dinojax.data.example import Source
 
@@ -100,6 +101,7 @@ class _ReadBatch:
     source: Source
     transform: EvalTransform
     batch_size: int
+    own: frozenset[int]  # rows that this process reads; the rest stays zeros
 
     def __call__(self, number: int) -> tuple[np.ndarray, int, dict[int, str]]:
         first = number * self.batch_size
@@ -108,6 +110,8 @@ class _ReadBatch:
         images_BHWC = np.zeros((self.batch_size, size, size, self.source.channels), np.float32)
         bad = {}
         for row, index in enumerate(indexes):
+            if row not in self.own:
+                continue
             try:
                 pixels = self.source[index].pixels
             except (DecodeError, OSError) as error:
@@ -125,6 +129,7 @@ def extract(
     batch_size: int,
     num_threads: int = 2,
     prefetch: int = 2,
+    shared: bool = True,
 ) -> dict:
     """{"cls": float32 [N, D], "patches": float32 [N, D] (their mean), "labels", "kept", "bad"}.
 
@@ -132,10 +137,13 @@ def extract(
     cannot be read are left out and stand in bad, {index: reason}. Every batch has `batch_size`
     images, so `apply_fn` compiles once; the fill of the last batch is dropped. Rows are in the
     order of the source whatever the batch size. Raises ValueError if no image can be read.
+
+    shared: `apply_fn` works on the devices of all processes, so that each reads its rows alone.
     """
     if batch_size < 1:
         raise ValueError(f"knn.batch_size={batch_size} must be at least 1.")
-    read = _ReadBatch(source=source, transform=transform, batch_size=batch_size)
+    own = frozenset(host_rows.own_rows(batch_size) if shared else range(batch_size))
+    read = _ReadBatch(source=source, transform=transform, batch_size=batch_size, own=own)
     batches = grain.MapDataset.range(-(-len(source) // batch_size)).map(read)
     options = grain.ReadOptions(
         num_threads=num_threads, prefetch_buffer_size=prefetch if num_threads else 0
@@ -144,20 +152,32 @@ def extract(
     bad: dict[int, str] = {}
     for number, (images_BHWC, num_real, reasons) in enumerate(batches.to_iter_dataset(options)):
         bad |= {number * batch_size + row: reason for row, reason in reasons.items()}
-        rows = [row for row in range(num_real) if row not in reasons]
-        cls_BD, patches_BD = apply_fn(images_BHWC)
-        cls.append(np.asarray(cls_BD, dtype=np.float32)[rows])
-        patches.append(np.asarray(patches_BD, dtype=np.float32)[rows])
+        cls_BD, patches_BD = (
+            hosts.fetch(found).astype(np.float32, copy=False) for found in apply_fn(images_BHWC)
+        )
+        cls.append(cls_BD[:num_real])
+        patches.append(patches_BD[:num_real])
+    if shared:
+        everywhere = hosts.current().settle("bad images", list(bad.items()), _all_of)
+        bad = dict(sorted((index, reason) for index, reason in everywhere))
     if len(bad) == len(source):
         raise ValueError(f"none of {len(bad)} images can be read, the first: {bad[0]}")
     kept = np.array([index for index in range(len(source)) if index not in bad])
     return {
-        "cls": np.concatenate(cls),
-        "patches": np.concatenate(patches),
+        "cls": _of(kept, np.concatenate(cls)),
+        "patches": _of(kept, np.concatenate(patches)),
         "labels": None if source.labels is None else source.labels[kept],
         "kept": kept,
         "bad": bad,
     }
+
+
+def _of(kept: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    return rows if len(kept) == len(rows) else rows[kept]  # no copy where nothing is bad
+
+
+def _all_of(lists: Sequence[list]) -> list:
+    return [item for items in lists for item in items]
 
 
 def _unit(features_ND: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from dinojax import hosts
 from dinojax.data.example import Source
 from dinojax.data.quarantine import read_or_replace
 from dinojax.eval.features import EvalTransform
@@ -105,6 +106,6 @@ class Mosaics:
             part = pixels_NHWC[first : first + self.batch_size]
             fill = self.batch_size - len(part)
             whole = np.pad(part, ((0, fill), (0, 0), (0, 0), (0, 0)))
-            found.append(np.asarray(embed(params, whole)[2])[: len(part)])
+            found.append(hosts.fetch(embed(params, whole)[2])[: len(part)])
         patches_NPD = np.concatenate(found)
         return patches_NPD.reshape(-1, patches_NPD.shape[-1])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dinojax import hosts
 from dinojax.data.example import Source
 from dinojax.data.quarantine import KNN_FILE, Skipped, list_skipped
 from dinojax.eval.features import FEATURES, EvalTransform, extract, selected
@@ -51,14 +52,20 @@ class Knn:
             pixels = images_BHWC.reshape(len(images_BHWC), -1)
             return pixels, pixels[:, :1]
 
-        found = self._extract(flat)
+        found = self._extract(flat, shared=False)
         return self._percent(found, [part["cls"] for part in found])
 
-    def _extract(self, apply) -> list[dict]:
+    def _extract(self, apply, *, shared: bool = True) -> list[dict]:
         """What `extract` finds in the bank and in the queries; what cannot be read is listed."""
         found = []
         for name, source in (("bank", self.bank), ("query", self.query)):
-            part = extract(apply, source, transform=self.transform, batch_size=self.batch_size)
+            part = extract(
+                apply,
+                source,
+                transform=self.transform,
+                batch_size=self.batch_size,
+                shared=shared,
+            )
             found.append(part)
             if not part["bad"]:
                 continue
@@ -69,7 +76,7 @@ class Knn:
                 name,
                 next(iter(part["bad"].values())),
             )
-            if self.bad_list is not None:
+            if self.bad_list is not None and hosts.current().is_main:
                 skipped = [Skipped(name, index, reason) for index, reason in part["bad"].items()]
                 list_skipped(self.bad_list, skipped)
         return found

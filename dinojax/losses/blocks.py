@@ -2,7 +2,8 @@
 
 A score is a logit over a temperature, and logits are rows [..., Z] times a kernel [Z, K]. All that
 the losses need are sums over K of functions of scores, so these are computed block after block of
-prototypes, forward and backward, and thrown away. Targets are not stored either: of Sinkhorn and
+prototypes, forward and backward, and thrown away; the loss gathers sharded prototypes a block at a
+time too, and scatters their gradient likewise. Targets are not stored either: of Sinkhorn and
 of softmax alike they are exp(score + log_u of the prototype + log_v of the row).
 
 On a mesh each device works on the prototypes of its place along the tensor axis (on all of them
@@ -20,6 +21,7 @@ from flax import struct
 
 from dinojax.losses.places import place
 from dinojax.losses.scores import (
+    Kernel,
     Scores,
     add_block,
     column_sums,
@@ -64,7 +66,7 @@ def sinkhorn_factors(
         )
 
     def assign(where, rows_NZ, kernel_ZK, temperature):
-        scores = Scores(rows_NZ, kernel_ZK, temperature)
+        scores = Scores(rows_NZ, Kernel(kernel_ZK), temperature)
         log_v_N = jnp.zeros(rows_NZ.shape[0], scores.dtype)
         for _ in range(num_iterations):
             log_u_K = -column_sums(where, scores, log_v_N)
@@ -81,7 +83,7 @@ def softmax_factors(
     """The targets of losses.sinkhorn.softmax_targets for logits rows @ kernel."""
 
     def assign(where, rows_NZ, kernel_ZK, temperature):
-        scores = Scores(rows_NZ, kernel_ZK, temperature)
+        scores = Scores(rows_NZ, Kernel(kernel_ZK), temperature)
         log_u_K = where.own_columns(-center_K.astype(scores.dtype) / temperature)
         return log_u_K, row_sums(where, scores, log_u_K)
 
@@ -109,22 +111,21 @@ def cross_entropy(
 
 def _cross_entropy_fwd(rows_BSZ, kernel_ZK, targets, temperature):
     def forward(where, rows_BSZ, rows, kernel_ZK, columns):
-        scores = Scores(rows_BSZ, kernel_ZK, temperature)
-        target_block = _targets_of(rows, columns)
+        kernel = Kernel(kernel_ZK, where)
+        scores = Scores(rows_BSZ, kernel, temperature)
+        target_block = _targets_of(where, rows, columns)
 
-        def add(carry, start, size):
+        def add(carry, at):
             sums, cross_BST = carry
-            block_BSK = scores.block(start, size)
-            sums = add_block(sums, block_BSK, start)
-            product = jnp.einsum(
-                "bsk,btk->bst", block_BSK, target_block(start, size), precision="highest"
-            )
+            block_BSK = scores.block(at)
+            sums = add_block(sums, block_BSK, lambda column: kernel.number(at, column))
+            product = jnp.einsum("bsk,btk->bst", block_BSK, target_block(at), precision="highest")
             return (sums, cross_BST + product), None
 
         zeros = jnp.zeros((*rows_BSZ.shape[:2], rows.rows_BTZ.shape[1]), scores.dtype)
         start = (no_sums(rows_BSZ.shape[:2], scores.dtype), zeros)
         (sums, cross_BST), _ = over_blocks(add, start, scores)
-        log_sum_BS, entropy_BS, _, _ = finish(where, sums, scores.kernel_ZK.shape[1])
+        log_sum_BS, entropy_BS, _, _ = finish(where, sums, kernel.num_columns)
         loss_BST = log_sum_BS[:, :, None] - where.sum_columns(cross_BST)
         return where.own_rows((loss_BST, entropy_BS, log_sum_BS))
 
@@ -137,28 +138,28 @@ def _cross_entropy_bwd(temperature, kept, cotangents):
     grad_BST, _ = cotangents
 
     def backward(where, rows_BSZ, rows, kernel_ZK, columns, log_sum_BS, grad_BST):
-        scores = Scores(rows_BSZ, kernel_ZK, temperature)
-        target_block = _targets_of(rows, columns)
+        kernel = Kernel(kernel_ZK, where)
+        scores = Scores(rows_BSZ, kernel, temperature)
+        target_block = _targets_of(where, rows, columns)
         weight_BS1 = jnp.sum(grad_BST, axis=2, keepdims=True)
 
-        def add(carry, start, size):
+        def add(carry, at):
             grad_rows, grad_kernel = carry
-            probs_BSK = jnp.exp(scores.block(start, size) - log_sum_BS[:, :, None])
-            pull = jnp.einsum(
-                "bst,btk->bsk", grad_BST, target_block(start, size), precision="highest"
-            )
+            block_ZK = kernel.block(at)
+            probs_BSK = jnp.exp(scores.block(at) - log_sum_BS[:, :, None])
+            pull = jnp.einsum("bst,btk->bsk", grad_BST, target_block(at), precision="highest")
             grad_BSK = ((weight_BS1 * probs_BSK - pull) / temperature).astype(rows_BSZ.dtype)
-            block_ZK = jax.lax.dynamic_slice_in_dim(kernel_ZK, start, size, 1)
             grad_rows += jnp.einsum(
                 "bsk,zk->bsz", grad_BSK, block_ZK, preferred_element_type=grad_rows.dtype
             )
             block = jnp.einsum("bsk,bsz->zk", grad_BSK, rows_BSZ).astype(grad_kernel.dtype)
-            grad_kernel = jax.lax.dynamic_update_slice_in_dim(grad_kernel, block, start, 1)
+            own, start = where.stored_kernel(block), kernel.stored(at)[0]
+            grad_kernel = jax.lax.dynamic_update_slice_in_dim(grad_kernel, own, start, 1)
             return (grad_rows, grad_kernel), None
 
         zeros = jnp.zeros(rows_BSZ.shape, scores.dtype), jnp.zeros_like(kernel_ZK)
         (grad_rows, grad_kernel), _ = over_blocks(add, zeros, scores)
-        return where.stored_rows(grad_rows).astype(rows_BSZ.dtype), where.stored_kernel(grad_kernel)
+        return where.stored_rows(grad_rows).astype(rows_BSZ.dtype), grad_kernel
 
     extra = (log_sum_BS, grad_BST)
     grads = _placed(backward, rows_BSZ, kernel_ZK, targets, *extra, to_kernel=True)
@@ -168,13 +169,14 @@ def _cross_entropy_bwd(temperature, kept, cotangents):
 cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
 
 
-def _targets_of(rows: Rows, columns: Columns) -> Callable:
-    """(start, size) -> that block of the targets, [B, T, size]."""
-    scores = Scores(rows.rows_BTZ, columns.kernel_ZK, columns.temperature)
+def _targets_of(where, rows: Rows, columns: Columns) -> Callable:
+    """block -> that block of the targets, [B, T, columns of the block]."""
+    kernel = Kernel(columns.kernel_ZK, where)
+    scores = Scores(rows.rows_BTZ, kernel, columns.temperature)
 
-    def block(start, size):
-        log_u_K = jax.lax.dynamic_slice_in_dim(columns.log_u_K, start, size)
-        return jnp.exp(scores.block(start, size) + log_u_K[None, None] + rows.log_v_BT[..., None])
+    def block(at):
+        log_u_K = kernel.columns(columns.log_u_K, at)
+        return jnp.exp(scores.block(at) + log_u_K[None, None] + rows.log_v_BT[..., None])
 
     return block
 
@@ -210,8 +212,8 @@ def _placed(function, rows_BSZ, kernel_ZK, targets, *extra, to_kernel: bool = Fa
 
     def on_device(rows_BSZ, rows, extra, kernel_ZK, teacher_ZK, log_u_K, temperature):
         rows_BSZ, rows, extra = where.all_rows((rows_BSZ, rows, extra))
-        own = Columns(where.gather(teacher_ZK), log_u_K, temperature)
-        return function(where, rows_BSZ, rows, where.gather(kernel_ZK), own, *extra)
+        columns = Columns(teacher_ZK, log_u_K, temperature)
+        return function(where, rows_BSZ, rows, kernel_ZK, columns, *extra)
 
     return where.run(
         on_device,

@@ -5,6 +5,7 @@ worked with, K stays sharded over the tensor axis and is whole along the others.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -99,8 +100,17 @@ class Place:
             return grad
         return jax.lax.psum_scatter(grad, self.column_axes, scatter_dimension=0, tiled=True)
 
+    @property
+    def num_gathered(self) -> int:
+        """Devices that prototypes are gathered from."""
+        return (
+            math.prod(self.layout.mesh.shape[axis] for axis in self.gathered_axes)
+            if self.layout
+            else 1
+        )
+
     def gather(self, kernel_ZK):
-        """All prototypes that this device works on."""
+        """All prototypes that this device works on, or the same columns of every device's part."""
         if not self.gathered_axes:
             return kernel_ZK
         return jax.lax.all_gather(kernel_ZK, self.gathered_axes, axis=1, tiled=True)

@@ -124,12 +124,32 @@ COMBINED = (
     "gram.loss_weight",
     "gram.loss_weight_schedule*",
     "gram.ema_teacher",
+    "gram.ckpt",
+    "gram.it_load_ema_teacher",
+    "gram.rep_update",
+    "gram.update_frequency",
+    "gram.it_first_update",
+    "gram.max_updates",
     "gram.remove_neg",
     "gram.remove_only_teacher_neg",
     "crops.gram_teacher_crops_size",
     "crops.gram_teacher_no_distortions",
+    "crops.global_local_crop_pairs_ratios",
     "student.interpolate_antialias",
 )
+# When the frozen Gram network becomes a copy of the ema: theirs -> ours.
+REFRESHES = {
+    "gram.update_frequency": "gram.refresh_every",
+    "gram.it_first_update": "gram.refresh_from",
+    "gram.max_updates": "gram.max_refreshes",
+}
+# Sizes of which one run may have several: ours -> theirs.
+SIZES = {
+    "global": "crops.global_crops_size",
+    "local": "crops.local_crops_size",
+    "gram": "crops.gram_teacher_crops_size",
+}
+RATIOS = "crops.global_local_crop_pairs_ratios"
 # Read by schedules of version 1 alone; a `schedules` section replaces them.
 VERSION_1 = tuple(
     f"optim.{name}"
@@ -154,9 +174,6 @@ IGNORED = {
     "student.pos_embed_rope_dtype": "the reference does not read it and computes in bfloat16; "
     "rope.dtype=bfloat16 does the same here",
     "student.drop_path_uniform": "the only kind of DINOv3",
-    "gram.update_frequency": "counts with gram.rep_update alone",
-    "gram.it_first_update": "counts with gram.rep_update alone",
-    "gram.max_updates": "counts with gram.rep_update alone",
     "student.ffn_ratio": DEAD + ": the architecture sets it",
     "optim.dino_head_wd_multiplier": "it has no effect in the reference",
     "student.fp8_*": "blocks compute in precision.compute here",
@@ -203,10 +220,6 @@ REFUSED: dict[str, tuple[tuple, str]] = {
     "student.resume_from_teacher_chkpt": (("", None), "starts from weights"),
     "ibot.separate_head": ((True,), "a head shared by DINO and iBOT is not offered"),
     "dino.koleo_distributed_replicas": ((0,), "the reference refuses it, too"),
-    "gram.ckpt": ((None,), "names the weights of the Gram network"),
-    "gram.rep_update": ((False,), "refreshes the Gram network during the run"),
-    "gram.it_load_ema_teacher": ((-1,), "loads the Gram network during the run"),
-    "crops.global_local_crop_pairs_ratios": ((1, 1.0), "several resolutions in one run"),
     "crops.localcrops_subset_of_globalcrops": ((False,), "local crops are cut from the image"),
     "crops.share_color_jitter": ((False,), "every crop has colours of its own"),
     "crops.teacher_to_student_resolution_scale": ((1, 1.0), DISTILLATION),
@@ -251,9 +264,16 @@ DEFAULTS: dict[str, Any] = {
     "gram.loss_weight": 1.0,
     "gram.ema_teacher": False,
     "gram.rep_update": True,
+    "gram.update_frequency": 50_000,
+    "gram.it_first_update": 0,
+    "gram.max_updates": None,
+    "gram.it_load_ema_teacher": -1,
+    "gram.ckpt": None,
     "gram.remove_neg": False,
     "gram.remove_only_teacher_neg": False,
     "crops.global_crops_size": 224,
+    "crops.local_crops_size": 96,
+    "crops.global_local_crop_pairs_ratios": 1.0,
     "crops.gram_teacher_crops_size": None,
     "crops.gram_teacher_no_distortions": False,
     "checkpointing.keep_every": 99999999999999999,

@@ -56,7 +56,7 @@ def migrate(given: Values, *, gpus: int, flavour: str | None = None) -> Migratio
     every = tables.DEFAULTS | (tables.DEFAULTS_2 if flavour == "dinov2" else {}) | given
     ours: Values = {"batch_size": gpus * every["train.batch_size_per_gpu"]}
     refused: dict[str, str] = {}
-    for translate in (_renamed, _combined, _koleo, _gram, schedules):
+    for translate in (_renamed, _combined, _koleo, _gram, _anchor, _sizes, schedules):
         try:
             ours |= translate(every, flavour, ours)
         except Refusal as refusal:
@@ -85,6 +85,8 @@ def _classify(key: str, every: Values, flavour: str) -> tuple[str, str]:
     if key in ("crops.gram_teacher_crops_size", "crops.gram_teacher_no_distortions"):
         if not every["gram.use_loss"]:
             return "ignored", "gram.use_loss is off"
+    if key in tables.REFRESHES and not every["gram.rep_update"]:
+        return "ignored", "counts with gram.rep_update alone"
     if key.startswith("dino.local_loss") and not every["dino.reweight_dino_local_loss"]:
         return "ignored", "dino.reweight_dino_local_loss is off"
     if flavour == "dinov3" and _any_of(key, tables.ONLY_DINOV2):
@@ -125,10 +127,9 @@ def _renamed(every: Values, flavour: str, _: Values) -> Values:
             found[ours] = choices[every[theirs]]
         else:
             wrong[theirs] = f"{every[theirs]!r} is none of {', '.join(map(repr, choices))}"
-    for name in ("global_crops_size", "local_crops_size"):
-        if isinstance(every.get(f"crops.{name}"), tuple):
-            found.pop(tables.SAME[f"crops.{name}"])
-            wrong[f"crops.{name}"] = f"{every[f'crops.{name}']}: several resolutions in one run"
+    for theirs in ("crops.global_crops_size", "crops.local_crops_size"):
+        if isinstance(every[theirs], tuple):
+            found.pop(tables.SAME[theirs])  # of _sizes
     if wrong:
         raise Refusal(wrong)
     return found
@@ -180,19 +181,76 @@ def _koleo(every: Values, flavour: str, ours: Values) -> Values:
 
 
 def _gram(every: Values, flavour: str, _: Values) -> Values:
-    """The Gram loss. When its frozen network is loaded and refreshed is a matter of stages."""
+    """The Gram loss."""
     if not every["gram.use_loss"]:
         return {}
     both, teacher = every["gram.remove_neg"], every["gram.remove_only_teacher_neg"]
-    found = {
+    found: Values = {
         "gram.teacher": "ema" if every["gram.ema_teacher"] else "frozen",
         "gram.clip": "both" if both else "teacher" if teacher else "none",
-        "crops.gram_size": every["crops.gram_teacher_crops_size"],
-        "crops.gram_distortions": not every["crops.gram_teacher_no_distortions"],
     }
-    if isinstance(found["crops.gram_size"], tuple):
-        raise Refusal({"crops.gram_teacher_crops_size": "several resolutions in one run"})
+    if every[tables.SIZES["gram"]] is not None:
+        found["crops.gram_distortions"] = not every["crops.gram_teacher_no_distortions"]
     return found
+
+
+def _anchor(every: Values, flavour: str, _: Values) -> Values:
+    """What the frozen Gram network is and when it is refreshed, in iterations of the file's run."""
+    if not every["gram.use_loss"]:
+        return {}
+    file, start, refresh = (
+        every[f"gram.{name}"] for name in ("ckpt", "it_load_ema_teacher", "rep_update")
+    )
+    if every["gram.ema_teacher"]:
+        wrong = {"gram.ckpt": file is not None, "gram.rep_update": refresh}
+        clash = "with gram.ema_teacher the reference refuses it, too; set it to"
+        plain = {"gram.ckpt": "null", "gram.rep_update": "false"}
+        told = {key: f"{every[key]!r}: {clash} {plain[key]}" for key in wrong if wrong[key]}
+        if told:
+            raise Refusal(told)
+        return {}
+    if file in (None, "", "ignore"):
+        raise Refusal(
+            {
+                "gram.ckpt": f"{file!r} stands for the weights of the Gram network; put their path "
+                "there: a run, a file or a folder"
+            }
+        )
+    # Loaded again from the ema, the file matters only until then, at a weight that has to be 0.
+    found: Values = {"gram.anchor": file}
+    if start >= 0:
+        found = {"gram.anchor": "ema", "gram.anchor_step": start}
+    if refresh:
+        found |= {ours: every[theirs] for theirs, ours in tables.REFRESHES.items()}
+    return found
+
+
+def _sizes(every: Values, flavour: str, _: Values) -> Values:
+    """One size of crops, or several with their shares; the first keeps what the others leave."""
+    wanted = [n for n in tables.SIZES if n != "gram" or every["gram.use_loss"]]
+    sizes = {name: every[tables.SIZES[name]] for name in wanted}
+    shares = every[tables.RATIOS]
+    many = isinstance(shares, tuple)
+    wrong = {
+        tables.SIZES[name]: f"{size!r}, but {tables.RATIOS} is {shares!r}: give as many of each"
+        for name, size in sizes.items()
+        if isinstance(size, tuple) != many
+        and not (many and name == "gram" and size is None)
+        or (isinstance(size, tuple) and many and len(size) != len(shares))
+    }
+    if many and abs(sum(shares) - 1.0) > 1e-6:
+        wrong[tables.RATIOS] = f"{shares!r}: they sum to {sum(shares):.6g}, not to 1"
+    if wrong:
+        raise Refusal(wrong)
+    if not many:
+        return {f"crops.{name}_size": size for name, size in sizes.items() if size is not None}
+    found: Values = {"crops.more_rates": shares[1:]}
+    for name, size in sizes.items():
+        if size is not None:
+            found |= {f"crops.{name}_size": size[0], f"crops.more_{name}": size[1:]}
+    # Theirs are cut from images at full size; a box of twice the crop loses little.
+    boxes = [2 * size for size in sizes["global"]]
+    return found | {"data.box_size": boxes[0], "crops.more_box": tuple(boxes[1:])}
 
 
 def _any_of(key: str, patterns: Iterable[str]) -> bool:

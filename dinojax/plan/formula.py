@@ -1,15 +1,21 @@
-"""FLOPs of a step in closed form, per network and kind of crop. PLANS.md prints the formulas.
+"""FLOPs and bytes of a step in closed form, by network and crops. PLANS.md prints the formulas.
 
 2 per multiply-add of matrix products, over all devices. `model` counts what the mathematics asks
 for, `hardware` also what remat and blocks of scores compute again; utilisation of either kind is
 these over the seconds of a step and the peak of the devices.
 """
 
+import math
+
+import jax
+
+from dinojax import state as states
 from dinojax.augment.spec import ViewSpec
+from dinojax.axes import device_axes
 from dinojax.models.block import VitSpec
 from dinojax.models.convnext import ConvNextSpec
 from dinojax.models.heads import HeadSpec
-from dinojax.models.layers import FFNS, ffn_width
+from dinojax.models.layers import FFNS, Named, ffn_width
 from dinojax.models.vit import num_kept
 from dinojax.models.zoo import Spec
 from dinojax.program import Program
@@ -31,7 +37,8 @@ def closed_form(built: Program) -> dict[str, dict[str, float]]:
         size = views.gram_size or views.global_size
         parts["gram teacher"] = _once(forward(spec, size) * 2 * images)
     for name, (size, count) in crops.items():
-        parts[f"student {name}"] = _student(spec, size, count * views.group_size, groups)
+        sequences, trains = count * views.group_size, not objective.heads_only
+        parts[f"student {name}"] = _student(spec, size, sequences, groups, trains=trains)
     masked = views.masks.num_masked * groups
     for name, head, source, rows, student, taught in (
         ("dino", objective.dino_head, teacher.dino_head, images, 2 + views.num_local, 2),
@@ -124,11 +131,14 @@ def forward(spec: Spec, size: int) -> float:
     return spec.depth * (sum(_attention(spec, size)) + _ffn(spec, size)) + _embed(spec, size)
 
 
-def _student(spec: Spec, size: int, sequences: int, groups: int) -> dict[str, float]:
+def _student(
+    spec: Spec, size: int, sequences: int, groups: int, *, trains: bool
+) -> dict[str, float]:
     """Forward and backward of the sequences that each branch keeps, all those of a ConvNeXt.
 
     Gradients of pixels are not taken, so patch embedding and stem cost two passes. `dots` computes
     products of tokens with tokens and depthwise convolutions again, `full` everything in a block.
+    Of a frozen backbone (a ViT) the forward pass alone.
     """
     num = groups * sequences
     if isinstance(spec, ConvNextSpec):
@@ -140,6 +150,8 @@ def _student(spec: Spec, size: int, sequences: int, groups: int) -> dict[str, fl
         kept = groups * num_kept(sequences, spec.drop_path) if spec.drop_path else num
         block = spec.depth * kept * (linear + pairs + _ffn(spec, size))
         again, embed = spec.depth * kept * pairs, _embed(spec, size) * num
+    if not trains:
+        return _once(block + embed)
     model = 3 * block + 2 * embed
     return {
         "model": model,
@@ -155,3 +167,61 @@ def head_layers(head: HeadSpec) -> float:
 
 def _once(flops: float) -> dict[str, float]:
     return {"model": flops, "hardware": flops}
+
+
+def wire(built: Program) -> dict[str, float]:
+    """{kind: bytes out of a device in one step} for weights and their gradients.
+
+    A weight is gathered in the dtype of computation by the teacher, the student and, in blocks and
+    prototypes, the backward pass; its gradient reaches the devices that store parts of it as their
+    part. What is whole on every device, and copies of parts, take the sum of all devices.
+    """
+    objective, layout = built.step.objective, built.layout
+    boxed = jax.eval_shape(lambda: states.init_params(objective, jax.random.key(0)))
+    is_box = lambda leaf: isinstance(leaf, Named)  # noqa: E731
+    found = {"all-gather": 0.0, "reduce-scatter": 0.0, "all-reduce": 0.0}
+    for path, box in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=is_box):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        over = {axis for name in box.names for axis in device_axes(layout.strategy, name)}
+        kept = {"tensor"} & over if "prototypes" in name else set()
+        parts, places = (_devices(layout, axes) for axes in (over - kept, over))
+        width = objective.backbone.spec.dtype.itemsize if over else 4
+        size = box.value.size * width / (places / parts)
+        away = size * (parts - 1) / parts * built.step.accumulate
+        taught = built.teaching is not None
+        scanned = "depth" in box.names
+        found["all-gather"] += away * _passes(name, objective, scanned=scanned, taught=taught)
+        found["reduce-scatter"] += away
+        copies = layout.num_shards / places
+        found["all-reduce"] += 2 * size / parts * (1 - 1 / copies) * built.step.accumulate
+    if built.teaching is not None:
+        found["all-gather"] += _taught(built) * built.step.accumulate
+    return found
+
+
+def _taught(built: Program) -> float:
+    """Bytes of the weights of a frozen teacher: once, prototypes for targets and the loss."""
+    assert built.teaching is not None
+    params = built.teaching.teacher.abstract(built.teaching.layout)
+    total = 0.0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        missing = leaf.size - math.prod(leaf.sharding.shard_shape(leaf.shape))
+        times = 3 if "prototypes" in jax.tree_util.keystr(path) else 1
+        total += missing * leaf.dtype.itemsize * times
+    return total
+
+
+def _devices(layout, axes) -> int:
+    return math.prod(layout.mesh.shape[axis] for axis in axes)
+
+
+def _passes(name: str, objective, *, scanned: bool, taught: bool) -> int:
+    """How often a parameter is gathered in a micro-batch.
+
+    scanned: of a block, and gathered again for the backward pass; taught: by another network.
+    """
+    if "prototypes" in name:
+        return 2 if taught else 5  # targets; both networks in the loss, forward and backward
+    frozen = objective.gram is not None and objective.gram.teacher == "frozen"
+    passes = (3 if scanned else 2) + (frozen and name.startswith("backbone"))
+    return passes - taught

@@ -22,6 +22,7 @@ CALLS = re.compile(
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 ARRAY = re.compile(r"\b([a-z]+\d+|pred|f8e\w+)\[([\d,]*)\]")
 BOUND = re.compile(r"= [su]\d+\[\][^ ]* constant\((\d+)\)")
+IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"  # numbers of devices
 BITS = re.compile(r"\d+")
 
 
@@ -157,10 +158,9 @@ def _one(match: re.Match, line: str, callers: str) -> Collective:
     size = _bytes(result)
     if kind == "all-reduce" and "reduce-scatter" in callers:
         kind, size = "reduce-scatter", size / group  # a fusion that keeps its own part
-    if start and kind == "all-gather":
-        size = size * group / (group + 1)  # its result holds the operand too
-    if start and kind == "collective-permute":
-        size /= 2
+    if start:  # its result holds the operand too
+        size *= {"all-gather": group / (group + 1), "reduce-scatter": 1 / (group + 1)}.get(kind, 1)
+        size /= 2 if kind in ("collective-permute", "all-to-all") else 1
     share = (group - 1) / group
     wire = {
         "all-gather": size * share,
@@ -185,28 +185,36 @@ def _group(line: str) -> tuple[int, bool]:
     """(devices of a group, whether they are neighbours)."""
     if pairs := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", line):
         return 2, abs(int(pairs[1]) - int(pairs[2])) == 1
-    members = _members(line)
-    if members is None:
+    if "replica_groups=" not in line:  # one to another
         return 2, False
+    members = _members(line)
     return len(members), bool(np.all(np.diff(np.sort(members)) == 1))
 
 
-def _members(line: str) -> np.ndarray | None:
-    """The first group of devices, from any of the three ways to write groups."""
+def _members(line: str) -> np.ndarray:
+    """The first group of devices, from any of the three ways to write groups.
+
+    Raises ValueError for any other.
+    """
     if lists := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
         return np.array([int(n) for n in lists[1].split(",")])
-    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
-        grid = [int(n) for n in iota[3].split(",")]
-        order = [int(n) for n in iota[4].split(",")] if iota[4] else range(len(grid))
-        ids = np.arange(math.prod(grid)).reshape(grid).transpose(order)
-        return ids.reshape(int(iota[1]), int(iota[2]))[0]
+    if iota := re.search(rf"replica_groups=\[(\d+),(\d+)\]<={IOTA}", line):
+        return _iota(*iota.group(3, 4)).reshape(int(iota[1]), int(iota[2]))[0]
     if mesh := re.search(
-        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\([^)]*\))? \{([^}]*)\}", line
+        rf"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\({IOTA}\))? \{{([^}}]*)\}}", line
     ):
         axes = re.findall(r"'([^']+)'=(\d+)", mesh[1])
         names, sizes = [name for name, _ in axes], [int(size) for _, size in axes]
-        chosen = [names.index(name) for name in re.findall(r"'([^']+)'", mesh[2])]
+        chosen = [names.index(name) for name in re.findall(r"'([^']+)'", mesh[4])]
         others = [axis for axis in range(len(names)) if axis not in chosen]
-        ids = np.arange(math.prod(sizes)).reshape(sizes).transpose(others + chosen)
+        ids = _iota(mesh[2] or str(math.prod(sizes)), mesh[3]).reshape(sizes)
+        ids = ids.transpose(others + chosen)
         return ids.reshape(-1, math.prod(sizes[axis] for axis in chosen))[0]
-    return None
+    raise ValueError(f"Groups of devices that cannot be read: {line.strip()[:300]}")
+
+
+def _iota(sizes: str, order: str | None) -> np.ndarray:
+    """Numbers of devices as `[4,4]T(1,0)` writes them."""
+    grid = [int(n) for n in sizes.split(",")]
+    axes = [int(n) for n in order.split(",")] if order else range(len(grid))
+    return np.arange(math.prod(grid)).reshape(grid).transpose(axes).reshape(-1)

@@ -16,15 +16,15 @@ from typing import Any
 import jax
 
 from dinojax import config as configs
-from dinojax import mesh, program
+from dinojax import mesh, program, stages
 from dinojax.config import Config
+from dinojax.losses.places import Place
 from dinojax.losses.scores import num_blocks
-from dinojax.plan import targets
+from dinojax.plan import formula, targets
 from dinojax.plan.count import compiled_memory, count_flops
 from dinojax.plan.hlo import collectives
 from dinojax.plan.targets import GIB, OPTIONS, Target
 from dinojax.program import Program
-from dinojax.teaching import Teaching
 
 TREES = ("student", "ema", "gram", "opt_state", "centers")
 # Which trees of the state make a component.
@@ -47,19 +47,24 @@ def plan(
     overrides: list[str],
     images: int | None = None,
     stage: str | None = None,
+    size: int = 0,
 ) -> dict:
     """Everything known of the step before it runs. images: per device, None = the recipe's batch.
-    stage: of the recipe, None = its first.
+    stage: of the recipe, None = its first; size: which of those that its steps may have.
+
+    Of a distillation: of the student's step and of the teacher's forward pass before it.
 
     Raises ValueError for a recipe, target or strategy that cannot be.
     """
     machine = targets.parse(target)
     config = load(recipe, machine, overrides, images=images, stage=stage)
+    config, crops = _sized(config, size)
     layout = mesh.from_section(config.mesh, targets.devices(machine))
     built = program.build(config, layout)
     found: dict[str, Any] = {
         "recipe": recipe,
         "stage": config.stage,
+        "crops": crops,
         "overrides": overrides,
         "target": target,
         "strategy": layout.strategy,
@@ -73,45 +78,63 @@ def plan(
         inputs = built.abstract_inputs()
         flops = count_flops(built.step, *inputs)
         found |= {"flops": flops, "state": state_bytes(inputs[0]), "blocks": _blocks(config, built)}
+        found["closed_form"] = formula.wire(built)
         found["batch_bytes"] = _device_bytes(inputs[1])
-        lowered = built.lower()
-        try:
-            compiled = lowered.compile(compiler_options=OPTIONS[machine.chip.platform])
-        except jax.errors.JaxRuntimeError as error:
-            found |= {"fits": False, "out_of_memory": _needed(error)}
-        else:
-            memory = compiled_memory(compiled)
-            if machine.chip.platform == "cpu":  # its compiler leaves temporary arrays out
-                memory["peak"] = memory["argument"] + memory["temp"]
-            text = compiled.as_text() or ""
-            found |= {"memory": memory, "fits": memory["peak"] <= machine.chip.usable}
-            found["collectives"] = [vars(one) for one in collectives(text)]
-    if built.teaching is not None:
-        _add_teacher(found, built.teaching, machine)
+        found |= _compiled(built.lower(), machine)
+        if built.teaching is not None:
+            found = _with_teacher(found, built, machine)
+    peak = found["memory"]["peak"] if "memory" in found else float("inf")
+    found["fits"] = peak <= machine.chip.usable
     found["compile_seconds"] = round(time.perf_counter() - start, 1)
     found["host_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB, 2)
     return found
 
 
-def _add_teacher(found: dict, teaching: Teaching, target: Target) -> None:
-    """The frozen teacher's part of a step: its weights stay, its forward pass comes first."""
-    inputs = teaching.abstract_inputs()
-    with mesh.off(), mesh.use(teaching.layout):
-        found["flops"] += count_flops(teaching.forward, *inputs)
+def _compiled(lowered, machine: Target) -> dict:
+    """Memory and collectives of a program, or by how much it is too large."""
+    try:
+        compiled = lowered.compile(compiler_options=OPTIONS[machine.chip.platform])
+    except jax.errors.JaxRuntimeError as error:
+        return {"out_of_memory": _needed(error)}
+    memory = compiled_memory(compiled)
+    if machine.chip.platform == "cpu":  # its compiler leaves temporary arrays out
+        memory["peak"] = memory["argument"] + memory["temp"]
+    text = compiled.as_text() or ""
+    return {"memory": memory, "collectives": [vars(one) for one in collectives(text)]}
+
+
+def _with_teacher(found: dict, built: Program, machine: Target) -> dict:
+    """What was found of a student's step, with the teacher's program that runs before it.
+
+    The state of either stays where it is while the other one runs.
+    """
+    teaching = built.teaching
+    assert teaching is not None
+    with mesh.use(teaching.layout):
+        inputs = teaching.abstract_inputs()
+        flops = count_flops(teaching.forward, *inputs)
+        place = teaching.places(teaching.student_sharding(built.layout), built.layout.sharding())
+    own = _compiled(teaching.lower(place), machine)
     state = sum(found["state"].values())
-    found["state"]["teacher"] = _device_bytes(inputs[0])
-    if "memory" not in found:
-        return
-    layout = teaching.layout
-    place = teaching.places(layout.sharding("image"), layout.sharding())
-    compiled = teaching.lower(place).compile(compiler_options=OPTIONS[target.chip.platform])
-    memory, own = found["memory"], compiled_memory(compiled)
-    if target.chip.platform == "cpu":
-        own["peak"] = own["argument"] + own["temp"]
-    memory["argument"] += found["state"]["teacher"]
-    memory["peak"] = max(memory["peak"] + found["state"]["teacher"], own["peak"] + state)
-    found["fits"] = memory["peak"] <= target.chip.usable
-    found["collectives"] += [vars(one) for one in collectives(compiled.as_text() or "")]
+    found = {**found, "flops": found["flops"] + flops}
+    found["state"] = {**found["state"], "teacher": _device_bytes(inputs[0])}
+    if "memory" not in own or "memory" not in found:
+        return {key: value for key, value in (found | own).items() if key != "memory"}
+    memory = found["memory"]
+    after = memory["peak"] + found["state"]["teacher"]
+    found["memory"] = {**memory, "peak": max(after, own["memory"]["peak"] + state)}
+    return {**found, "collectives": found["collectives"] + own["collectives"]}
+
+
+def _sized(config: Config, size: int) -> tuple[Config, dict]:
+    """The config with one of its sizes of crops, and pixels and share of the steps of that size."""
+    keys = stages.sizes(config.crops, config.data.box_size)
+    shares = stages.rates(config.crops.more_rates)
+    if not 0 <= size < len(keys):
+        raise ValueError(f"size={size}: the steps of this stage have {len(keys)} sizes.")
+    names = ("global", "local", "gram", "box")
+    pixels = dict(zip(names, keys[size].values(), strict=True))
+    return config.replaced(keys[size]), {**pixels, "share": shares[size], "sizes": len(keys)}
 
 
 def load(
@@ -148,7 +171,7 @@ def _blocks(config: Config, built: Program) -> dict[str, dict]:
     """Of each head: rows and prototypes a device works on, blocks, and bytes of one block."""
     layout, crops = built.layout, config.crops
     images = config.batch_size // layout.num_shards
-    tensor = layout.mesh.shape["tensor"]
+    tensor, devices = layout.mesh.shape["tensor"], Place(layout).num_gathered
     spec = built.step.view_spec
     masked = spec.masks.num_masked * images // config.group_size
     found = {}
@@ -158,7 +181,7 @@ def _blocks(config: Config, built: Program) -> dict[str, dict]:
     ):
         head = getattr(config, f"{name}_head")
         columns, rows = head.prototypes // tensor, rows * tensor // config.accumulate
-        parts = num_blocks(rows, columns)
+        parts = num_blocks(rows, columns, devices=devices)
         teacher_parts = num_blocks(teacher * tensor, columns)
         found[name] = {
             "rows": rows,
@@ -175,8 +198,8 @@ def _needed(error: Exception) -> str:
     message = str(error)
     if "RESOURCE_EXHAUSTED" not in message and "exceeds available" not in message:
         raise error
-    size = re.search(r"[\d.]+[GM] exceeds available HBM \([\d.]+[GM]\)", message)
-    return size[0] if size else message.splitlines()[0][:300]
+    sizes = re.search(r"\(?([\d.]+[KMG])\)? exceeds available HBM \(([\d.]+[KMG])\)", message)
+    return "{} exceeds {}".format(*sizes.groups()) if sizes else message.splitlines()[0][:300]
 
 
 def _versions() -> dict[str, str]:

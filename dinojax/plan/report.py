@@ -89,17 +89,21 @@ def complete(found: dict, price: float | None = None) -> dict:
 
 def summary(plans: list[dict]) -> str:
     """A line per plan, as a markdown table."""
-    head = "target | strategy | mesh | peak GiB | of | fits | TFLOP/device | AG | RS | AR | step s*"
-    lines = [f"| {head} | images/s* |", "|" + "---|" * 12]
+    heads = ["target", "stage", "crops", "strategy", "mesh", "peak GiB", "of", "fits"]
+    heads += ["TFLOP/device", "AG", "RS", "AR", "step s*", "images/s*"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for plan in plans:
         if "error" in plan:
-            lines.append(f"| {plan['target']} | {plan['strategy']} | refused: {plan['error']} |")
+            told = f"| {plan['target']} | - | - | {plan['strategy']} | refused: {plan['error']} |"
+            lines.append(told + " |" * 10)
             continue
         peak = plan["memory"]["peak"] / GIB if "memory" in plan else None
         wire = wire_by_kind(plan)
         model = plan["modelled"]
         cells = [
             plan["target"],
+            plan["stage"],
+            crops_of(plan),
             plan["strategy"],
             " x ".join(str(size) for size in plan["mesh"].values()),
             f"{peak:.2f}" if peak is not None else plan["out_of_memory"],
@@ -118,6 +122,13 @@ def summary(plans: list[dict]) -> str:
     return "\n".join(lines) + "\n\n" + note
 
 
+def crops_of(plan: dict) -> str:
+    """Pixels of global and local crops, and the share of the steps that have them."""
+    crops = plan["crops"]
+    share = f" ({crops['share']:.0%})" if crops["sizes"] > 1 else ""
+    return f"{crops['global']}/{crops['local']}{share}"
+
+
 def wire_by_kind(plan: dict) -> dict[str, float]:
     """Bytes out of a device by kind of collective."""
     found: dict[str, float] = {}
@@ -128,7 +139,8 @@ def wire_by_kind(plan: dict) -> dict[str, float]:
 
 def details(plan: dict) -> str:
     """Memory by component and collectives of one plan."""
-    lines = [f"{plan['target']}, {plan['strategy']}: memory of one device"]
+    what = f"{plan['stage']}, crops of {crops_of(plan)}"
+    lines = [f"{plan['target']}, {plan['strategy']}, {what}: memory of one device"]
     width = max(map(len, plan["components"]))
     for name, size in plan["components"].items():
         lines.append(f"  {name:{width}s} {_size(size)}")
@@ -140,9 +152,11 @@ def details(plan: dict) -> str:
     for one in plan.get("collectives", ()):
         how = "overlapped" if one["overlapped"] else "waited for"
         lines.append(
-            f"  {one['kind']:18s} among {one['group']:4d}  {one['wire'] / 1e9:9.3f} GB "
+            f"  {one['kind']:18s} among {one['group']:4d}  {_sent(one['wire']):>12s} "
             f"in {one['count']:5d}, {how}"
         )
+    form = ", ".join(f"{kind} {_sent(size)}" for kind, size in plan["closed_form"].items())
+    lines.append(f"  of weights, in closed form: {form}")
     model = plan["modelled"]
     if "memory" in plan:
         lines.append(
@@ -161,6 +175,10 @@ def details(plan: dict) -> str:
 
 def _size(size: float) -> str:
     return f"{size / GIB:9.3f} GiB" if size >= GIB else f"{size / 2**20:9.3f} MiB"
+
+
+def _sent(size: float) -> str:
+    return f"{size / 1e9:.3f} GB" if size >= 1e8 else f"{size / 1e6:.3f} MB"
 
 
 def _short(plan: dict) -> str:

@@ -17,11 +17,12 @@ def line_chart(
     marks: Mapping[str, float] | None = None,
     log: bool = False,
     unit: str = "",
+    starts: Mapping[str, float] | None = None,
 ) -> str:
     """A figure with one line per name and a legend with last values; "" without any point.
 
     marks: dashed horizontal lines by name, such as floor and chance. log: logarithmic values, of
-    which those that are not positive are left out.
+    which those that are not positive are left out. starts: dashed vertical lines by name, at steps.
     """
     marks = marks or {}
     shown = {name: [p for p in line if not log or p[1] > 0] for name, line in lines.items()}
@@ -37,6 +38,7 @@ def line_chart(
             f'<text class="mark" x="{_WIDTH - _RIGHT - 4}" y="{y - 4}" text-anchor="end">'
             f"{html.escape(name)} {short(value)}</text>"
         )
+    parts += scale.uprights(starts or {})
     legend = []
     for number, (name, line) in enumerate(shown.items()):
         points = " ".join(f"{scale.x(step)},{scale.y(value)}" for step, value in thinned(line))
@@ -74,6 +76,17 @@ class _Scale:
         low, high = self._values
         share = (self._value(value) - low) / (high - low)
         return round(_HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM), 1)
+
+    def uprights(self, starts: Mapping[str, float]) -> list[str]:
+        """Dashed vertical lines with names, at steps within the figure."""
+        parts = []
+        for name, step in starts.items():
+            if self._steps[0] <= step <= self._steps[1]:
+                x, ends = self.x(step), f'y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"'
+                parts.append(f'<line class="mark" x1="{x}" x2="{x}" {ends}/>')
+                place = f'x="{x + 3}" y="{_TOP + 9}"'
+                parts.append(f'<text class="mark" {place}>{html.escape(name)}</text>')
+        return parts
 
     def axes(self, unit: str) -> list[str]:
         """Grid lines with numbers."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dinojax import hosts
 from dinojax.data.quarantine import read_or_replace
 from dinojax.viz.pictures import patch_sheet
 
@@ -32,7 +33,9 @@ class Probe:
         """
         if self._images is None:
             self._images = self._read()
-        patches_BPD = np.asarray(embed(params, self._images)[2])
+        patches_BPD = hosts.fetch(embed(params, self._images)[2])
+        if not hosts.current().is_main:
+            return {}
         rows, columns = (side // self._patch_size for side in self._images.shape[1:3])
         path = self._directory / f"patches-{step:08d}.png"
         patch_sheet(path, self._images, patches_BPD, grid=(rows, columns))

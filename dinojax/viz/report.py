@@ -1,6 +1,7 @@
 """`dinojax report RUN`: report.html, one file that shows a run on any screen, without a network."""
 
 import base64
+import functools
 import html
 import logging
 import os
@@ -164,15 +165,16 @@ def _verdict(run: RunFiles, findings: Sequence[Finding]) -> str:
 
 
 def _charts(run: RunFiles) -> Iterator[str]:
+    draw = functools.partial(line_chart, starts=run.starts)
     ranges = loss_ranges(run.values)
     for title, terms in (("DINO loss", ("dino_local", "dino_global")), ("iBOT loss", ("ibot",))):
         marks = {"chance": ranges[terms[0]].chance, "floor": ranges[terms[0]].floor}
-        chart = line_chart({term: run.column(term) for term in terms}, marks=marks)
+        chart = draw({term: run.column(term) for term in terms}, marks=marks)
         yield _chart(title, "Chance: a student that says nothing.", chart)
     rows = run.evaluations
     names = sorted({n for row in rows for n, v in row.items() if n.startswith("knn/") and v})
     knn = {n[4:]: [(row["step"], row[n]) for row in rows if n in row] for n in names}
-    yield _chart("k-NN", "Percent right, by features.", line_chart(knn, unit="%"))
+    yield _chart("k-NN", "Percent right, by features.", draw(knn, unit="%"))
     dense = {
         "mosaic": [
             (row["step"], row["dense/mosaic"])
@@ -181,13 +183,13 @@ def _charts(run: RunFiles) -> Iterator[str]:
         ]
     }
     note = "Percent of the patches of mosaics told right (dinojax/eval/mosaic.py)."
-    yield _chart("Dense", note, line_chart(dense, unit="%"))
+    yield _chart("Dense", note, draw(dense, unit="%"))
     for title, (note, columns, unit, log_scale) in CHARTS.items():
         lines = {name: run.column(name) for name in columns if name != "probe/drift"}
         if "probe/drift" in columns:
             drift = [(row["step"], row["probe/drift"]) for row in rows if "probe/drift" in row]
             lines["probe/drift"] = drift
-        yield _chart(title, note, line_chart(lines, unit=unit, log=log_scale))
+        yield _chart(title, note, draw(lines, unit=unit, log=log_scale))
 
 
 def _chart(title: str, note: str, chart: str) -> str:

@@ -1,0 +1,114 @@
+"""What the loop does at boundaries beside saving: rows of metrics, evaluations of the ema."""
+
+import logging
+import time
+
+import jax
+
+from dinojax import hosts
+from dinojax.autopsy import Autopsy
+from dinojax.compiling import Compiles
+from dinojax.eval.mosaic import NAME as MOSAIC
+from dinojax.metrics import DataWait, MetricsLog, Progress
+from dinojax.run import Run
+from dinojax.state import State
+from dinojax.watchdog import Watchdog
+
+log = logging.getLogger(__name__)
+
+EVALUATED = ("knn/", "dense/")  # columns of the last thing that an evaluation writes
+
+
+class Report:
+    """Fetches the scalars of a step when the next one is under way, then logs them."""
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        metrics: MetricsLog,
+        batches: DataWait,
+        autopsy: Autopsy,
+        watchdog: Watchdog,
+        compiles: Compiles,
+    ):
+        self._run, self.metrics, self.batches = run, metrics, batches
+        self.autopsy, self.watchdog, self.compiles = autopsy, watchdog, compiles
+        self._progress = Progress(run.num_steps, batch_size=run.loader_options["batch_size"])
+        self._pending: tuple | None = None
+        self._written: tuple[int, float] | None = None  # step and time of the last row
+
+    def add(self, number: int, scalars: dict, now: dict) -> None:
+        """The scalars of the step just dispatched."""
+        self.flush()
+        self._pending = (number, scalars, now)
+
+    def flush(self) -> None:
+        """Wait for the step dispatched last; write it down where it is due."""
+        if self._pending is None:
+            return
+        number, scalars, now = self._pending
+        self._pending = None
+        scalars = jax.device_get(scalars)
+        self.watchdog.beat()
+        self.compiles.step_ended(number)
+        bad, is_look = scalars["bad_steps"] > 0, self._run.watch.is_look(number)
+        due = number % self._run.every.log == 0 or number == self._run.num_steps
+        if bad or is_look or due:
+            waiting = self.batches.share()
+            drawn = {f"images/{name}": num for name, num in self._run.num_drawn(number).items()}
+            spent = self.compiles.seconds()
+            times = {"data_wait": waiting, **({"compile_seconds": spent} if spent else {})}
+            self.metrics.write(number, {**scalars, **now, **drawn, **times, **self._speed(number)})
+            if hosts.current().is_main:
+                self._progress.update(number, loss=float(scalars["total"]), waiting=waiting)
+        if is_look:
+            self._run.watch.look(number, scalars)
+        self.autopsy.check(number, scalars, now)
+
+    def _speed(self, number: int) -> dict[str, float]:
+        """Images per second since the last row, whatever else happened in between."""
+        before, self._written = self._written, (number, time.monotonic())
+        if before is None:
+            return {}
+        images = (number - before[0]) * self._run.loader_options["batch_size"]
+        return {"images_per_second": images / (self._written[1] - before[1])}
+
+
+def evaluated(metrics: MetricsLog) -> set[int]:
+    """Steps evaluated already, before the run was continued, according to its metrics."""
+    rows = metrics.rows()
+    found = [row["step"] for row in rows if any(name.startswith(EVALUATED) for name in row)]
+    return set(hosts.current().settle("evaluated steps", found))
+
+
+def evaluate(run: Run, embed, state: State, number: int, *, report: Report, done: set[int]):
+    """Probe and k-NN of the ema at step 0, every `knn.every` steps and at the end."""
+    every = run.every.knn
+    is_last = number == run.num_steps or run.watch.ended
+    if every is None or number in done or (number % every and not is_last):
+        return
+    report.flush()  # rows in the same order whether or not a signal ends the evaluation
+    report.compiles.elsewhere()
+    with report.watchdog.phase("evaluating"):
+        _evaluate(run, embed, state, number, metrics=report.metrics)
+
+
+def _evaluate(run: Run, embed, state: State, number: int, *, metrics: MetricsLog) -> None:
+    params, seen, found = state.ema["backbone"], None, {}
+    if run.probe is not None:
+        seen = run.probe.look(embed, params, number + run.steps_before)
+    if run.knn is not None:
+        accuracy = run.knn.accuracy(embed, params)
+        found = {f"knn/{name}": value for name, value in accuracy.items()}
+    if run.mosaics is not None:
+        found[MOSAIC] = run.mosaics.accuracy(embed, params)
+    if seen:  # written when all are there: an evaluation is repeated as a whole
+        metrics.write(number, seen)
+    if found:
+        metrics.write(number, found)
+    if run.knn is not None:
+        log.info("step %d: k-NN %.1f %%", number, found[f"knn/{run.knn.features}"])
+    if run.mosaics is not None:
+        log.info("step %d: dense (mosaics) %.1f %%", number, found[MOSAIC])
+    run.watch.evaluated(number, found)

@@ -1,0 +1,329 @@
+"""The processes of a run, one per host: who they are, what they settle, and how they end together.
+
+A process belongs to one team, as it belongs to one JAX job: `current()` gives it, alone or of
+many. Everything on devices is JAX's; the line (line.py) carries what must work without devices.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from dinojax.interrupt import FAILED, HURRY, LOST, Lost, end_now
+from dinojax.line import GONE, HostError, Judge, Line
+from dinojax.turns import Turns
+
+log = logging.getLogger(__name__)
+
+WAIT = 300.0  # seconds for all processes to come, by default
+SETTLE = 600.0  # seconds for all to reach the same place: they may load or decode on the way
+GRACE = 3.0  # seconds for the main thread to end by itself once the run is lost
+LEAVE = 10.0  # seconds that process 0 waits for the others to end before it does
+
+# What says that a launcher started several processes, where we were told of one.
+MANY = {
+    "SLURM_STEP_NUM_TASKS": lambda value: value.isdigit() and int(value) > 1,
+    "TPU_WORKER_HOSTNAMES": lambda value: "," in value,
+    "OMPI_COMM_WORLD_SIZE": lambda value: value.isdigit() and int(value) > 1,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a process stands in a run of several."""
+
+    coordinator: str  # HOST:PORT of process 0; the line takes PORT + 1
+    count: int
+    index: int
+    devices: list[int] | None = None  # local ids of the devices it takes, None = all
+
+
+class Team:
+    """The processes of a run as one of them sees it. Alone, everything is settled at once."""
+
+    def __init__(self, place: Place | None = None, *, wait: float = WAIT):
+        self.count, self.index = (1, 0) if place is None else (place.count, place.index)
+        self.line: Line | None = None
+        self._settled = 0
+        self._lock = threading.Lock()
+        self._leaving = False
+        self._lost: tuple[str, int] | None = None  # why, exit code
+        self._failed_here = threading.Event()
+        self.asked: Callable[[str], None] | None = None  # gets why, when all are asked to stop
+        self.last_words: Callable[[str, bool], None] | None = None  # (why, whether it hangs)
+        self._turns: Turns | None = None
+        if place is not None and place.count > 1:
+            host, port = place.coordinator.rsplit(":", 1)
+            line = Line(self.index, self.count, self._heard)
+            self._turns = Turns(line)
+            me = f"{socket.gethostname()}, pid {os.getpid()}"
+            # The last port of all has none after it; SLURM's detection may give it.
+            beside = int(port) + (1 if int(port) < 65535 else -1)
+            self.line = line.open((host, beside), me=me, seconds=wait)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes what there is one of."""
+        return self.index == 0
+
+    def name(self, index: int) -> str:
+        return f"process {index}" if self.line is None else self.line.name(index)
+
+    def settle(self, what: str, value: Any = None, judge: Judge | None = None, seconds=SETTLE):
+        """What `judge` makes of the values of all, None = the value of process 0.
+
+        All processes call it at the same place. Raises HostError, naming who does not come.
+        """
+        judge = judge or _first
+        if self.line is None:
+            return judge([value])
+        self._settled += 1
+        return self.line.settle(f"{what} {self._settled}", value, judge, seconds=seconds)
+
+    def all_or_raise(self, what: str, fault: str | None, seconds: float = SETTLE) -> None:
+        """Raise HostError in all processes if there is a fault in any."""
+
+        def named(faults):
+            return [f"{self.name(i)}: {text}" for i, text in enumerate(faults) if text]
+
+        if lines := self.settle(what, fault, named, seconds):
+            raise HostError(f"{what}:\n  " + "\n  ".join(lines))
+
+    # -- stopping ------------------------------------------------------------------------------
+
+    def ask(self, what: str, why: str) -> None:
+        """Ask all processes to "stop" or to "save" at the same turn. From any thread."""
+        assert self._turns is not None
+        self._turns.ask(what, why)
+
+    def turn(self) -> Mapping[str, str]:
+        """Called before everything that all do together; {what: why} of what was asked for."""
+        return {} if self._turns is None else self._turns.take()
+
+    def all_ending(self, here: bool) -> bool:
+        """Whether all are where nothing can be saved. Once per run; from a thread of its own."""
+        return self.line is None or self.line.settle("ending", here, all, seconds=HURRY)
+
+    def report_stall(self, why: str) -> None:
+        """No step finishes: all processes dump their stacks and end with LOST."""
+        if self.line is None:
+            self._lose(why, LOST, stalled=True, now=True)
+        else:
+            self.line.notify({"what": "stall", "why": why})
+            # Should the line be dead as well, this process still ends.
+            threading.Timer(2 * GRACE, self._lose, (why, LOST, True, True)).start()
+
+    def failed(self, error: BaseException) -> BaseException:
+        """This process ends by an error: tell the others; the error to show, which may be another.
+
+        An error that another process's end has caused gives way to that.
+        """
+        if self.line is None:
+            return error
+        with self._lock:
+            self._leaving = True
+        if self._lost is None and isinstance(error, jax.errors.JaxRuntimeError):
+            self._failed_here.wait(GRACE)  # a collective that broke: word of why is on its way
+        if self._lost is not None:
+            return Lost(*self._lost)
+        first = (str(error).splitlines() or [""])[0]
+        self.line.notify({"what": "failed", "why": f"{type(error).__name__}: {first}"})
+        return error
+
+    def end(self, code: int) -> None:
+        """End this process, process 0 last: JAX's coordinator lives in it."""
+        with self._lock:
+            self._leaving = True
+        if self.line is not None:
+            self.line.close(seconds=LEAVE)
+        end_now(code)
+
+    def _heard(self, sender: int, content: dict) -> None:
+        what = content["what"]
+        if what == "ask":
+            assert self._turns is not None
+            if self._turns.heard(content) and content["ask"] == "stop" and self.asked is not None:
+                self.asked(content["why"])
+        elif what == "stall":
+            self._lose(f"{self.name(sender)}: {content['why']}", LOST, stalled=True)
+        elif what == "failed" and sender != self.index:
+            self._lose(f"{self.name(sender)} failed: {content['why']}", FAILED)
+        elif what == GONE:
+            ended = f"{self.name(sender)} ended without a word (killed, or out of memory?)"
+            self._lose(ended, LOST, now=sender == 0)
+
+    def _lose(self, why: str, code: int, stalled: bool = False, now: bool = False) -> None:
+        """The run cannot go on: this process ends, by itself or after GRACE."""
+        with self._lock:
+            if self._lost is not None:
+                return
+            self._lost = (why, code)
+            self._failed_here.set()
+            if self._leaving:
+                return
+
+        def end() -> None:
+            with self._lock:
+                if self._leaving and not stalled:
+                    return  # the main thread got to know of it itself
+            log.error("%s; this process ends. The last checkpoint stands.", why)
+            if self.last_words is not None:
+                with contextlib.suppress(OSError):
+                    self.last_words(why, stalled)
+            self.end(code)
+
+        if now:
+            end()
+        else:
+            timer = threading.Timer(0.0 if stalled else GRACE, end)
+            timer.daemon = True
+            timer.start()
+
+
+_current = Team()
+
+
+def current() -> Team:
+    """The team of this process."""
+    return _current
+
+
+def find(
+    coordinator: str | None, count: int | None, index: int | None, cluster: str | None
+) -> Place | None:
+    """Where this process stands, from flags, else from the environment, else from the cluster.
+
+    cluster: one that JAX knows (slurm, gce_tpu, gke_tpu, ompi, k8s, ...), or "auto". None without
+    any of them. Raises HostError if what is told is not whole, and where a launcher has started
+    several processes of which we were told nothing.
+    """
+    told = {
+        "--coordinator": coordinator or os.environ.get("DINOJAX_COORDINATOR"),
+        "--num-processes": _number("DINOJAX_NUM_PROCESSES", count),
+        "--process-id": _number("DINOJAX_PROCESS_ID", index),
+    }
+    cluster = cluster or os.environ.get("DINOJAX_CLUSTER")
+    if cluster is not None:
+        return _detected(cluster)
+    missing = [flag for flag, value in told.items() if value is None]
+    if len(missing) == len(told):
+        for name, several in MANY.items():
+            if several(os.environ.get(name, "")):
+                raise HostError(
+                    f"{name}={os.environ[name]} says that this is one of several processes; pass "
+                    "--cluster auto to join them, or --num-processes 1 to run alone."
+                )
+        return None
+    if told["--num-processes"] == 1:
+        return None
+    if missing:
+        raise HostError(f"{', '.join(missing)} missing: a run of several processes needs all.")
+    place = Place(*told.values())  # type: ignore[arg-type]
+    _check(place)
+    return place
+
+
+def join(place: Place | None, *, wait: float = WAIT) -> Team:
+    """Meet the other processes and start JAX's own coordination; must come before any device work.
+
+    Raises HostError naming who does not come within `wait` seconds.
+    """
+    global _current
+    _current = Team(place, wait=wait)
+    if place is not None and place.count > 1:
+        # Ours: JAX's own takes SIGTERM away and knows nothing of what can be saved when.
+        jax.config.update("jax_enable_preemption_service", False)
+        jax.distributed.initialize(
+            place.coordinator,
+            place.count,
+            place.index,
+            local_device_ids=place.devices,
+            cluster_detection_method="deactivate",
+            initialization_timeout=int(wait),
+        )
+    return _current
+
+
+def fetch(x: jax.Array) -> np.ndarray:
+    """The whole of an array whose parts other processes may hold; then all call it."""
+    if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(x)
+    return multihost_utils.process_allgather(x, tiled=True)
+
+
+def together(function: Any) -> Callable:
+    """A jitted function that several processes compile before any of them runs it.
+
+    Collectives wait for others a limited time (on CPU 30 s), and who finds a program in the
+    compilation cache is minutes ahead of who does not.
+    """
+    compiled: dict[tuple, Any] = {}
+
+    @functools.wraps(function)
+    def call(*args):
+        if _current.count == 1:
+            return function(*args)
+        leaves, structure = jax.tree.flatten(args)
+        key = (structure, *((x.shape, x.dtype, x.sharding) for x in leaves))
+        if key not in compiled:
+            compiled[key] = function.lower(*args).compile()
+            _current.settle("compiled")
+        return compiled[key](*args)
+
+    return call
+
+
+def _first(values):
+    return values[0]
+
+
+def _number(name: str, given: int | None) -> int | None:
+    text = os.environ.get(name)
+    if given is not None or text is None:
+        return given
+    if not text.isdigit():
+        raise HostError(f"{name}={text!r} is not a number.")
+    return int(text)
+
+
+def _check(place: Place) -> None:
+    host, _, port = place.coordinator.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65535:
+        raise HostError(f"--coordinator {place.coordinator}: give HOST:PORT of process 0.")
+    if not 0 <= place.index < place.count:
+        raise HostError(
+            f"--process-id {place.index} is not one of 0 to {place.count - 1} "
+            f"(--num-processes {place.count})."
+        )
+
+
+def _detected(cluster: str) -> Place:
+    """What JAX finds out about the cluster that this process runs on."""
+    method = None if cluster == "auto" else cluster
+    try:
+        # Not public, but the only way to know who is missing before JAX ends the process for it.
+        from jax._src.clusters import ClusterEnv
+
+        found = ClusterEnv.auto_detect_unset_distributed_params(
+            None, None, None, None, method, int(WAIT)
+        )
+    except Exception as error:  # whatever a cluster's environment lacks
+        raise HostError(f"--cluster {cluster}: {type(error).__name__}: {error}") from error
+    address, count, index, devices = found
+    if address is None or count is None or index is None:
+        raise HostError(
+            f"--cluster {cluster}: JAX finds no cluster here; give --coordinator HOST:PORT, "
+            "--num-processes and --process-id."
+        )
+    if os.environ.get("SLURM_STEP_NUM_NODES") == os.environ.get("SLURM_NTASKS"):
+        devices = None  # one task per node takes all of it, where JAX would give it one device
+    return Place(address, count, index, None if devices is None else list(devices))

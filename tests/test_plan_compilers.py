@@ -1,0 +1,47 @@
+"""Plans by the compilers of TPUs and GPUs that are not there: bytes, peak and sums of gradients.
+
+They run where `pip install 'dinojax[plan]'` has been; DINOJAX_TEST_PLANS=1 makes a missing compiler
+an error. `python -m benchmarks.sharding --remake benchmarks/baselines/sharding.json` makes the
+table anew that they are compared with.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from benchmarks import sharding
+from dinojax import cli_plan
+from dinojax.plan import report, targets
+
+BASELINES = Path(__file__).parent.parent / "benchmarks" / "baselines" / "sharding.json"
+ROWS = [row for row in json.loads(BASELINES.read_text()) if not row["target"].startswith("cpu")]
+pytestmark = pytest.mark.slow
+
+
+def compiler_of(target: str) -> None:
+    """Skips, or fails if it was promised, where the compiler of a target is missing."""
+    try:
+        targets.check_compiler(targets.parse(target))
+    except ModuleNotFoundError as error:
+        if os.environ.get("DINOJAX_TEST_PLANS") == "1":
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['target']}-{row['strategy']}")
+def test_a_target_s_compiler_sends_what_the_closed_form_says(row):
+    compiler_of(row["target"])
+    found = cli_plan.one(row["recipe"], row["target"], row["overrides"])
+    assert found["fits"]
+    wire, form = report.wire_by_kind(found), found["closed_form"]
+    # In a network this small one gather of prototypes may serve several passes.
+    assert wire["all-gather"] == pytest.approx(form["all-gather"], rel=0.15)
+    assert wire.get("reduce-scatter", 0.0) > 0.9 * form["reduce-scatter"], (
+        "gradients arrive as parts"
+    )
+    # Beside copies and vectors nothing is summed whole, which takes twice the bytes of scattering.
+    assert wire["all-reduce"] - form["all-reduce"] < 0.1 * 2 * form["reduce-scatter"]
+    if found["versions"] == row["versions"]:
+        assert sharding.differences(found, row) == []
