@@ -143,7 +143,7 @@ def _frozen_rules(values: Values, gram: Mapping[str, Any]) -> Iterator[str]:
             "gram.teacher=frozen needs an earlier ema to hold on to, and gram.anchor is empty; "
             "set gram.anchor=STAGE/STEP (a checkpoint of this run; `dinojax gram pick RUN` "
             "recommends one), gram.anchor=ema (of this stage, at gram.anchor_step), a run or a "
-            "file of weights, or gram.teacher=ema (each step's own)."
+            "file of weights, or gram.teacher=ema (each step's own), or gram.enabled=False."
         )
     if gram["anchor_step"] and gram["anchor"] != EMA:
         yield (

@@ -68,7 +68,7 @@ OTHERS = {  # what a file holds -> what is said of it
     "depth": (dict(depth=3), "model.depth: 3 there, 1 here"),
     "norm": (dict(norm="layernorm_1e5"), "model.norm: 'layernorm_1e5' there, 'layernorm' here"),
     "rope": (dict(rope=RopeSpec(base=50.0)), "rope.base: 50.0 there, 100.0 here"),
-    "convnext": (None, "holds a ConvNeXt, which only distillation trains"),
+    "convnext": (None, "holds a ConvNeXt, but model.name='vits' is none"),
 }
 
 
