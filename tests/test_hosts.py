@@ -153,7 +153,7 @@ def teams():
     found = [None, None]
 
     def come(index):
-        found[index] = Team(Place(f"localhost:{port}", 2, index), wait=10.0)
+        found[index] = Team(Place(f"localhost:{port}", 2, index), wait=60.0)
 
     def together(function):
         results = [None, None]

@@ -11,7 +11,7 @@ import pytest
 from dinojax.line import GONE, HostError, Line
 from dinojax.turns import Turns
 
-SECONDS = 5.0
+SECONDS = 30.0
 
 
 @pytest.fixture(autouse=True)
