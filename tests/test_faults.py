@@ -72,8 +72,8 @@ def shared():
     """One compiled step for all, whose loss terms and gradients a test can spoil."""
     build = program.build
 
-    def poisonable(config, layout):
-        built = build(config, layout)
+    def poisonable(config, layout, *more):
+        built = build(config, layout, *more)
         parts = {f.name: getattr(built.step, f.name) for f in dataclasses.fields(Step)}
         objective = parts["objective"]
         fields = {f.name: getattr(objective, f.name) for f in dataclasses.fields(objective)}
