@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jax
 
-from dinojax import family, hosts, lock, mesh
+from dinojax import family, hosts, lock, mesh, preflight
 from dinojax.chooser import MEASURED, Chooser, Stopwatch
 from dinojax.config import Config, ConfigError, pick
 from dinojax.data.loader import Loader
@@ -54,56 +54,74 @@ def distill(
         pick(next(iter(students.values())), stage)
     for number in range(len(names)):
         family.check({name: configs[number] for name, configs in students.items()})
+    team = hosts.current()
+    sources = {name_of(c): open_train_source(c) for c in next(iter(students.values()))}
+    for configs in students.values():
+        preflight.check_same(team, configs, sources, root)
     states: dict[str, State] = {}
     with contextlib.ExitStack() as stack:
-        _enter_root(root, stack)
-        notes = Notes(root, students)
-        for name, configs in students.items():
-            stack.enter_context(occupy(root / name))
-            claim(root / name, configs, accept)
-        stack.enter_context(RunLog(root / "log.txt"))
-        notes.tell()
-        interrupt = stack.enter_context(Interrupt())
+        if team.is_main:
+            _occupy(root, students, stack, index=0)
+        preflight.check_storage(team, root)
+        if not team.is_main:
+            _occupy(root, students, stack, index=team.index)
+        name = "log.txt" if team.is_main else f"log.{team.index}.txt"
+        stack.enter_context(RunLog(root / name))
+        notes = Notes(root, students)  # asks for devices, as all processes must together
+        if team.is_main:
+            for name, configs in students.items():
+                claim(root / name, configs, accept)
+            notes.tell()
+        team.settle("claimed")
+        interrupt = stack.enter_context(Interrupt(team=team if team.count > 1 else None))
         stack.enter_context(within(max_wall, interrupt))
+        every = [config for configs in students.values() for config in configs]
+        preflight.check_devices(team, [config.expect for config in every])
         for number, current in enumerate(names):
             if stage not in (None, current):
                 continue
             configs_now = {name: configs[number] for name, configs in students.items()}
             done = all(is_finished(root / n, c) for n, c in configs_now.items())
-            if done and stage is None and number < len(names) - 1:
+            if team.settle("done", done) and stage is None and number < len(names) - 1:
                 log.info("stage %s is done", current)
                 continue
-            for name, configs in students.items():
-                enter(root / name, configs_now[name], configs)
-            states = _Stage(root, configs_now, notes, interrupt).run(accept)
+            if team.is_main:
+                for name, configs in students.items():
+                    enter(root / name, configs_now[name], configs)
+            team.settle("entered")
+            source = sources[current]
+            states = _Stage(root, configs_now, source, notes, interrupt).run(accept)
     return states
 
 
-def _enter_root(root: Path, stack: contextlib.ExitStack) -> None:
-    """Make and lock the directory of the students' own ones."""
+def _occupy(root: Path, students: Collection[str], stack, *, index: int) -> None:
+    """Make and lock the directory and those of the students, for a process of the run."""
     names = [path.name for path in root.iterdir()] if root.exists() else []
     foreign = [name for name in names if not name.startswith(lock.FILE)]
-    if foreign and family.FILE not in names and not jax.process_index():
+    if foreign and family.FILE not in names and index == 0:
         raise ConfigError(
             f"{root} is not empty and holds no {family.FILE}, so it is none of `dinojax distill`; "
             "use another --run."
         )
     root.mkdir(parents=True, exist_ok=True)
-    index = jax.process_index() if jax.distributed.is_initialized() else 0
     stack.enter_context(lock.held(root, process=index))
+    for name in students:
+        stack.enter_context(occupy(root / name, index=index))
 
 
 class _Stage:
     """One stage of all students, from one placement to the next until it is done."""
 
-    def __init__(self, root: Path, configs: dict[str, Config], notes: Notes, interrupt: Interrupt):
+    def __init__(
+        self, root, configs: dict[str, Config], source, notes: Notes, interrupt: Interrupt
+    ):
         self._root, self._configs, self._notes = root, configs, notes
         self._interrupt = interrupt
         self._first = next(iter(configs.values()))
         self._num_steps = self._first.num_steps
         teachers = [open_teacher(config) for config in configs.values()]  # refuses what differs
         self._teacher = teachers[0]
-        self._source = open_train_source(self._first)
+        self._source = source
 
     def run(self, accept: Collection[str]) -> dict[str, State]:
         """The states after the last step. Raises StudentFailed, Interrupted."""
@@ -172,6 +190,8 @@ class _Stage:
                 with self._interrupt.ending(lambda name: _unsaved(pupils, name)):
                     for pupil in pupils:
                         pupil.compile()
+                    limit = 60.0 * pupils[0].run.hang["minutes"]
+                    hosts.current().settle("compiled", seconds=limit)
                 for pupil in pupils:
                     pupil.evaluate()
                 while number < end:
@@ -215,7 +235,7 @@ class _Stage:
             self._root,
             max_share=self._first.data.max_bad_share,
             parts=parts_of(self._source),
-            host=jax.process_index(),
+            host=hosts.current().index,
         )
         options = {**pupil.run.loader_options, "quarantine": quarantine}
         return Loader(self._source, **options, start=start)

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from dinojax import finish, mesh, start
+from dinojax import boundaries, finish, hosts, mesh, start
 from dinojax.autopsy import Autopsy
 from dinojax.eval.mosaic import NAME as MOSAIC
 from dinojax.objective import Taught
@@ -20,8 +20,6 @@ from dinojax.upkeep import Clock, Saves, stoppable
 from dinojax.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
-
-EVALUATED = ("knn/", "dense/")  # columns of the last thing that an evaluation writes
 
 
 class StudentFailed(RuntimeError):
@@ -41,7 +39,9 @@ class Pupil:
         self.name, self.run, self._school = name, run, school
         self.layout = run.program.layout
         self._embed = stoppable(run.program.embed(), interrupt)
-        begin, meta = run.checkpoints.latest(), dict[str, Any](seconds=0.0)
+        team = hosts.current()
+        begin = team.settle("checkpoint", run.checkpoints.latest())
+        meta = dict[str, Any](seconds=0.0)
         with self._at_work():
             if begin is None:
                 self.state = start.first_state(run.program, run.config, run.directory)
@@ -57,9 +57,9 @@ class Pupil:
         self._autopsy = Autopsy(run.directory, seed=seed, steps_before=before)
         self._saves = Saves(run, Clock(meta["seconds"]), watchdog)
         self._watchdog = watchdog
-        rows = self._metrics.rows()
-        run.watch.begin(rows)
-        self._done = {r["step"] for r in rows if any(n.startswith(EVALUATED) for n in r)}
+        rows = run.watch.of_interest(self._metrics.rows())
+        run.watch.begin(team.settle("rows so far", rows))
+        self._done = boundaries.evaluated(self._metrics)
         self._pending: list[tuple] = []  # (number, scalars, now) of steps that were dispatched
         self._waited, self._since = 0.0, time.monotonic()  # for data, since the last row
         self._written: tuple[int, float] | None = None  # step and time of the last row

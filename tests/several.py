@@ -75,10 +75,13 @@ def wait(started: Sequence[subprocess.Popen], seconds: float = SECONDS) -> list[
 
 
 def train(run: Path, settings: Sequence[str], *, count: int, devices: int, **more) -> list[Ended]:
-    """A run of `count` processes to its end. more: of the environment; extra: further flags."""
-    extra = more.pop("extra", [])
+    """A run of `count` processes to its end.
+
+    more: of the environment; extra: further flags; begin: the command and its config.
+    """
+    extra, begin = more.pop("extra", []), more.pop("begin", ("train", "--config", "tiny"))
     sets = [word for setting in settings for word in ("--set", setting)]
-    args = ["train", "--config", "tiny", "--run", str(run), *sets, *extra]
+    args = [*begin, "--run", str(run), *sets, *extra]
     flags = places(count, free_port()) if count > 1 else [[]]
     order = {"ORDER": str(run) + ".order", **more}
     return wait(

@@ -8,18 +8,19 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from dinojax import chooser, cli, distill, family, mesh, program, shares, train
+from dinojax import chooser, cli, convert, distill, family, mesh, program, shares, train
 from dinojax import config as configs
 from dinojax.checkpoint import COMMITTED
 from dinojax.config import ConfigError
 from dinojax.data import tiles
+from dinojax.interrupt import LOST
 from dinojax.metrics import read_metrics
 from dinojax.models.vit import Vit
 from dinojax.plan.count import count_flops
 from dinojax.pupil import Pupil, StudentFailed
 from dinojax.teacher import open_teacher
 from dinojax.teaching import School
-from tests import small
+from tests import several, small
 from tests.test_recipes import FAMILIES, READ_BY_THE_RUN
 
 RECIPE = """
@@ -403,3 +404,23 @@ def test_placements_are_measured_and_the_faster_one_stays(recipe, tmp_path, monk
     assert [r["step"] for r in read_metrics(tmp_path / "run/one/metrics.jsonl")] == list(
         range(1, 7)
     )
+
+
+@pytest.mark.slow
+def test_two_processes_teach_like_one_even_if_one_of_them_is_killed(recipe, tmp_path):
+    settings = [*TINY, "num_steps=3", "data.source=tiles"]
+    begin = ("distill", "--config", str(recipe))
+    (done,) = several.train(tmp_path / "whole", settings, count=1, devices=8, begin=begin)
+    assert done.code == 0, done.told
+    run = tmp_path / "run"
+    killed = several.train(run, settings, count=2, devices=4, begin=begin, ACT="1 3 SIGKILL")
+    assert [ended.code for ended in killed] == [LOST, -9], "\n".join(e.told for e in killed)
+    steps = [int(p.parent.name) for p in run.glob(f"one/*/*/*/{COMMITTED}")]
+    assert steps and max(steps) < 3
+    both = several.train(run, settings, count=2, devices=4, begin=begin)
+    assert [ended.code for ended in both] == [0, 0], "\n".join(e.told for e in both)
+    for name in ("one", "two"):
+        assert [row["step"] for row in read_metrics(run / name / "metrics.jsonl")] == [1, 2, 3]
+        same_rows(run, tmp_path / "whole", name)
+        ours, theirs = (convert.load(root / name).params for root in (run, tmp_path / "whole"))
+        small.assert_close(ours, theirs, COMPOSED)
