@@ -111,7 +111,13 @@ class Team:
 
     def all_ending(self, here: bool) -> bool:
         """Whether all are where nothing can be saved. Once per run; from a thread of its own."""
-        return self.line is None or self.line.settle("ending", here, all, seconds=HURRY)
+        if self.line is None:
+            return True
+        try:
+            return self.line.settle("ending", here, all, seconds=HURRY)
+        except HostError as error:  # one is through already, or hangs
+            log.warning("%s", error)
+            return False
 
     def report_stall(self, why: str) -> None:
         """No step finishes: all processes dump their stacks and end with LOST."""

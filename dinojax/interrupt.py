@@ -86,6 +86,8 @@ class Interrupt:
         self._lock = threading.Lock()  # of the last words and the vote on them
         self._vote: threading.Event | None = None  # set once it was refused to end here
         self._reached = False  # the turn at which the team stops
+        self._timers: list[threading.Timer] = []
+        self._closed = False
         self._undo = contextlib.ExitStack()
         self.due: set[str] = set()  # what else the team was asked to do at this turn
 
@@ -107,7 +109,9 @@ class Interrupt:
         return self
 
     def __exit__(self, *_) -> None:
-        self._installed = False
+        self._installed, self._closed = False, True
+        for timer in self._timers:
+            timer.cancel()
         self._undo.close()
 
     def ask(self, why: str) -> None:
@@ -191,8 +195,11 @@ class Interrupt:
                 os._exit(NOT_SAVED)  # asked twice: whoever asks has no time left
 
     def _after(self, seconds: float, action: Callable[[str], None], why: str) -> None:
+        if self._closed:
+            return
         timer = threading.Timer(seconds, action, (why,))
         timer.daemon = True
+        self._timers.append(timer)
         timer.start()
 
     def _end(self, why: str) -> None:

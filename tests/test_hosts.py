@@ -194,6 +194,7 @@ def stops(teams, monkeypatch):
 
     monkeypatch.setattr(Team, "end", end)
     monkeypatch.setattr("dinojax.interrupt.HURRY", 1.0)
+    monkeypatch.setattr("dinojax.hosts.HURRY", 1.0)
 
     def run(process):
         def one(team):
