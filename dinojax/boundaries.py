@@ -36,7 +36,7 @@ class Report:
         self.autopsy, self.watchdog, self.compiles = autopsy, watchdog, compiles
         self._progress = Progress(run.num_steps, batch_size=run.loader_options["batch_size"])
         self._pending: tuple | None = None
-        self._written: tuple[int, float] | None = None  # step and time of the last row
+        self._speed = Speed(run.loader_options["batch_size"])
 
     def begin(self) -> None:
         """Tell what watches the stage how it went so far; raises Alarm if that is too bad."""
@@ -71,12 +71,20 @@ class Report:
             self._run.watch.look(number, scalars)
         self.autopsy.check(number, scalars, now)
 
-    def _speed(self, number: int) -> dict[str, float]:
-        """Images per second since the last row, whatever else happened in between."""
+
+class Speed:
+    """Images per second since the last row, whatever else happened in between."""
+
+    def __init__(self, batch_size: int):
+        self._batch_size = batch_size
+        self._written: tuple[int, float] | None = None  # step and time of the last row
+
+    def __call__(self, number: int) -> dict[str, float]:
+        """A column of the row of a step; none before the second row."""
         before, self._written = self._written, (number, time.monotonic())
         if before is None:
             return {}
-        images = (number - before[0]) * self._run.loader_options["batch_size"]
+        images = (number - before[0]) * self._batch_size
         return {"images_per_second": images / (self._written[1] - before[1])}
 
 
@@ -89,17 +97,23 @@ def evaluated(metrics: MetricsLog) -> set[int]:
 
 def evaluate(run: Run, embed, state: State, number: int, *, report: Report, done: set[int]):
     """Probe and k-NN of the ema at step 0, every `knn.every` steps and at the end."""
-    every = run.every.knn
-    is_last = number == run.num_steps or run.watch.ended
-    if every is None or number in done or (number % every and not is_last):
+    if not is_due(run, number, done):
         return
     report.flush()  # rows in the same order whether or not a signal ends the evaluation
     report.compiles.elsewhere()
     with report.watchdog.phase("evaluating"):
-        _evaluate(run, embed, state, number, metrics=report.metrics)
+        look(run, embed, state, number, metrics=report.metrics)
 
 
-def _evaluate(run: Run, embed, state: State, number: int, *, metrics: MetricsLog) -> None:
+def is_due(run: Run, number: int, done: set[int]) -> bool:
+    """Whether a step is one to evaluate after. done: those that have been."""
+    every = run.every.knn
+    is_last = number == run.num_steps or run.watch.ended
+    return every is not None and number not in done and (number % every == 0 or is_last)
+
+
+def look(run: Run, embed, state: State, number: int, *, metrics: MetricsLog, who: str = "") -> None:
+    """Evaluate, write it down and say it; who: in front of what is said."""
     params, seen, found = state.ema["backbone"], None, {}
     if run.probe is not None:
         seen = run.probe.look(embed, params, number + run.steps_before)
@@ -113,7 +127,7 @@ def _evaluate(run: Run, embed, state: State, number: int, *, metrics: MetricsLog
     if found:
         metrics.write(number, found)
     if run.knn is not None:
-        log.info("step %d: k-NN %.1f %%", number, found[f"knn/{run.knn.features}"])
+        log.info("%sstep %d: k-NN %.1f %%", who, number, found[f"knn/{run.knn.features}"])
     if run.mosaics is not None:
-        log.info("step %d: dense (mosaics) %.1f %%", number, found[MOSAIC])
+        log.info("%sstep %d: dense (mosaics) %.1f %%", who, number, found[MOSAIC])
     run.watch.evaluated(number, found)

@@ -10,7 +10,6 @@ import jax
 
 from dinojax import boundaries, finish, hosts, mesh, start
 from dinojax.autopsy import Autopsy
-from dinojax.eval.mosaic import NAME as MOSAIC
 from dinojax.objective import Taught
 from dinojax.passing import view_on
 from dinojax.run import Run, check_data, check_teacher, open_metrics
@@ -62,7 +61,7 @@ class Pupil:
         self._done = boundaries.evaluated(self._metrics)
         self._pending: list[tuple] = []  # (number, scalars, now) of steps that were dispatched
         self._waited, self._since = 0.0, time.monotonic()  # for data, since the last row
-        self._written: tuple[int, float] | None = None  # step and time of the last row
+        self._speed = boundaries.Speed(run.loader_options["batch_size"])
         self._steps: list[Callable] = []
 
     @contextlib.contextmanager
@@ -134,37 +133,18 @@ class Pupil:
             )
         self._autopsy.check(number, scalars, now)
 
-    def _speed(self, number: int) -> dict[str, float]:
-        before, self._written = self._written, (number, time.monotonic())
-        if before is None:
-            return {}
-        images = (number - before[0]) * self.run.loader_options["batch_size"]
-        return {"images_per_second": images / (self._written[1] - before[1])}
-
     def evaluate(self) -> None:
         """Probe and k-NN of the ema at step 0, every `knn.every` steps and at the end."""
-        run, number = self.run, self.number
-        every = run.every.knn
-        if every is None or number in self._done or (number % every and number != run.num_steps):
+        if not boundaries.is_due(self.run, self.number, self._done):
             return
         self.flush()
-        params, seen, found = self.state.ema["backbone"], None, {}
+        self._done.add(self.number)
         with self._at_work(), self._watchdog.phase("evaluating"):
-            if run.probe is not None:
-                seen = run.probe.look(self._embed, params, number + run.steps_before)
-            if run.knn is not None:
-                accuracy = run.knn.accuracy(self._embed, params)
-                found = {f"knn/{name}": value for name, value in accuracy.items()}
-            if run.mosaics is not None:
-                found[MOSAIC] = run.mosaics.accuracy(self._embed, params)
-        if seen:  # written when all are there: an evaluation is repeated as a whole
-            self._metrics.write(number, seen)
-        if found:
-            self._metrics.write(number, found)
-            told = ", ".join(f"{name} {value:.1f}" for name, value in found.items())
-            log.info("%s: step %d, %s", self.name, number, told)
-        self._done.add(number)
-        run.watch.evaluated(number, found)
+            boundaries.look(
+                *(self.run, self._embed, self.state, self.number),
+                metrics=self._metrics,
+                who=f"{self.name}: ",
+            )
 
     def save(self, position: int) -> None:
         with self._at_work():
