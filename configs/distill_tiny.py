@@ -3,8 +3,11 @@
 Run:   dinojax train --config configs/tiny.py --run runs/tiny
        dinojax distill --config configs/distill_tiny.py --run runs/family \
            --set distill.teacher=runs/tiny
-Cost:  not measured
-Score: not measured
+Cost:  6.4 minutes of processor time on two cores, for both students (2026-11-21)
+Score: k-NN of held-out tiles 30.5 % (narrow) and 30.5 % (shallow), random weights 17.8 and 17.1 %,
+       the teacher 32.9 %: the margin is 10 points over random weights. It is no gain over learning
+       alone: `tiny` of the same width or depth and 600 steps has 29.6 and 31.5 % (one seed,
+       standard error 1.5 points); a teacher of this size knows hardly more than its students
 """
 
 from configs import base, tiny
