@@ -13,6 +13,7 @@ import numpy as np
 
 from dinojax import config as configs
 from dinojax import mesh, program, train
+from dinojax.checkpoint import Checkpoints
 from dinojax.config import Config
 from dinojax.models.heads import Head, HeadSpec
 from dinojax.models.vit import Vit, VitSpec
@@ -200,6 +201,19 @@ def images(program: Program) -> dict[str, jax.Array]:
         "sizes": rng.integers(side // 2, side + 1, (num, 2)).astype(np.int32),
     }
     return mesh.global_batch(program.layout, batch)
+
+
+def saved_run(directory, *overrides: str):
+    """Make the directory of a run that has saved step 3; returns its state."""
+    chosen = config(*overrides, "mesh.devices=1")
+    built = program.build(chosen, mesh.from_section(chosen.mesh))
+    with mesh.use(built.layout):
+        state = numbers(built)
+    checkpoints = Checkpoints(directory / "checkpoints/pretrain", keep_last=1, keep_every=None)
+    checkpoints.save(state, step=3, meta={"config": chosen.to_dict()})
+    checkpoints.close()
+    configs.save(chosen, directory / "config.json")
+    return state
 
 
 def assert_close(got, want, tolerance: float = 1e-5):

@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinojax import config as configs
-from dinojax import convert, keys, measure, mesh, program, start
+from dinojax import convert, keys, measure, start
 from dinojax import train as training
 from dinojax.augment.views import Views, reduced
-from dinojax.checkpoint import Checkpoints
 from dinojax.config import ConfigError
 from dinojax.data import tiles
 from dinojax.losses.ibot import masked_patches
@@ -197,14 +195,7 @@ def test_of_a_sharded_convnext_only_weights_travel_whole(places):
 def teacher(tmp_path_factory):
     """The directory of a run of a ViT with patches of 16 pixels."""
     directory = tmp_path_factory.mktemp("teacher") / "run"
-    config = small.config("model.patch_size=16", "dino_head.hidden=40", "mesh.devices=1")
-    built = program.build(config, mesh.from_section(config.mesh))
-    with mesh.use(built.layout):
-        state = small.numbers(built)
-    checkpoints = Checkpoints(directory / "checkpoints/pretrain", keep_last=1, keep_every=None)
-    checkpoints.save(state, step=3, meta={"config": config.to_dict()})
-    checkpoints.close()
-    configs.save(config, directory / "config.json")
+    small.saved_run(directory, "model.patch_size=16", "dino_head.hidden=40")
     return directory
 
 

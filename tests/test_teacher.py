@@ -4,10 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from dinojax import config as configs
 from dinojax import convert, mesh, program
 from dinojax import run as runs
-from dinojax.checkpoint import Checkpoints
 from dinojax.config import ConfigError
 from dinojax.runs import loss_ranges
 from dinojax.teacher import open_teacher
@@ -31,14 +29,7 @@ def quick(quick_compiles):
 def taught(tmp_path_factory):
     """A run whose heads are unlike those of the student: (directory, ema)."""
     directory = tmp_path_factory.mktemp("teacher") / "run"
-    config = small.config("model.width=24", "dino_head.hidden=40", "mesh.devices=1")
-    built = program.build(config, mesh.from_section(config.mesh))
-    with mesh.use(built.layout):
-        state = small.numbers(built)
-    checkpoints = Checkpoints(directory / "checkpoints/pretrain", keep_last=1, keep_every=None)
-    checkpoints.save(state, step=3, meta={"config": config.to_dict()})
-    checkpoints.close()
-    configs.save(config, directory / "config.json")
+    state = small.saved_run(directory, "model.width=24", "dino_head.hidden=40")
     return directory, jax.tree.map(np.asarray, state.ema)
 
 

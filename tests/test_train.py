@@ -220,8 +220,8 @@ def test_a_refused_attempt_does_not_occupy_its_run_directory(tmp_path, capsys):
 @pytest.mark.slow
 def test_a_short_quickstart_learns(tmp_path):
     """In a process of its own, with all of XLA's optimizations and as many devices as there are."""
-    overrides = ["num_steps=200", "checkpoint.every=200", "log.pictures=False", "log.every=25"]
-    overrides += ["schedules.teacher_temperature.warmup=60", "knn.every=200"]
+    overrides = ["num_steps=300", "checkpoint.every=300", "log.pictures=False", "log.every=25"]
+    overrides += ["schedules.teacher_temperature.warmup=100", "knn.every=300"]
     args = ["train", "--config", "tiny", "--run", str(tmp_path)]
     args += [word for setting in overrides for word in ("--set", setting)]
     env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC")}
@@ -232,7 +232,7 @@ def test_a_short_quickstart_learns(tmp_path):
     steps = [row for row in rows if "total" in row]
     found = json.loads((tmp_path / "quickstart.json").read_text())
     chance = 0.5 * np.log(512)
-    assert steps[-1]["ibot"] < chance - 0.1
+    assert steps[-1]["ibot"] < chance - 0.12
     assert found["ema"] > found["random"] + 5 and found["ema"] > found["raw"] + 5
     knn = [row["knn/both"] for row in rows if "knn/both" in row]
     assert knn[-1] > knn[0] + 5
