@@ -46,12 +46,15 @@ class Placement:
     shares: Shares | None  # when apart
     images: NamedSharding  # where the teacher's devices put what leads with images
     is_spread: bool  # whether that is spread over each student's devices already
+    copied: int = 0  # bytes of boxes that every device gets in a step, where it is not
 
     def told(self) -> str:
         """In one line."""
         if self.shares is None:
             return f"in turn, each on all {self.teacher.mesh.size} devices"
-        return "apart: " + "; ".join(self.shares.told())
+        boxes = "every device gets all boxes of a step"
+        copied = [f"{boxes}, {self.copied / 2**20:,.4g} MiB"] if self.copied else []
+        return "apart: " + "; ".join([*self.shares.told(), *copied])
 
 
 def check(students: Mapping[str, Config]) -> None:
@@ -149,7 +152,14 @@ def placed(students: Mapping[str, Config], kind: str, cost: Mapping[str, float])
         layouts[name] = mesh.from_section(students[name].mesh, own)
         begin += number
     images, is_spread = _outputs(whole, list(found.devices.values()))
-    return Placement(APART, whole, layouts, found, images, is_spread)
+    copied = 0 if is_spread else _bytes_of_boxes(first)
+    return Placement(APART, whole, layouts, found, images, is_spread, copied)
+
+
+def _bytes_of_boxes(config: Config) -> int:
+    """Of a step with the largest boxes that the stage has."""
+    side = max((config.data.box_size, *config.crops.more_box))
+    return config.batch_size * side**2 * config.image.channels
 
 
 def _outputs(whole: Layout, sizes: list[int]) -> tuple[NamedSharding, bool]:

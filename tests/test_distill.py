@@ -198,6 +198,18 @@ def test_shares_let_all_students_finish_together():
         shares.computed({"a": 1.0, "b": 1.0}, dict.fromkeys("ab", [1]), total=1)
 
 
+def test_the_boxes_that_unequal_shares_copy_to_every_device_are_told(recipe):
+    told = []
+    for one, two in ((2, 6), (4, 4)):
+        found = load(
+            recipe, "data.box_size=1024", f"one:distill.share={one}", f"two:distill.share={two}"
+        )
+        students = {name: config for name, (config,) in found.items()}
+        told.append(family.placed(students, family.APART, dict.fromkeys(students, 1.0)).told())
+    assert "every device gets all boxes of a step, 48 MiB" in told[0]
+    assert "boxes" not in told[1]
+
+
 @pytest.mark.slow
 def test_the_step_of_a_student_holds_no_forward_pass_of_the_teacher(recipe):
     """A teacher of other depth changes the FLOPs of the forward pass alone."""

@@ -52,7 +52,8 @@ def test_the_formula_is_within_a_hundredth_of_the_walk(recipe, stage, overrides)
     "own",
     [
         ("model.width=768", "model.depth=3"),
-        ("model.name=vits", "model.patch_size=16", "crops.patch_size=32", "model.width=None"),
+        ("model.name=vits", "model.patch_size=16", "crops.patch_size=32")
+        + ("model.width=None", "model.depth=None"),
     ],
     ids=["convnext", "vit beside it"],
 )
