@@ -84,8 +84,7 @@ def moved(what: dict, config, teacher: Teacher) -> None:
     value = sum(x.size * x.dtype.itemsize for x in sent)
     spec, size = teacher.networks.backbone.spec, taught.dino_BGZ.dtype.itemsize
     crops = 2 * config.batch_size
-    reduction = config.model.patch_size // spec.patch_size
-    patches = (config.crops.global_size // reduction // spec.patch_size) ** 2
+    patches = teaching.forward.view_spec.masks.side**2
     whole = crops * (1 + patches) * spec.width * size
     heads = teacher.networks.dino_head.spec, teacher.networks.ibot_head.spec
     rows = crops, taught.ibot_UMZ.size // taught.ibot_UMZ.shape[-1]

@@ -106,6 +106,9 @@ def get_config() -> ConfigDict:
     c.crops.aspect = (3 / 4, 4 / 3)  # width over height, drawn log-uniformly; [R]
     c.crops.gram_size = None  # pixels of the crops the gram network sees, None = no such crops; [R]
     c.crops.gram_distortions = False  # gram crops share colour and blur of the global crop; [R] 7B
+    # Of distillation: pixels of a patch in crops of these sizes. None = model.patch_size; a network
+    # with smaller patches sees the crops reduced by the ratio (dinojax/DISTILL.md).
+    c.crops.patch_size = None  # for students of one teacher with patches of several sizes; [ours]
     # Steps of several sizes: each step draws one; the sizes above keep what these rates leave of 1.
     c.crops.more_rates = ()  # probabilities of further sizes, () = none; [R] high resolution
     c.crops.more_global = ()  # pixels, one per rate; [R]
@@ -283,7 +286,7 @@ def get_config() -> ConfigDict:
 
 def shrink(c: ConfigDict) -> ConfigDict:
     """Any recipe, in any of its stages, as two steps of a narrow, shallow network: its `smoke`."""
-    patch = c.model.patch_size
+    patch = c.crops.patch_size or c.model.patch_size
     num_sizes = min(len(c.crops.more_rates), 1)
     c.update(num_steps=2, batch_size=4, group_size=2)
     c.data.update(num_workers=0, box_size=4 * patch)

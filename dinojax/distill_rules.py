@@ -14,7 +14,14 @@ def rules(values: Values) -> Iterator[str]:
                 "patches of the student's input, and a ConvNeXt has no tokens to hide; distil it "
                 "(distill.enabled=True), or choose a ViT."
             )
+        if values["crops.patch_size"] is not None:
+            yield (
+                f"crops.patch_size={values['crops.patch_size']} lets students of one teacher see "
+                "the same crops in sizes of their own, but distill.enabled is False; set the first "
+                "to None."
+            )
         return
+    yield from _grid(values)
     if values["gram.enabled"]:
         yield (
             "distill.enabled=True and gram.enabled=True: a student has no earlier ema to hold on "
@@ -36,6 +43,20 @@ def rules(values: Values) -> Iterator[str]:
             f"losses.centering={values['losses.centering']!r} assigns prototypes, but "
             "distill.targets='features' has none; leave it at 'sinkhorn', or use 'heads'."
         )
+
+
+def _grid(values: Values) -> Iterator[str]:
+    """Every network has the crops' grid of patches: it sees them as cut, or whole times smaller."""
+    cut, own = values["crops.patch_size"], values["model.patch_size"]
+    if cut is None or cut % own == 0:
+        return
+    divisors = ", ".join(str(n) for n in range(1, cut + 1) if cut % n == 0)
+    yield (
+        f"crops.patch_size={cut} is not a multiple of model.patch_size={own}, and the student's "
+        f"crops are those reduced by a whole number; use crops.patch_size="
+        f"{' or '.join(str(n * own) for n in (cut // own, cut // own + 1) if n)}, or a "
+        f"model.patch_size of {divisors}."
+    )
 
 
 def in_vain(values: Values) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ FILE = "family.json"  # of the directory that holds those of the students
 # same images, and the teacher sees them once.
 SHARED = (
     *("seed", "stage", "num_steps", "batch_size", "group_size", "start.steps_before"),
-    *("data.", "image.", "crops.", "augment.", "masks.", "model.patch_size", "mesh.devices"),
+    *("data.", "image.", "crops.", "augment.", "masks.", "mesh.devices"),
     *("precision.matmul", "distill.enabled", "distill.teacher", "distill.targets"),
     *("distill.compute", "distill.strategy", "distill.place"),
 )
@@ -45,31 +46,39 @@ class Placement:
     shares: Shares | None  # when apart
     images: NamedSharding  # where the teacher's devices put what leads with images
     is_spread: bool  # whether that is spread over each student's devices already
+    copied: int = 0  # bytes of boxes that every device gets in a step, where it is not
 
     def told(self) -> str:
         """In one line."""
         if self.shares is None:
             return f"in turn, each on all {self.teacher.mesh.size} devices"
-        return "apart: " + "; ".join(self.shares.told())
+        boxes = "every device gets all boxes of a step"
+        copied = [f"{boxes}, {self.copied / 2**20:,.4g} MiB"] if self.copied else []
+        return "apart: " + "; ".join([*self.shares.told(), *copied])
 
 
 def check(students: Mapping[str, Config]) -> None:
     """Raise ConfigError where students of one teacher differ in what they must share."""
     first, *others = students
     values = {name: config.values() for name, config in students.items()}
-    # The teacher computes in a student's precision where it has none of its own.
-    own = () if values[first]["distill.compute"] else ("precision.compute",)
-    lines = [
-        f"{key}: {values[first][key]!r} for {first}, {values[name][key]!r} for {name}"
+    also = _also_shared(values)
+    differing = [
+        (key, name)
         for name in others
         for key in values[first]
-        if key.startswith((*SHARED, *own)) and values[name][key] != values[first][key]
+        if key.startswith((*SHARED, *also)) and values[name][key] != values[first][key]
     ]
-    if lines:
+    if differing:
+        lines = [
+            f"{key}: {values[first][key]!r} for {first}, {values[name][key]!r} for {name}"
+            for key, name in differing
+        ]
+        hints = [how for key, how in also.items() if key in dict(differing)]
         raise ConfigError(
             "\n  ".join(["Students of one teacher must share these keys:", *lines])
             + "\nSet them in get_config or STAGES of the recipe, not in STUDENTS"
-            + ("; distill.compute frees precision.compute." if own else ".")
+            + "; ".join(["", *hints])
+            + "."
         )
     if not values[first]["distill.enabled"]:
         raise ConfigError("`dinojax distill` needs distill.enabled=True in the recipe.")
@@ -83,6 +92,18 @@ def check(students: Mapping[str, Config]) -> None:
         for key in values[first]:
             if key.startswith(SHARED) and (name != first or key.startswith("distill.")):
                 functools.reduce(getattr, key.split("."), config)
+
+
+def _also_shared(values: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Keys that are shared for want of another one, and how to set that."""
+    one, found = next(iter(values.values())), {}
+    if one["distill.compute"] is None:  # the teacher computes as its student does
+        found["precision.compute"] = "distill.compute frees precision.compute"
+    if one["crops.patch_size"] is None:  # the crops are of the student's patches
+        patch = math.lcm(*(own["model.patch_size"] for own in values.values()))
+        how = f"crops.patch_size={patch}, with sizes of crops that it divides,"
+        found["model.patch_size"] = f"{how} frees model.patch_size"
+    return found
 
 
 def costs(students: Mapping[str, Config], teacher: Teacher) -> dict[str, float]:
@@ -131,7 +152,14 @@ def placed(students: Mapping[str, Config], kind: str, cost: Mapping[str, float])
         layouts[name] = mesh.from_section(students[name].mesh, own)
         begin += number
     images, is_spread = _outputs(whole, list(found.devices.values()))
-    return Placement(APART, whole, layouts, found, images, is_spread)
+    copied = 0 if is_spread else _bytes_of_boxes(first)
+    return Placement(APART, whole, layouts, found, images, is_spread, copied)
+
+
+def _bytes_of_boxes(config: Config) -> int:
+    """Of a step with the largest boxes that the stage has."""
+    side = max((config.data.box_size, *config.crops.more_box))
+    return config.batch_size * side**2 * config.image.channels
 
 
 def _outputs(whole: Layout, sizes: list[int]) -> tuple[NamedSharding, bool]:

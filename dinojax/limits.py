@@ -35,7 +35,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "image.mean": (0, 1),
     "image.std": (SMALL, FLOAT),
     **{f"crops.{name}": (1, PIXELS) for name in ("global_size", "local_size", "gram_size")},
-    "crops.num_local": (1, 1024),
+    **{f"crops.{name}": (1, 1024) for name in ("num_local", "patch_size")},
     **{f"crops.{name}": (SMALL, 1) for name in ("global_area", "local_area")},
     "crops.aspect": (1e-3, 1e3),
     **{f"augment.{name}_rate": (0, 1) for name in ("flip", "jitter", "grayscale", "solarize")},

@@ -5,6 +5,7 @@ import logging
 
 import jax.numpy as jnp
 
+from dinojax.augment.spec import patch_of_crops
 from dinojax.config import Config
 from dinojax.models import attention, zoo
 from dinojax.models.convnext import ConvNext
@@ -33,8 +34,7 @@ def build_objective(
         frozen = teacher.networks
         theirs = frozen.backbone.spec
         assert isinstance(theirs, VitSpec)
-        reduction = config.model.patch_size // theirs.patch_size
-        crops = ((config.crops.global_size // reduction, 2),)
+        crops = ((config.crops.global_size, 2),)
         seen = _with_attention(theirs, config, images_per_step, crops)
         frozen = dataclasses.replace(frozen, backbone=Vit(seen))
 
@@ -79,11 +79,12 @@ def _projector(section, inputs: int, outputs: int, dtype) -> Head:
 def _with_attention(spec: VitSpec, config: Config, images: int, crops) -> VitSpec:
     """The attention that works on the shapes this run has, with the reasons in the log.
 
-    crops: (size, count) of each kind.
+    crops: (size, count) of each kind, as they are cut.
     """
     heads, shapes = (spec.num_heads, spec.head_width), []
+    reduction = patch_of_crops(config.crops, config.model.patch_size) // spec.patch_size
     for size, count in crops:
-        rows, columns = spec.grid(size, size)
+        rows, columns = spec.grid(size // reduction, size // reduction)
         kept = num_kept(count * config.group_size, spec.drop_path) * images // config.group_size
         shapes.append((kept, 1 + spec.num_registers + rows * columns, *heads))
     choice = attention.choose(config.model.attention, shapes=shapes, dtype=spec.dtype)

@@ -46,7 +46,7 @@ CHOICES: dict[str, tuple] = {
 
 # Every key that may be None, and its type otherwise.
 OPTIONAL: dict[str, type] = {
-    "crops.gram_size": int,
+    **{f"crops.{name}": int for name in ("gram_size", "patch_size")},
     **{f"gram.{name}": int for name in ("refresh_every", "max_refreshes")},
     **{f"model.{name}": int for name in ("width", "depth", "num_heads")},
     "model.ffn": str,
@@ -89,10 +89,9 @@ def violations(values: Values) -> list[str]:
     """Every rule that the config breaks, one sentence each, ending with a move."""
     # A value out of its range or list would make the rules between keys talk nonsense.
     single = [*_choices(values), *_limits(values), *_stage(values)]
-    own = (_batch, _sizes, _rope, _steps, _pairs, _mixture, _adapter)
+    own = (_batch, _sizes, _more_sizes, _rope, _steps, _pairs, _mixture, _adapter)
     staged = (stage_rules.start_rules, stage_rules.freeze_rules, stage_rules.end_rules)
-    sized = (stage_rules.gram_rules, stage_rules.size_rules)
-    rules = (*own, distill_rules.rules, *staged, *sized)
+    rules = (*own, distill_rules.rules, *staged, stage_rules.gram_rules)
     return single or [message for rule in rules for message in rule(values)]
 
 
@@ -154,14 +153,13 @@ def _batch(values: Values) -> Iterator[str]:
 
 
 def _sizes(values: Values) -> Iterator[str]:
-    patch = values["model.patch_size"]
-    for name in ("crops.global_size", "crops.local_size", "crops.gram_size", "knn.crop_size"):
+    names = ("crops.global_size", "crops.local_size", "crops.gram_size")
+    patches = dict.fromkeys(names, stages.patch_of_crops(values))
+    patches["knn.crop_size"] = "model.patch_size", values["model.patch_size"]
+    for name, (key, patch) in patches.items():
         size = values[name]
         if size is not None and size % patch:
-            yield (
-                f"{name}={size} is not a multiple of model.patch_size={patch}; "
-                f"use {_around(size, patch)}."
-            )
+            yield f"{name}={size} is not a multiple of {key}={patch}; use {_around(size, patch)}."
     crop, resize = values["knn.crop_size"], values["knn.resize_size"]
     if resize < crop:
         yield f"knn.resize_size={resize} is smaller than knn.crop_size={crop}; use {crop} or more."
@@ -174,6 +172,40 @@ def _sizes(values: Values) -> Iterator[str]:
             )
     if values["augment.blur_kernel"] % 2 == 0:
         yield f"augment.blur_kernel={values['augment.blur_kernel']} is even; use an odd number."
+
+
+def _more_sizes(values: Values) -> Iterator[str]:
+    """Rules of crops.more_*."""
+    more, (key, patch) = values["crops.more_rates"], stages.patch_of_crops(values)
+    lists = {name: values[f"crops.more_{name}"] for name in (*stages.SIZES, "box")}
+    for name, sizes in lists.items():
+        optional = name == "box" or (name == "gram" and values["crops.gram_size"] is None)
+        if len(sizes) != len(more) and (sizes or not optional):
+            yield (
+                f"crops.more_{name} has {len(sizes)} values and crops.more_rates {len(more)}; "
+                "give one size per rate."
+            )
+        elif name == "gram" and sizes and values["crops.gram_size"] is None:
+            yield "crops.more_gram is set but crops.gram_size is None; set both or neither."
+        if name == "box":
+            continue
+        for size in sizes:
+            if size % patch:
+                yield (
+                    f"crops.more_{name}={sizes}: {size} is not a multiple of {key}={patch}; "
+                    f"use {_around(size, patch)}."
+                )
+    for number, (gram, side) in enumerate(zip(lists["gram"], lists["global"], strict=False)):
+        if gram < side:
+            yield (
+                f"crops.more_gram[{number}]={gram} is below crops.more_global[{number}]={side}; "
+                "the anchor would see less than the student."
+            )
+    if sum(more) > 1.0 + 1e-9:
+        yield (
+            f"crops.more_rates={more} sum to {sum(more):.6g}; the sizes of crops.global_size keep "
+            "what is left of 1, so stay at or below 1."
+        )
 
 
 def _rope(values: Values) -> Iterator[str]:

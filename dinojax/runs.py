@@ -11,6 +11,7 @@ from dinojax.augment.masks import mask_counts
 from dinojax.data.quarantine import KNN_FILE
 from dinojax.metrics import read_metrics
 from dinojax.recipe import flat
+from dinojax.stages import patch_of_crops
 
 NUM_GLOBAL = 2  # global crops of an image
 
@@ -126,7 +127,7 @@ def loss_ranges(values: dict[str, Any]) -> dict[str, Range]:
     masked crops divided by all crops, hence the share.
     """
     group, batch = values["group_size"], values["batch_size"]
-    side = values["crops.global_size"] // values["model.patch_size"]
+    side = values["crops.global_size"] // patch_of_crops(values)[1]
     counts = mask_counts(
         group * NUM_GLOBAL, side**2, rate=values["masks.rate"], ratio=tuple(values["masks.ratio"])
     )

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dinojax.stages import EMA, NOTHING, PREVIOUS, SIZES, Anchor, Values, in_run, kept_steps
+from dinojax.stages import EMA, NOTHING, PREVIOUS, Anchor, Values, in_run, kept_steps
 
 # What must not change where weights are taken over from the stage before.
 BACKBONE_KEYS = tuple(
@@ -178,41 +178,6 @@ def _frozen_rules(values: Values, gram: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"gram.refresh_every={gram['refresh_every']}, gram.refresh_from={gram['refresh_from']}:"
             f" no refresh comes within num_steps={steps}; lower them, or set refresh_every=None."
-        )
-
-
-def size_rules(values: Values) -> Iterator[str]:
-    """Rules of crops.more_*."""
-    more, patch = values["crops.more_rates"], values["model.patch_size"]
-    lists = {name: values[f"crops.more_{name}"] for name in (*SIZES, "box")}
-    for name, sizes in lists.items():
-        optional = name == "box" or (name == "gram" and values["crops.gram_size"] is None)
-        if len(sizes) != len(more) and (sizes or not optional):
-            yield (
-                f"crops.more_{name} has {len(sizes)} values and crops.more_rates {len(more)}; "
-                "give one size per rate."
-            )
-        elif name == "gram" and sizes and values["crops.gram_size"] is None:
-            yield "crops.more_gram is set but crops.gram_size is None; set both or neither."
-        if name == "box":
-            continue
-        for size in sizes:
-            if size % patch:
-                around = f"{size // patch * patch} or {size // patch * patch + patch}"
-                yield (
-                    f"crops.more_{name}={sizes}: {size} is not a multiple of "
-                    f"model.patch_size={patch}; use {around}."
-                )
-    for number, (gram, side) in enumerate(zip(lists["gram"], lists["global"], strict=False)):
-        if gram < side:
-            yield (
-                f"crops.more_gram[{number}]={gram} is below crops.more_global[{number}]={side}; "
-                "the anchor would see less than the student."
-            )
-    if sum(more) > 1.0 + 1e-9:
-        yield (
-            f"crops.more_rates={more} sum to {sum(more):.6g}; the sizes of crops.global_size keep "
-            "what is left of 1, so stay at or below 1."
         )
 
 

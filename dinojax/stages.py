@@ -103,6 +103,12 @@ def sizes(crops: Any, box_size: int) -> list[dict[str, int | None]]:
     return [dict(zip(names, row, strict=True)) for row in rows]
 
 
+def patch_of_crops(values: Values) -> tuple[str, int]:
+    """Pixels that a patch has in the crops as they are cut, and the key that says so."""
+    key = "model.patch_size" if values["crops.patch_size"] is None else "crops.patch_size"
+    return key, values[key]
+
+
 def stage_seed(seed: int, steps_before: int) -> int:
     """The seed of a stage's draws and order of images: that of the run in its first stage.
 

@@ -208,8 +208,7 @@ def _faults(config: Config, spec: Any, heads: dict, normalized: Any) -> list[str
     """In words, what keeps a network from teaching this config's student."""
     if not isinstance(spec, VitSpec):
         return ["it is a ConvNeXt, which has no patches of its own; give a ViT."]
-    sizes = config.crops.global_size, config.model.patch_size, spec.patch_size
-    faults = teacher_problems(*sizes)
+    faults = teacher_problems(config.crops, config.model.patch_size, spec.patch_size)
     if (own := config.image.channels) != (theirs := spec.channels):
         faults.append(
             f"image.channels={own}, but the teacher has {theirs}; set image.channels={theirs}."

@@ -129,16 +129,18 @@ def _trains(values: Mapping[str, Any]) -> Iterator[str]:
 
 def _sizes(config: Config) -> Iterator[str]:
     found = stages.sizes(config.crops, config.data.box_size)
-    patch = config.model.patch_size
+    patch = config.crops.patch_size or config.model.patch_size
+    factor = patch // config.model.patch_size
     for share, keys in zip(stages.rates(config.crops.more_rates), found, strict=True):
         whole, local, gram, box = keys.values()
         assert whole is not None and local is not None
         tokens = NUM_GLOBAL * (whole // patch) ** 2 + config.crops.num_local * (local // patch) ** 2
         seen = "" if gram is None else f", gram {gram}"
+        reduced = f", seen as {whole // factor} and {local // factor} px" if factor > 1 else ""
         yield (
             f"  crops ({100 * share:.4g} % of the steps): {NUM_GLOBAL} global {whole}, "
-            f"{config.crops.num_local} local {local}{seen} px from boxes of {box} px; "
-            f"{tokens:,} patches an image"
+            f"{config.crops.num_local} local {local}{seen} px from boxes of {box} px"
+            f"{reduced}; {tokens:,} patches an image"
         )
     if len(found) > 1:
         yield f"  programs: {len(found)}, all compiled before the first step"

@@ -26,13 +26,22 @@ NUM = (SIDE // CELL) ** 2  # patches of a crop
 NOW = {"teacher_temperature": 0.07, "local_weight": 1.0}
 
 
-@pytest.fixture(scope="module")
-def at():
+# A student of one teacher with the ConvNeXt: it sees the same crops reduced.
+BESIDE = (
+    *("model.name=vits", "model.patch_size=16", "model.width=16", "model.num_heads=2"),
+    *("crops.patch_size=32", "optim.layer_decay=0.9"),
+)
+
+
+@pytest.fixture(scope="module", params=[(), BESIDE], ids=["convnext", "vit"])
+def at(request):
     """A student and its teacher whose blocks do nothing: a patch depends on its own pixels alone.
 
-    patches: (student, teacher, views) -> the patches [U, M, ...] of both at the masked places.
+    run: views -> the patches [U, M, ...] of both at the masked places; seen: the student's crops of
+    those that are cut.
     """
-    built = small.convnext("mesh.devices=1", "batch_size=4", "model.drop_path=0.0")
+    built = small.convnext("mesh.devices=1", "batch_size=4", "model.drop_path=0.0", *request.param)
+    reduction = built.step.view_spec.reduction
     objective = built.step.objective
     draws = [keys.group_keys(jax.random.key(0), name, B // V) for name in ("drop", "rope")]
 
@@ -45,7 +54,10 @@ def at():
     student = silent(small.numbers(built).student)
     teacher = silent(small.teacher_numbers(built))
     compiled = jax.jit(patches, compiler_options=small.FAST)
-    return SimpleNamespace(run=lambda views: compiled(student, teacher, views))
+    return SimpleNamespace(
+        run=lambda views: compiled(student, teacher, views),
+        seen=lambda crops: halved(crops) if reduction == 2 else crops,
+    )
 
 
 def silent(params: dict) -> dict:
@@ -57,18 +69,18 @@ def silent(params: dict) -> dict:
     return jax.tree_util.tree_map_with_path(scale, params)
 
 
-def views(global_BGHWC: np.ndarray, teacher=None) -> Views:
-    """Every patch is masked. teacher: global crops -> those of the teacher; None = as they are."""
+def views(cut_BGHWC: np.ndarray, student, teacher) -> Views:
+    """Every patch is masked. student, teacher: global crops as they are cut -> as it sees them."""
     masks = np.ones((B, 2, NUM), bool)
     places = np.broadcast_to(np.arange(V * 2 * NUM), (B // V, V * 2 * NUM))
     return Views(
-        global_BGHWC=global_BGHWC,
+        global_BGHWC=student(cut_BGHWC),
         local_BLHWC=np.zeros((B, 1, CELL, CELL, 1), np.float32),
         gram_BGHWC=None,
         masks_BGP=masks,
         masked_UM=places.astype(np.int32),
         mask_weights_UM=np.full(places.shape, 1 / NUM, np.float32),
-        teacher_BGHWC=None if teacher is None else teacher(global_BGHWC),
+        teacher_BGHWC=teacher(cut_BGHWC),
     )
 
 
@@ -91,7 +103,7 @@ def moved(at, teacher) -> list[list[set[int]]]:
         changed[cell, 1, *inside] *= -1.0
     found = []
     for before, after in zip(
-        at.run(views(plain, teacher)), at.run(views(changed, teacher)), strict=True
+        *(at.run(views(crops, at.seen, teacher)) for crops in (plain, changed)), strict=True
     ):
         differs = np.abs(np.asarray(before) - np.asarray(after)).max(axis=-1) > 1e-4
         differs = differs.reshape(B, 2, NUM)
@@ -127,7 +139,7 @@ def test_a_teacher_of_unreduced_crops_is_refused(at):
     """As the reference's: its 4 x 4 patches would be picked with places in a grid of 2 x 2."""
     crops = np.zeros((B, 2, SIDE, SIDE, 1), np.float32)
     with pytest.raises(ValueError, match="4 x 4 patches of a global crop.*masks have 2 x 2"):
-        at.run(views(crops))
+        at.run(views(crops, at.seen, lambda crops: crops))
 
 
 def test_reduced_crops_are_weighted_means_of_their_own_pixels():

@@ -30,6 +30,7 @@ def get_config():
     c = tiny.smoke(tiny.get_config())
     c.distill.enabled = True
     c.distill.teacher = "smoke:tiny"
+    c.crops.patch_size = 8  # as one and the teacher see them; two sees them reduced by two
     return c
 
 def one(c):
@@ -37,7 +38,7 @@ def one(c):
     return c
 
 def two(c):
-    c.model.depth = 1
+    c.model.update(depth=1, patch_size=4)
     return c
 
 STUDENTS = {"one": one, "two": two}
@@ -124,8 +125,17 @@ def test_the_right_command_is_named_for_a_recipe(recipe, capsys):
 REFUSALS = {
     "two:crops.local_size=8": "crops.local_size: 16 for one, 8 for two",
     "two:precision.compute=bfloat16": "precision.compute: 'float32' for one, 'bfloat16' for two",
+    "crops.patch_size=None": "model.patch_size: 8 for one, 4 for two\nSet them in get_config or "
+    "STAGES of the recipe, not in STUDENTS; crops.patch_size=8, with sizes of crops that it "
+    "divides, frees model.patch_size.",
+    "two:model.patch_size=3": "crops.patch_size=8 is not a multiple of model.patch_size=3, and the "
+    "student's crops are those reduced by a whole number; use crops.patch_size=6 or 9, or a "
+    "model.patch_size of 1, 2, 4, 8.",
+    "crops.global_size=36": "crops.global_size=36 is not a multiple of crops.patch_size=8; use 32 "
+    "or 40.",
     "until.left_chance=0.1 num_steps=30": "may end the stage of one before that of the others",
-    "distill.enabled=False": "needs distill.enabled=True",
+    "distill.enabled=False crops.patch_size=None two:model.patch_size=8": "needs distill.enabled="
+    "True",
     "two:dino_head.prototypes=32": "set dino_head.prototypes=64",
     "distill.place=apart one:distill.share=2 two:distill.share=4": "do not add up: one 2 + two 4 "
     "= 6, but there are 8 devices; computed from cost they would be one 2, two 6",
@@ -188,6 +198,18 @@ def test_shares_let_all_students_finish_together():
         shares.computed({"a": 1.0, "b": 1.0}, dict.fromkeys("ab", [1]), total=1)
 
 
+def test_the_boxes_that_unequal_shares_copy_to_every_device_are_told(recipe):
+    told = []
+    for one, two in ((2, 6), (4, 4)):
+        found = load(
+            recipe, "data.box_size=1024", f"one:distill.share={one}", f"two:distill.share={two}"
+        )
+        students = {name: config for name, (config,) in found.items()}
+        told.append(family.placed(students, family.APART, dict.fromkeys(students, 1.0)).told())
+    assert "every device gets all boxes of a step, 48 MiB" in told[0]
+    assert "boxes" not in told[1]
+
+
 @pytest.mark.slow
 def test_the_step_of_a_student_holds_no_forward_pass_of_the_teacher(recipe):
     """A teacher of other depth changes the FLOPs of the forward pass alone."""
@@ -233,7 +255,7 @@ def test_a_step_is_measured_when_all_students_have_come_as_far(monkeypatch):
 # -- recipes -------------------------------------------------------------------------------------
 
 TEACHERS = {"distill_7b": "vit7b16", "distill_vitl": "vitl16", "distill_tiny": "tiny"}
-TEACHERS["distill_convnext_7b"] = "vit7b16"
+TEACHERS |= dict.fromkeys(("distill_convnext_7b", "distill_all_7b"), "vit7b16")
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -282,6 +304,18 @@ def test_the_released_family_has_the_published_values():
     valid = shares.fitting(1920, 8, 1, 296)
     assert {48, 80, 120} <= set(valid)
     convnext = configs.load_students("distill_convnext_7b")
+    both = configs.load_students("distill_all_7b")
+    assert list(both) == [*found, *convnext]
+    for name, vit in found.items():  # of the ViTs nothing but what the crops are cut at
+        different = {
+            key for stage in (0, 1) for key, *_ in configs.diff(vit[stage], both[name][stage])
+        }
+        sizes = {f"crops.{key}" for key in ("global_size", "local_size", "patch_size")}
+        assert different == sizes | {"data.box_size"}
+    for name, (own,) in convnext.items():
+        changed = {key for key, *_ in configs.diff(own, both[name][0])}
+        assert not any(key.startswith(("model.", "dino_head.", "ibot_head.")) for key in changed)
+        assert own.schedules.lr.peak == both[name][0].schedules.lr.peak
     assert convnext["convnext_base"][0].schedules.weight_decay.start == 0.02
     assert convnext["convnext_large"][0].schedules.lr.peak == 1e-4
 
@@ -321,7 +355,7 @@ def test_the_teacher_looks_once_however_many_learn(together):
     assert taken == [0, 1]
     assert {name: int(state.step) for name, state in states.items()} == {"one": 2, "two": 2}
     for name in states:
-        assert configs.read(directory / name).model.patch_size == 8
+        assert configs.read(directory / name).model.patch_size == {"one": 8, "two": 4}[name]
         names = (directory / name / "checkpoints/pretrain/2/arrays/metadata").read_text()
         assert "frozen" not in names and '"teacher' not in names
 

@@ -48,10 +48,19 @@ def test_the_formula_is_within_a_hundredth_of_the_walk(recipe, stage, overrides)
 
 
 @pytest.mark.slow
-def test_the_formula_counts_a_convnext_under_a_vit():
+@pytest.mark.parametrize(
+    "own",
+    [
+        ("model.width=768", "model.depth=3"),
+        ("model.name=vits", "model.patch_size=16", "crops.patch_size=32")
+        + ("model.width=None", "model.depth=None"),
+    ],
+    ids=["convnext", "vit beside it"],
+)
+def test_the_formula_counts_students_that_see_other_sizes_than_their_teacher(own):
     sizes = ("crops.global_size=512", "crops.local_size=224", "data.box_size=512")
-    row = ("model.width=768", "model.depth=3", "mesh.devices=1", "model.remat=dots")
-    built = small.convnext(*sizes, *row, "batch_size=4")
+    row = ("mesh.devices=1", "model.remat=dots")
+    built = small.convnext(*sizes, *own, *row, "batch_size=4")
     parts = closed_form(built)
     assert total(parts, "hardware") == pytest.approx(walked(built), rel=0.01)
 

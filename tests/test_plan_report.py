@@ -8,7 +8,8 @@ from dinojax.plan.targets import GIB
 FOUND = {
     "target": "v5p:2x2x2",
     "stage": "pretrain",
-    "crops": {"global": 256, "local": 112, "gram": None, "box": 512, "share": 0.7, "sizes": 2},
+    "crops": {"global": 256, "local": 112, "gram": None, "box": 512, "share": 0.7, "sizes": 2}
+    | {"reduction": 1},
     "strategy": "fsdp",
     "mesh": {"replica": 1, "fsdp": 8, "tensor": 1},
     "devices": 8,

@@ -86,7 +86,11 @@ REFUSALS = {
     "/absent": "distill.teacher=/absent does not exist; give a run directory",
     "smoke:nothing": "no recipe nothing; give a file, or one of",
     "smoke:vit7b16": "is 4 x 4 patches of model.patch_size=8 to the student and 2 x 2 patches of "
-    "16 pixels to the teacher",
+    "16 pixels to the teacher, and no reduction of its crops by a whole number makes the grids "
+    "one; use a student of patch_size 16, or a teacher of patch_size 1, 2, 4, 8. Or set "
+    "crops.patch_size=16 and sizes of crops that it divides: both then see them reduced.",
+    "smoke:vit7b16 crops.patch_size=8": "the grids one; use crops.patch_size=16, or a teacher of "
+    "patch_size 1, 2, 4, 8.",
     "smoke:tiny dino_head.prototypes=32": "set dino_head.prototypes=64",
     "smoke:tiny image.normalize=fixed image.mean=0.5, image.std=0.5,": "set that",
     "{exports}/without_heads": "comes without dino_head and ibot_head, and targets are made by "
@@ -116,6 +120,11 @@ RULES = {
 def test_keys_that_exclude_each_other(keys):
     with pytest.raises(ConfigError, match=RULES[keys]):
         student("smoke:tiny", *keys.split(" "))
+
+
+def test_crops_of_other_patches_are_for_distillation():
+    with pytest.raises(ConfigError, match="crops.patch_size=8 .* but distill.enabled is False"):
+        small.config("crops.patch_size=8")
 
 
 def test_features_need_no_heads_and_projectors_are_as_wide_as_the_teacher(exports):

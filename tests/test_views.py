@@ -151,6 +151,27 @@ def test_eight_devices_make_the_same_views_without_a_collective():
     np.testing.assert_allclose(want.global_BGHWC, plain.global_BGHWC, atol=1e-5)
 
 
+def test_whoever_has_smaller_patches_sees_the_same_crops_reduced():
+    """Crops are cut at 4 pixels a patch; the student has patches of 2, its teacher of 1."""
+    key, images = jax.random.key(2), batch(16)
+    cut = jitted(view_spec())(key, *images)
+    sizes = {"crops.patch_size": PATCH}
+    seen = jitted(view_spec(patch_size=2, teacher_patch_size=1, **sizes))(key, *images)
+
+    def small(crops_BKHWC, factor):
+        flat = views.reduced(crops_BKHWC.reshape(-1, *crops_BKHWC.shape[2:]), factor)
+        return flat.reshape(*crops_BKHWC.shape[:2], *flat.shape[1:])
+
+    assert seen.global_BGHWC.shape == (16, 2, 8, 8, 3) and seen.local_BLHWC.shape[2:4] == (4, 4)
+    np.testing.assert_allclose(seen.global_BGHWC, small(cut.global_BGHWC, 2), atol=1e-5)
+    np.testing.assert_allclose(seen.local_BLHWC, small(cut.local_BLHWC, 2), atol=1e-5)
+    np.testing.assert_allclose(seen.of_teacher_BGHWC, small(cut.global_BGHWC, 4), atol=1e-5)
+    for name in ("masks_BGP", "masked_UM", "mask_weights_UM"):
+        np.testing.assert_array_equal(getattr(seen, name), getattr(cut, name))
+    alike = view_spec(patch_size=2, **sizes)
+    assert (alike.reduction, alike.teacher_reduction, alike.masks.side) == (2, 2, 4)
+
+
 def test_undistorted_gram_crops_share_the_box_and_the_global_crop_is_resized_twice():
     changes = {**PLAIN, "crops.gram_size": 24}
     got = jitted(view_spec(**changes))(jax.random.key(3), *batch(2))
@@ -243,6 +264,14 @@ def test_a_batch_of_part_groups_is_refused():
         (
             {"crops.gram_size": 30},
             "crops.gram_size=30 is not a multiple of model.patch_size=4; use 28 or 32.",
+        ),
+        (
+            {"crops.patch_size": 6},
+            "crops.patch_size=6 is not a multiple of model.patch_size=4; use 12.",
+        ),
+        (
+            {"crops.patch_size": 8, "crops.local_size": 12},
+            "crops.local_size=12 is not a multiple of crops.patch_size=8; use 8 or 16.",
         ),
         ({"crops.num_local": 0}, "crops.num_local=0 must be at least 1."),
         (

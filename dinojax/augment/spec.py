@@ -1,6 +1,7 @@
 """The static side of the views: sizes, rates and ranges, checked before any device work."""
 
 import dataclasses
+import math
 from typing import Any
 
 from dinojax.augment.masks import MaskSpec
@@ -14,8 +15,7 @@ class ViewSpec:
     """What `make_views` needs to know at compile time; hashable. Units as in configs/base.py."""
 
     group_size: int  # V, images per group
-    patch_size: int
-    global_size: int
+    global_size: int  # of crops as they are cut, like all sizes here
     local_size: int
     gram_size: int | None  # None = no gram crops
     gram_distortions: bool
@@ -31,7 +31,9 @@ class ViewSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     masks: MaskSpec
-    teacher_reduction: int = 1  # the side of a global crop over that of the teacher's copy of it
+    # The side of a crop as it is cut over that of the copy which a network sees.
+    reduction: int = 1
+    teacher_reduction: int = 1
 
     @property
     def base_size(self) -> int:
@@ -52,12 +54,13 @@ class ViewSpec:
     ) -> "ViewSpec":
         """The spec of the sections of a config; ValueError lists everything that is wrong.
 
-        teacher_patch_size: pixels, of a frozen teacher; None = that of the student.
+        patch_size: pixels, of the student; teacher_patch_size: of a frozen teacher, None = as the
+        student's.
         """
-        teacher_patch_size = teacher_patch_size or patch_size
+        cut = patch_of_crops(crops, patch_size)
         problems = [
             *_size_problems(crops, patch_size, group_size),
-            *teacher_problems(crops.global_size, patch_size, teacher_patch_size),
+            *teacher_problems(crops, patch_size, teacher_patch_size or patch_size),
             *_channel_problems(image, augment),
             *_range_problems(crops, augment, masks),
         ]
@@ -65,7 +68,6 @@ class ViewSpec:
             raise ValueError("\n".join(problems))
         return cls(
             group_size=group_size,
-            patch_size=patch_size,
             global_size=crops.global_size,
             local_size=crops.local_size,
             gram_size=crops.gram_size,
@@ -81,8 +83,9 @@ class ViewSpec:
             normalize=image.normalize,
             mean=_floats(image.mean),
             std=_floats(image.std),
-            masks=_mask_spec(masks, crops.global_size // patch_size, group_size),
-            teacher_reduction=patch_size // teacher_patch_size,
+            masks=_mask_spec(masks, crops.global_size // cut, group_size),
+            reduction=cut // patch_size,
+            teacher_reduction=cut // (teacher_patch_size or patch_size),
         )
 
     def notes(self, box_size: int) -> list[str]:
@@ -101,6 +104,11 @@ class ViewSpec:
                     f"{smallest:.0f} pixels and is enlarged to {size}; {enough} would avoid it."
                 )
         return notes
+
+
+def patch_of_crops(crops: Any, patch_size: int) -> int:
+    """Pixels that a patch has in crops as they are cut; patch_size: of the student."""
+    return crops.patch_size or patch_size
 
 
 def _strengths(augment: Any) -> Strengths:
@@ -131,17 +139,20 @@ def _mask_spec(masks: Any, side: int, group_size: int) -> MaskSpec:
 
 def _size_problems(crops: Any, patch_size: int, group_size: int) -> list[str]:
     problems = []
+    key, cut = _named_patch(crops, patch_size)
+    if cut % patch_size:
+        problems.append(
+            f"{key}={cut} is not a multiple of model.patch_size={patch_size}; "
+            f"use {math.lcm(cut, patch_size)}."
+        )
     sizes = {"global_size": crops.global_size, "local_size": crops.local_size}
     if crops.gram_size is not None:
         sizes["gram_size"] = crops.gram_size
     for name, size in sizes.items():
-        if size < patch_size or size % patch_size:
-            below = size // patch_size * patch_size
-            choices = " or ".join(str(s) for s in (below, below + patch_size) if s > 0)
-            problems.append(
-                f"crops.{name}={size} is not a multiple of model.patch_size={patch_size}; "
-                f"use {choices}."
-            )
+        if size < cut or size % cut:
+            below = size // cut * cut
+            choices = " or ".join(str(s) for s in (below, below + cut) if s > 0)
+            problems.append(f"crops.{name}={size} is not a multiple of {key}={cut}; use {choices}.")
     if group_size < 1:
         problems.append(f"group_size={group_size} must be at least 1.")
     if crops.num_local < 1:
@@ -149,22 +160,33 @@ def _size_problems(crops: Any, patch_size: int, group_size: int) -> list[str]:
     return problems
 
 
-def teacher_problems(size: int, patch_size: int, teacher: int) -> list[str]:
+def _named_patch(crops: Any, patch_size: int) -> tuple[str, int]:
+    """`patch_of_crops` and the key that says so."""
+    key = "model.patch_size" if crops.patch_size is None else "crops.patch_size"
+    return key, patch_of_crops(crops, patch_size)
+
+
+def teacher_problems(crops: Any, patch_size: int, teacher: int) -> list[str]:
     """In words, why patches of a frozen teacher cannot lie on those of the student.
 
-    size: pixels of the student's global crops; the teacher sees them reduced by a whole number.
+    patch_size: of the student; teacher: of the teacher, which sees the crops reduced by a whole
+    number.
     """
-    if patch_size % teacher == 0:
+    (key, cut), size = _named_patch(crops, patch_size), crops.global_size
+    if cut % teacher == 0:
         return []
-    side, others = size // patch_size, size // teacher
-    above = -(-patch_size // teacher)
-    valid = " or ".join(str(n * teacher) for n in (above - 1, above) if n)
-    below = [n for n in range(1, patch_size + 1) if patch_size % n == 0]
+    side, others, above = size // cut, size // teacher, -(-cut // teacher)
+    below = [n for n in range(1, cut + 1) if cut % n == 0]
+    use, larger = f"crops.patch_size={math.lcm(patch_size, teacher)}", ""
+    if crops.patch_size is None:
+        larger = f" Or set {use} and sizes of crops that it divides: both then see them reduced."
+        valid = " or ".join(str(n * teacher) for n in (above - 1, above) if n)
+        use = f"a student of patch_size {valid}"
     return [
-        f"crops.global_size={size} is {side} x {side} patches of model.patch_size={patch_size} to "
+        f"crops.global_size={size} is {side} x {side} patches of {key}={cut} to "
         f"the student and {others} x {others} patches of {teacher} pixels to the teacher, and no "
-        "reduction of its crops by a whole number makes the grids one; use a student of "
-        f"patch_size {valid}, or a teacher of patch_size {', '.join(map(str, below))}."
+        f"reduction of its crops by a whole number makes the grids one; use {use}, or a teacher "
+        f"of patch_size {', '.join(map(str, below))}.{larger}"
     ]
 
 

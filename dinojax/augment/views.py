@@ -22,7 +22,7 @@ NUM_CROP_DRAWS = boxes.NUM_DRAWS + 1  # the box and the flip
 
 @flax.struct.dataclass
 class Views:
-    """Normalised crops in float32 and the masks of the global crops.
+    """Normalised crops in float32, as the student sees them, and the masks of the global crops.
 
     M patches are hidden in each group; their positions count through the group's flattened
     (V G P), ascending.
@@ -34,7 +34,7 @@ class Views:
     masks_BGP: jax.Array  # bool, true = hidden
     masked_UM: jax.Array  # int32
     mask_weights_UM: jax.Array  # float32, 1 / number of hidden patches of the same crop
-    teacher_BGHWC: jax.Array | None = None  # the global crops, reduced; None = as they are
+    teacher_BGHWC: jax.Array | None = None  # in the teacher's size; None = as the student's
 
     @property
     def of_teacher_BGHWC(self) -> jax.Array:
@@ -120,7 +120,8 @@ def image_crops(
 ) -> dict[str, jax.Array]:
     """All crops of one image: global [G, H, W, C], local [L, H, W, C].
 
-    If asked for also gram, and teacher: the global ones, reduced.
+    If asked for also gram, and teacher: the global ones in the size of the teacher. Whoever has
+    smaller patches than the crops sees them reduced, after all else was done to them.
     """
     G = NUM_GLOBAL
     choices_K = _choose(photometric_draws_KN, spec)
@@ -138,17 +139,19 @@ def image_crops(
     local_LCHW = _distort(locals_L, local_LCHW, spec=spec, can_blur=local > 0, can_solarize=False)
     crops["local"] = _normalize(local_LCHW, spec)
     crops = {name: jnp.transpose(x, (0, 2, 3, 1)) for name, x in crops.items()}
-    if spec.teacher_reduction > 1:
+    if spec.teacher_reduction != spec.reduction:
         crops["teacher"] = reduced(crops["global"], spec.teacher_reduction)
-    return crops
+    return crops | {name: reduced(crops[name], spec.reduction) for name in ("global", "local")}
 
 
 def reduced(crops_KHWC: jax.Array, factor: int) -> jax.Array:
-    """Crops with a side `factor` times smaller, [K, H / factor, W / factor, C], float32.
+    """Crops with a side `factor` times smaller, [K, H / factor, W / factor, C], float32; 1: as is.
 
     Antialiased bilinear: each new pixel is the mean of the old ones, weighted by a triangle that
     ends two new pixels apart, cut off at the border and renormalised; factor 2: (1, 3, 3, 1) / 8.
     """
+    if factor == 1:
+        return crops_KHWC
     size = crops_KHWC.shape[1] // factor, crops_KHWC.shape[2] // factor
     return interpolate.resize(crops_KHWC, size, method="bilinear", antialias=True)
 

@@ -28,7 +28,10 @@ def closed_form(built: Program) -> dict[str, dict[str, float]]:
     teacher = objective.frozen or objective
     seen = views.global_size // views.teacher_reduction
     groups = images // views.group_size
-    crops = {"global": (views.global_size, 2), "local": (views.local_size, views.num_local)}
+    crops = {
+        "global": (views.global_size // views.reduction, 2),
+        "local": (views.local_size // views.reduction, views.num_local),
+    }
     made, whole = (images * x for x in _crops(views, *built.batch_shape[2:]))
     # The program of a frozen teacher cuts its crops itself.
     parts = {"crops": {"model": made, "hardware": made + (built.teaching is not None) * whole}}
@@ -82,8 +85,10 @@ def _crops(views: ViewSpec, box: int, channels: int) -> tuple[float, float]:
     blurred = base if views.gram_distortions else size
     whole = cut(2, base) + channels * 8 * blurred**3 * (first + second > 0)
     whole += resized(2, base, size) + (0.0 if gram is None else resized(2, base, gram))
-    whole += resized(2, size, size // views.teacher_reduction)
-    return whole + cut(num_local, local) + channels * 4 * num_local * local**3 * (each > 0), whole
+    # Both programs make both copies, for themselves and to be dropped by their compiler.
+    whole += sum(resized(2, size, size // n) for n in {views.reduction, views.teacher_reduction})
+    part = cut(num_local, local) + channels * 4 * num_local * local**3 * (each > 0)
+    return whole + part + resized(num_local, local, local // views.reduction), whole
 
 
 def _tokens(spec: VitSpec, size: int) -> tuple[int, int]:

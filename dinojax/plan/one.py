@@ -64,7 +64,7 @@ def plan(
     found: dict[str, Any] = {
         "recipe": recipe,
         "stage": config.stage,
-        "crops": crops,
+        "crops": {**crops, "reduction": built.step.view_spec.reduction},
         "overrides": overrides,
         "target": target,
         "strategy": layout.strategy,

@@ -123,10 +123,11 @@ def summary(plans: list[dict]) -> str:
 
 
 def crops_of(plan: dict) -> str:
-    """Pixels of global and local crops, and the share of the steps that have them."""
+    """Pixels of global and local crops as the student sees them, and their share of the steps."""
     crops = plan["crops"]
     share = f" ({crops['share']:.0%})" if crops["sizes"] > 1 else ""
-    return f"{crops['global']}/{crops['local']}{share}"
+    seen = "/".join(str(crops[name] // crops["reduction"]) for name in ("global", "local"))
+    return seen + share
 
 
 def wire_by_kind(plan: dict) -> dict[str, float]:
