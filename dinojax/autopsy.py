@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
+
+from dinojax import hosts
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,8 @@ class Autopsy:
 
     A folder holds step.json (terms, norms, schedules, seed, image ids), batch-PROCESS.npz (the
     uint8 boxes that process gave, their sizes and ids) and the run's config.json. No weights: a
-    bad step leaves them as they were, so a checkpoint has them (see dinojax/replay.py).
+    bad step leaves them as they were, so a checkpoint has them (see dinojax/replay.py). Where a
+    part of the processes works on the run, one of them writes the boxes of all, without ids.
     """
 
     def __init__(self, run_dir: Path, *, seed: int, steps_before: int = 0):
@@ -40,9 +42,12 @@ class Autopsy:
         self._bad: list[str] = []
         self.suspicious = False  # the last step seen was bad: look at the next before going on
 
-    def keep(self, number: int, host_batch: Mapping[str, np.ndarray]) -> None:
-        """Hold this process's batch of a step until its scalars have been seen."""
-        self._batches[number] = host_batch
+    def keep(self, number: int, batch: Mapping[str, Any]) -> None:
+        """Hold the batch of a step until its scalars have been seen.
+
+        batch: of this process; or, without ids, of all as the devices have it.
+        """
+        self._batches[number] = batch
 
     def check(self, number: int, scalars: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         """Look at the scalars of a step; raises NonFiniteError at the third bad one in a row."""
@@ -74,15 +79,20 @@ class Autopsy:
 
     def _write(self, folder: Path, number: int, batch, content: dict) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        process = jax.process_index()
+        team = hosts.current()
         if batch is not None:
-            draft = folder / f"batch-{process}.draft.npz"
-            np.savez(draft, images=batch["images"], sizes=batch["sizes"], ids=batch["ids"])
-            os.replace(draft, folder / f"batch-{process}.npz")
-        if process:
+            arrays: dict[str, Any] = {name: hosts.fetch(batch[name]) for name in batch}
+            if "ids" not in batch and team.is_main:
+                for other in folder.glob("batch-*.npz"):  # of another time, with other processes
+                    other.unlink()
+            if team.is_main or "ids" in batch:
+                draft = folder / f"batch-{team.index}.draft.npz"
+                np.savez(draft, **arrays)
+                os.replace(draft, folder / f"batch-{team.index}.npz")
+        if not team.is_main:
             return
         shutil.copy(self._run_dir / "config.json", folder / "config.json")
-        ids = [] if batch is None else np.asarray(batch["ids"]).tolist()
+        ids = [] if batch is None else np.asarray(batch.get("ids", [])).tolist()
         content = {"step": number, "seed": self._seed, **content, "ids": ids}
         draft = folder / "step.json.draft"
         draft.write_text(json.dumps(content, indent=1) + "\n")

@@ -112,6 +112,17 @@ def is_due(run: Run, number: int, done: set[int]) -> bool:
     return every is not None and number not in done and (number % every == 0 or is_last)
 
 
+def pauses(run: Run, number: int) -> bool:
+    """Whether more than a step is due after a step: pictures, a save or an evaluation.
+
+    From the config alone, so that it is the same in processes that have no part in it.
+    """
+    every = run.every
+    first = number == 1 and run.pictures
+    looks = every.knn is not None and number % every.knn == 0
+    return first or looks or number % every.checkpoint == 0 or number == run.num_steps
+
+
 def look(run: Run, embed, state: State, number: int, *, metrics: MetricsLog, who: str = "") -> None:
     """Evaluate, write it down and say it; who: in front of what is said."""
     params, seen, found = state.ema["backbone"], None, {}

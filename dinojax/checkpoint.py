@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from dinojax import checksum, hosts
+from dinojax import checksum, hosts, storing
 from dinojax.interrupt import StorageError
 from dinojax.state import State
 
@@ -44,23 +44,26 @@ class Checkpoints:
 
         read_only: for those who look at a run that may be going on. Without it, what killed runs
         left half-written is removed or renamed.
+
+        All processes that act together make them together (hosts.current).
         """
         self.directory, self._read_only = Path(directory), read_only
+        self._team = hosts.current()
         if not read_only:
-            if hosts.current().is_main:
+            if self._team.is_main:
                 _set_torn_aside(self.directory)
-            hosts.current().settle("torn checkpoints")
+            self._team.settle("torn checkpoints")
         policies = ocp.checkpoint_managers
         keep: list[Any] = [policies.LatestN(keep_last)]
         if keep_every:
             keep.append(policies.EveryNSteps(keep_every))
-        options = ocp.CheckpointManagerOptions(
+        self._manager = storing.manager(
+            self.directory.absolute(),
+            self._team,
             preservation_policy=policies.AnyPreservationPolicy(keep),
             cleanup_tmp_directories=not read_only,
-            create=not read_only,
             read_only=read_only,
         )
-        self._manager = ocp.CheckpointManager(self.directory.absolute(), options=options)
 
     @classmethod
     def reader(cls, directory: str | Path) -> "Checkpoints":
@@ -82,7 +85,7 @@ class Checkpoints:
             raise RuntimeError(f"{self.directory}: step {step} not saved; step {latest} exists.")
         meta = {"format_version": FORMAT_VERSION, "step": step, **meta}
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
+            state=storing.save_args(state, self._team),
             meta=ocp.args.JsonSave(meta),
             arrays=ocp.args.JsonSave(checksum.arrays(state)),
         )
@@ -115,7 +118,7 @@ class Checkpoints:
         if lines := checksum.differences(saved, checksum.shapes(like)):
             what = f"{self.directory / str(step)} holds other arrays than this config makes"
             raise ValueError("\n  ".join([f"{what}:", *lines]))
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+        items = ocp.args.Composite(state=storing.restore_args(like, self._team))
         state = self._readable(step, lambda: self._manager.restore(step, args=items)["state"])
         if wrong := checksum.changed(saved, checksum.arrays(state)):
             what = f"{len(wrong)} of {len(saved)} arrays changed on disk, first {wrong[0]}"
@@ -181,7 +184,7 @@ class Checkpoints:
         return found
 
     def _reader(self) -> ocp.Checkpointer:
-        return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+        return storing.reader(self._team)
 
     def _state(self, step: int) -> Path:
         return self.directory.absolute() / str(self._existing(step)) / "state"

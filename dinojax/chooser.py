@@ -2,16 +2,15 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
-from dinojax import family, mesh
+from dinojax import family, hosts, mesh
 from dinojax.config import Config
 from dinojax.family import APART, TURN, Notes, Placement
-from dinojax.pupil import Pupil
+from dinojax.pupil import Absent, Pupil
 from dinojax.teacher import Teacher
 
 log = logging.getLogger(__name__)
@@ -38,10 +37,6 @@ class Chooser:
         why = "there is one student" if len(self._configs) == 1 else "there is one device"
         if asked == TURN or (alone and asked != APART):
             log.info("in turn: %s", "distill.place=turn" if asked == TURN else why)
-            yield family.placed(self._configs, TURN, cost)
-            return
-        if jax.process_count() > 1 and asked == "auto":
-            log.info("in turn: checkpoints of a part of the devices need a process alone")
             yield family.placed(self._configs, TURN, cost)
             return
         try:
@@ -107,10 +102,18 @@ class Chooser:
         return found
 
 
+def shortest(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of each student, by the process that came to its step last: the others waited for it."""
+    found: dict[str, float] = {}
+    for name, seconds in (pair for row in rows for pair in row.items()):
+        found[name] = min(seconds, found.get(name, seconds))
+    return found
+
+
 class Stopwatch:
     """Times a few steps: each student's alone, then a step as it usually is."""
 
-    def __init__(self, pupils: list[Pupil], placement: Placement, first: int):
+    def __init__(self, pupils: Sequence[Pupil | Absent], placement: Placement, first: int):
         self._placement, self._first = placement, first
         self._pupils = pupils
         self._alone: dict[str, list[float]] = {pupil.name: [] for pupil in pupils}
@@ -126,9 +129,9 @@ class Stopwatch:
             jax.block_until_ready(outputs)
             self._since = time.monotonic()
 
-    def learned(self, pupil: Pupil) -> None:
+    def learned(self, pupil: Pupil | Absent) -> None:
         """A student's step was dispatched."""
-        if self._step >= WARM + ALONE:
+        if self._step >= WARM + ALONE or not pupil.is_here:
             return
         pupil.wait()
         now = time.monotonic()
@@ -140,20 +143,19 @@ class Stopwatch:
         """What was found, the same in every process."""
         for pupil in self._pupils:
             pupil.wait()
-        step_seconds = (time.monotonic() - self._mark) / TOGETHER
-        alone = {name: float(np.median(found)) for name, found in self._alone.items()}
-        if jax.process_count() > 1:
-            numbers = np.array([step_seconds, *alone.values()])
-            step_seconds, *rest = multihost_utils.broadcast_one_to_all(numbers).tolist()
-            alone = dict(zip(alone, rest, strict=True))
-        own = self._placement.shares
+        team = hosts.current()
+        step_seconds = team.settle("step", (time.monotonic() - self._mark) / TOGETHER, max)
+        own = {name: float(np.median(found)) for name, found in self._alone.items() if found}
+        found = team.settle("step of each", own, shortest)
+        alone = {pupil.name: found[pupil.name] for pupil in self._pupils}
+        shares = self._placement.shares
         slowest = max(alone.values())
         for name, seconds in alone.items():
-            idle = "" if own is None else f", idle {1 - seconds / slowest:.1%}"
+            idle = "" if shares is None else f", idle {1 - seconds / slowest:.1%}"
             log.info("%s: %.3g s a step%s", name, seconds, idle)
         return {
             "kind": self._placement.kind,
-            "devices": None if own is None else own.devices,
+            "devices": None if shares is None else shares.devices,
             "step_seconds": step_seconds,
             "student_seconds": alone,
         }

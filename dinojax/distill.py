@@ -9,23 +9,25 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import jax
 
-from dinojax import family, hosts, lock, mesh, preflight
+from dinojax import crews, family, hosts, lock, mesh, preflight
+from dinojax.boundaries import pauses
 from dinojax.chooser import MEASURED, Chooser, Stopwatch
 from dinojax.config import Config, ConfigError, pick
 from dinojax.data.loader import Loader
 from dinojax.data.mixture import parts_of
 from dinojax.data.quarantine import Quarantine
 from dinojax.directory import claim, enter, is_finished, name_of, occupy
+from dinojax.ending import Ending
 from dinojax.family import Notes, Placement
 from dinojax.interrupt import NOT_SAVED, SAVED, Alarm, Asked, Interrupt, Interrupted
 from dinojax.metrics import RunLog
-from dinojax.pupil import Pupil
-from dinojax.run import open_run, open_train_source
+from dinojax.pupil import Absent, Pupil
+from dinojax.run import Run, open_run, open_train_source
 from dinojax.state import State
 from dinojax.teacher import open_teacher
 from dinojax.teaching import School
@@ -124,7 +126,10 @@ class _Stage:
         self._source = source
 
     def run(self, accept: Collection[str]) -> dict[str, State]:
-        """The states after the last step. Raises StudentFailed, Interrupted."""
+        """The states after the last step, of students with devices of this process.
+
+        Raises StudentFailed, Interrupted.
+        """
         began = time.monotonic()
         chooser = Chooser(self._configs, self._teacher, self._notes)
         for placement in chooser.placements():
@@ -143,38 +148,66 @@ class _Stage:
                     log.info("too few steps are left to measure placements")
                 session(end=self._num_steps)
                 seconds = time.monotonic() - began
-                return {pupil.name: pupil.finish(seconds) for pupil in pupils}
+                states = {pupil.name: pupil.finish(seconds) for pupil in pupils}
+                self._ending.meet("finished")
+                return {name: state for name, state in states.items() if state is not None}
         raise AssertionError("the last placement goes to the end")
 
     # -- at work -----------------------------------------------------------------------------
 
-    def _open(self, placement: Placement, stack, accept) -> tuple[list[Pupil], School]:
-        runs = {}
-        for name, config in self._configs.items():
-            built = family.programs(config, placement, name, self._teacher)
-            runs[name] = open_run(config, self._root / name, self._source, built)
+    def _open(self, placement: Placement, stack, accept) -> tuple[list[Pupil | Absent], School]:
+        runs, team = self._runs(placement), hosts.current()
         for run in runs.values():
             check(run)
         teachings = [built.teaching for built in next(iter(runs.values())).programs]
         with jax.default_matmul_precision(self._first.precision.matmul):
             school = School([t for t in teachings if t is not None], placement.images)
-        team = hosts.current()
         team.last_words = functools.partial(lost, self._root, list(runs.values()))
         first = next(iter(runs.values()))
         watchdog = stack.enter_context(Watchdog(team.report_stall, **first.hang))
-        pupils = []
+        self._ending = Ending(watchdog, minutes=first.hang["minutes"])
+        own: dict[str, Pupil] = {}
+        alarm = None
         for name, run in runs.items():
-            pupil = Pupil(
-                name, run, school, accept=accept, interrupt=self._interrupt, watchdog=watchdog
-            )
-            stack.callback(pupil.close)
-            run.note(event="start", step=pupil.number, devices=pupil.layout.mesh.size)
-            pupils.append(pupil)
-        return pupils, school
+            if not run.team.has_me:
+                stack.callback(run.checkpoints.close)
+                continue
+            options = {"accept": accept, "interrupt": self._interrupt, "watchdog": watchdog}
+            try:
+                own[name] = Pupil(name, run, school, **options)
+            except Alarm as error:  # of an earlier time, which stands
+                stack.callback(run.checkpoints.close)
+                alarm = alarm or f"student {name}: {error}"
+            else:
+                stack.callback(own[name].close)
+                run.note(event="start", step=own[name].number, devices=own[name].layout.mesh.size)
+        told = self._ending.meet(
+            "opened", [alarm, {n: pupil.number for n, pupil in own.items()}], list
+        )
+        if alarms := [text for text, _ in told if text]:
+            raise Alarm(alarms[0])
+        numbers = {name: number for _, found in told for name, number in found.items()}
+        absent = {n: Absent(n, run, numbers[n]) for n, run in runs.items() if n not in own}
+        return [own.get(name) or absent[name] for name in runs], school
+
+    def _runs(self, placement: Placement) -> dict[str, Run]:
+        """Of all students, of which each process writes to those that it has devices of."""
+        runs, team = {}, hosts.current()
+        crew_of = {name: crews.of(team, placement.processes(name)) for name in self._configs}
+        for has_me in (True, False):
+            for name in (n for n, crew in crew_of.items() if crew.has_me == has_me):
+                config = self._configs[name]
+                built = family.programs(config, placement, name, self._teacher)
+                with hosts.acting(crew_of[name]):
+                    runs[name] = open_run(
+                        *(config, self._root / name, self._source, built), layout=placement.teacher
+                    )
+            team.settle("runs")  # torn checkpoints are set aside before others look for whole ones
+        return {name: runs[name] for name in self._configs}
 
     def _session(
         self,
-        pupils: list[Pupil],
+        pupils: list[Pupil | Absent],
         school: School,
         placement: Placement,
         *,
@@ -185,52 +218,73 @@ class _Stage:
         number = min(pupil.number for pupil in pupils)
         watch = Stopwatch(pupils, placement, number) if measures else None
         loader = self._loader(pupils[0], start=number * self._first.batch_size)
+        before: dict = {}
         with closed_in_time(loader):
             try:
                 with self._interrupt.ending(lambda name: _unsaved(pupils, name)):
                     for pupil in pupils:
                         pupil.compile()
-                    limit = 60.0 * pupils[0].run.hang["minutes"]
-                    hosts.current().settle("compiled", seconds=limit)
+                    self._ending.meet("compiled")
                 for pupil in pupils:
-                    pupil.evaluate()
+                    with self._ending.naming(pupil):
+                        pupil.evaluate()
+                self._pause(pupils)
                 while number < end:
                     began = time.monotonic()
                     with self._interrupt.breakable():
                         host_batch = next(loader)
                     waited = time.monotonic() - began
-                    _lesson(pupils, school, placement, number, host_batch, watch)
+                    taught = self._lesson(pupils, school, placement, number, host_batch, watch)
                     number += 1
-                    for pupil in pupils:
-                        if pupil.number == number:
-                            with _naming(pupil):
-                                pupil.keep_up(loader.position, waited)
+                    self._keep_up(pupils, number, loader.position, waited)
+                    jax.block_until_ready(before)  # where no student makes wait, none is far ahead
+                    before = taught.health
+                    self._ending.watchdog.beat()
                     self._interrupt.check()
+                measured = {} if watch is None else watch.row()
             except Asked as asked:
-                raise self._stopped(pupils, Interrupted(str(asked), number)) from None
+                interrupted = Interrupted(str(asked), number)
+                raise (self._ending.stopped(pupils, interrupted) or interrupted) from None
             except Exception as error:
-                raise self._stopped(pupils, error) from error.__cause__
-            self._stop(pupils)
-        return {} if watch is None else watch.row()
+                raise self._ending.failed(pupils, error) from error.__cause__
+            if (failed := self._ending.stopped(pupils)) is not None:  # in the last step
+                raise failed
+        return measured
 
-    def _stopped(self, pupils: list[Pupil], error: Exception) -> Exception:
-        """The same error, when all are saved and have written down why they stop."""
-        self._stop(pupils)
+    def _lesson(self, pupils, school: School, placement: Placement, number: int, host_batch, watch):
+        """One step: the teacher's forward pass, then the steps of all who have come so far."""
+        named = {name: host_batch[name] for name in ("images", "sizes")}
+        batch = mesh.global_batch(placement.teacher, named)
+        which = pupils[0].run.draw(number)
+        taught, shared = school(which, number, batch), school.hand_out(batch)
+        if watch is not None:
+            watch.begin(number, (taught, shared))
         for pupil in pupils:
-            pupil.run.note_stop(error)
-        return error
+            if pupil.number == number and not pupil.has_ended:
+                with self._ending.naming(pupil):
+                    pupil.learn(which, shared, taught, host_batch)
+                    if watch is not None:
+                        watch.learned(pupil)
+        return taught
 
-    def _stop(self, pupils: list[Pupil]) -> None:
-        """Everyone's last checkpoint, whole and on disk, whatever has happened to one of them."""
+    def _keep_up(self, pupils, number: int, position: int, waited: float) -> None:
+        """What is due after a step; where that is more than a row, nobody goes on before all."""
+        asked = "save" in self._interrupt.due
+        self._interrupt.due.discard("save")
         for pupil in pupils:
-            try:
-                pupil.flush()
-                pupil.save(pupil.number * self._first.batch_size)
-                pupil.run.checkpoints.wait()
-            except Exception as error:
-                log.error("student %s: not saved at step %d (%s)", pupil.name, pupil.number, error)
+            if pupil.number == number and not pupil.has_ended:
+                with self._ending.naming(pupil):
+                    pupil.keep_up(position, waited, asked=asked)
+        if asked or any(pauses(pupil.run, number) for pupil in pupils):
+            self._pause(pupils)
 
-    def _loader(self, pupil: Pupil, *, start: int) -> Loader:
+    def _pause(self, pupils) -> None:
+        """Where some processes have had more to do than a step."""
+        is_put_off = any(pupil.is_put_off for pupil in pupils)
+        while self._ending.meet("a pause", is_put_off, any):
+            self._interrupt.check()  # until the turn of all at which it raises Asked
+
+    def _loader(self, pupil: Pupil | Absent, *, start: int) -> Loader:
         quarantine = Quarantine(
             self._root,
             max_share=self._first.data.max_bad_share,
@@ -241,35 +295,7 @@ class _Stage:
         return Loader(self._source, **options, start=start)
 
 
-def _lesson(pupils, school: School, placement: Placement, number: int, host_batch, watch) -> None:
-    """One step: the teacher's forward pass, then the steps of all who have come so far."""
-    named = {name: host_batch[name] for name in ("images", "sizes")}
-    batch = mesh.global_batch(placement.teacher, named)
-    which = pupils[0].run.draw(number)
-    taught, shared = school(which, number, batch), school.hand_out(batch)
-    if watch is not None:
-        watch.begin(number, (taught, shared))
-    for pupil in pupils:
-        if pupil.number == number:
-            with _naming(pupil):
-                pupil.learn(which, shared, taught, host_batch)
-                if watch is not None:
-                    watch.learned(pupil)
-
-
-@contextlib.contextmanager
-def _naming(pupil: Pupil) -> Iterator[None]:
-    """What ends a student names it."""
-    try:
-        yield
-    except Alarm as alarm:
-        log.error("student %s: %s", pupil.name, alarm)
-        raise
-    except Exception as error:
-        raise pupil.failed(error) from error
-
-
-def _unsaved(pupils: list[Pupil], name: str) -> int:
+def _unsaved(pupils, name: str) -> int:
     """The exit code of a process asked to stop while it compiles."""
     log.error("stopped by %s before anything new was done; the same command continues", name)
     return SAVED if all(p.run.checkpoints.latest() is not None for p in pupils) else NOT_SAVED

@@ -48,6 +48,11 @@ class Placement:
     is_spread: bool  # whether that is spread over each student's devices already
     copied: int = 0  # bytes of boxes that every device gets in a step, where it is not
 
+    def processes(self, name: str) -> tuple[int, ...]:
+        """Those that have devices of a student, in order."""
+        devices = self.students[name].mesh.devices.flat
+        return tuple(sorted({device.process_index for device in devices}))
+
     def told(self) -> str:
         """In one line."""
         if self.shares is None:
@@ -130,11 +135,6 @@ def placed(students: Mapping[str, Config], kind: str, cost: Mapping[str, float])
     if kind == TURN:
         layouts = {n: mesh.from_section(c.mesh, devices) for n, c in students.items()}
         return Placement(TURN, whole, layouts, None, whole.sharding("image"), True)
-    if jax.process_count() > 1:
-        raise ConfigError(
-            "distill.place=apart: checkpoints of a part of the devices cannot be written by "
-            "several processes yet; use distill.place=turn."
-        )
     valid = {
         name: shares.fitting(c.batch_size, c.group_size, c.accumulate, len(devices))
         for name, c in students.items()

@@ -11,7 +11,8 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -61,6 +62,7 @@ class Team:
         self.asked: Callable[[str], None] | None = None  # gets why, when all are asked to stop
         self.last_words: Callable[[str, bool], None] | None = None  # (why, whether it hangs)
         self._turns: Turns | None = None
+        self.crews: dict[tuple[int, ...], Team] = {}  # parts of it (crews.py)
         if place is not None and place.count > 1:
             host, port = place.coordinator.rsplit(":", 1)
             line = Line(self.index, self.count, self._heard)
@@ -74,6 +76,21 @@ class Team:
     def is_main(self) -> bool:
         """Whether this process writes what there is one of."""
         return self.index == 0
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """Its processes, by their numbers in the run."""
+        return tuple(range(self.count))
+
+    @property
+    def has_me(self) -> bool:
+        """Whether this process is one of them."""
+        return self.index in self.members
+
+    @property
+    def is_asked_to_stop(self) -> bool:
+        """Whether a stop was asked for whose turn has not come yet."""
+        return self._turns is not None and self._turns.awaits("stop")
 
     def name(self, index: int) -> str:
         return f"process {index}" if self.line is None else self.line.name(index)
@@ -196,11 +213,22 @@ class Team:
 
 
 _current = Team()
+_acting: ContextVar[Team | None] = ContextVar("acting", default=None)
 
 
 def current() -> Team:
-    """The team of this process."""
-    return _current
+    """The team of this process, or the part of it that it acts with."""
+    return _acting.get() or _current
+
+
+@contextlib.contextmanager
+def acting(team: Team) -> Iterator[None]:
+    """In this thread, what is settled, fetched and written is a matter of this team alone."""
+    token = _acting.set(team)
+    try:
+        yield
+    finally:
+        _acting.reset(token)
 
 
 def find(
@@ -276,13 +304,13 @@ def together(function: Any) -> Callable:
 
     @functools.wraps(function)
     def call(*args):
-        if _current.count == 1:
+        if current().count == 1:
             return function(*args)
         leaves, structure = jax.tree.flatten(args)
         key = (structure, *((x.shape, x.dtype, x.sharding) for x in leaves))
         if key not in compiled:
             compiled[key] = function.lower(*args).compile()
-            _current.settle("compiled")
+            current().settle("compiled")
         return compiled[key](*args)
 
     return call

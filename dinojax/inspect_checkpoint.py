@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 from configs import base
 from dinojax.checkpoint import COMMITTED, FORMAT_VERSION
 from dinojax.recipe import flat
+from dinojax.storing import COPY
 
 UNFINISHED = {  # in a directory's name -> why it is torn
     ".orbax-checkpoint-tmp": "being written, or its run was killed while writing",
@@ -165,15 +166,17 @@ def _leaves(tree: Any) -> Iterable[tuple[str, ocp.metadata.ArrayMetadata]]:
 
 
 def _array(path: str, leaf: ocp.metadata.ArrayMetadata) -> Array:
-    dtype, named = np.dtype(leaf.dtype), None
+    dtype, named, mesh = np.dtype(leaf.dtype), None, None
     if isinstance(leaf.sharding, ocp.metadata.NamedShardingMetadata):
         named = leaf.sharding
+        mesh = dict(zip(named.axis_names, (int(n) for n in named.shape.flat), strict=True))
+        mesh.pop(COPY, None)  # a label alone, of devices that were none of the run's
     return Array(
         path=path,
         shape=tuple(leaf.shape),
         dtype=dtype.name,
         bytes=math.prod(leaf.shape) * dtype.itemsize,
-        mesh=named and dict(zip(named.axis_names, (int(n) for n in named.shape.flat), strict=True)),
+        mesh=mesh,
         sharding=named and list(named.partition_spec),
     )
 

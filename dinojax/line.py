@@ -42,6 +42,7 @@ class Line:
         self._readers: list[threading.Thread] = []
         self._judges: dict[str, Judge] = {}  # of process 0
         self._given: dict[str, dict[int, Any]] = {}  # of process 0
+        self._among: dict[str, Sequence[int]] = {}  # of process 0: whose values count, if not all's
         self._results: dict[str, queue.Queue] = {}
 
     def open(self, address: tuple[str, int], *, me: str, seconds: float) -> "Line":
@@ -78,6 +79,17 @@ class Line:
         self.give(name, value, judge)
         return self.settled(name, seconds=seconds)
 
+    def gather(self, name: str, value: Any, among: Sequence[int], *, seconds: float) -> list[Any]:
+        """The values of some processes, in the order of `among`; each of these calls it.
+
+        Raises as `settle`.
+        """
+        if self.index:
+            self._tell(0, {"name": name, "value": value, "among": list(among)})
+        else:
+            self._take(0, name, value, among)
+        return self.settled(name, seconds=seconds)
+
     def give(self, name: str, value: Any, judge: Judge) -> None:
         """This process's value of what `settled` waits for."""
         if self.index:
@@ -95,7 +107,8 @@ class Line:
         late = "see the log of process 0"
         if self.index == 0:
             with self._lock:
-                absent = [i for i in range(self.count) if i not in self._given.get(name, {})]
+                wanted, given = self._among.get(name, range(self.count)), self._given.get(name, {})
+                absent = [i for i in wanted if i not in given]
             late = f"{', '.join(map(self.name, absent))} did not answer"
         raise HostError(f"the processes did not settle `{name}` within {seconds:.0f} s: {late}.")
 
@@ -238,7 +251,7 @@ class Line:
                 if self.index:
                     self._deliver(message)
                 elif "name" in message:
-                    self._take(other, message["name"], message["value"])
+                    self._take(other, message["name"], message["value"], message.get("among"))
                 elif "bye" in message:
                     self._said_bye.add(other)
                 else:
@@ -251,15 +264,25 @@ class Line:
         else:
             self._broadcast(gone)
 
-    def _take(self, sender: int, name: str, value: Any) -> None:
+    def _take(self, sender: int, name: str, value: Any, among: Sequence[int] | None = None) -> None:
         """In process 0: a value has come; when all have, the result goes out."""
         with self._lock:
             given = self._given.setdefault(name, {})
             given[sender] = value
-            if len(given) == self.count:
-                values = [given[i] for i in range(self.count)]
-                del self._given[name]
+            if among is not None:
+                self._among[name] = among
+            wanted = range(self.count) if among is None else among
+            if len(given) < len(wanted):
+                return
+            values = [given[i] for i in wanted]
+            del self._given[name]
+            if among is None:
                 self._broadcast({"settled": name, "value": self._judges.pop(name)(values)})
+                return
+            del self._among[name]
+            for member in among:
+                message = {"settled": name, "value": values}
+                self._tell(member, message) if member else self._deliver(message)
 
     def _result(self, name: str) -> queue.Queue:
         with self._lock:

@@ -10,6 +10,7 @@ import jax
 
 from dinojax import boundaries, finish, hosts, mesh, start
 from dinojax.autopsy import Autopsy
+from dinojax.crews import Crew
 from dinojax.objective import Taught
 from dinojax.passing import view_on
 from dinojax.run import Run, check_data, check_teacher, open_metrics
@@ -19,6 +20,10 @@ from dinojax.upkeep import Clock, Saves, stoppable
 from dinojax.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
+
+
+class _PutOff(Exception):
+    """An evaluation does not go on, for the run is to stop."""
 
 
 class StudentFailed(RuntimeError):
@@ -37,27 +42,33 @@ class Pupil:
     ):
         self.name, self.run, self._school = name, run, school
         self.layout = run.program.layout
-        self._embed = stoppable(run.program.embed(), interrupt)
-        team = hosts.current()
-        begin = team.settle("checkpoint", run.checkpoints.latest())
-        meta = dict[str, Any](seconds=0.0)
+        self._interrupt, self._watchdog = interrupt, watchdog
+        self.is_here, self.has_ended = True, False
+        self.is_put_off = False  # its evaluation, for the run is about to stop
         with self._at_work():
-            if begin is None:
-                self.state = start.first_state(run.program, run.config, run.directory)
-            else:
-                meta = run.checkpoints.restore_meta(begin)
-                check_data(meta, run.source, accept)
-                check_teacher(meta, school.fingerprint)
-                self.state = run.checkpoints.restore(run.program.abstract_state(), begin)
-            self._heads = school.heads(self.layout)
+            self._begin(accept)
+
+    def _begin(self, accept) -> None:
+        """The state to go on from, and all that looks after it."""
+        run = self.run
+        begin = run.team.settle("checkpoint", run.checkpoints.latest())
+        meta = dict[str, Any](seconds=0.0)
+        if begin is None:
+            self.state = start.first_state(run.program, run.config, run.directory)
+        else:
+            meta = run.checkpoints.restore_meta(begin)
+            check_data(meta, run.source, accept)
+            check_teacher(meta, self._school.fingerprint)
+            self.state = run.checkpoints.restore(run.program.abstract_state(), begin)
+        self._heads = self._school.heads(self.layout)
         self.number = int(self.state.step)
+        self._embed = self._stoppable(run.program.embed())
         self._metrics = open_metrics(run, begin)
         seed, before = run.program.seed, run.steps_before
         self._autopsy = Autopsy(run.directory, seed=seed, steps_before=before)
-        self._saves = Saves(run, Clock(meta["seconds"]), watchdog)
-        self._watchdog = watchdog
+        self._saves = Saves(run, Clock(meta["seconds"]), self._watchdog)
         rows = run.watch.of_interest(self._metrics.rows())
-        run.watch.begin(team.settle("rows so far", rows))
+        run.watch.begin(run.team.settle("rows so far", rows))
         self._done = boundaries.evaluated(self._metrics)
         self._pending: list[tuple] = []  # (number, scalars, now) of steps that were dispatched
         self._waited, self._since = 0.0, time.monotonic()  # for data, since the last row
@@ -66,8 +77,35 @@ class Pupil:
 
     @contextlib.contextmanager
     def _at_work(self):
-        with mesh.use(self.layout), jax.default_matmul_precision(self.run.matmul):
+        with (
+            hosts.acting(self.run.team),
+            mesh.use(self.layout),
+            jax.default_matmul_precision(self.run.matmul),
+        ):
             yield
+
+    def _meet(self, what: str) -> None:
+        """Wait for the student's processes: one may be busy with another student of its own."""
+        self.run.team.settle(what, seconds=60.0 * self.run.hang["minutes"])
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether only some processes of the run have devices of the student."""
+        return isinstance(self.run.team, Crew)
+
+    def _stoppable(self, embed: Callable) -> Callable:
+        """The same function, which does not go on between two batches once a stop was asked for."""
+        if not self.is_apart:
+            return stoppable(embed, self._interrupt)
+        team = self.run.team
+
+        def unless_stopped(params, images_BHWC):
+            # No turn of all, which other processes would not take.
+            if team.settle("stopped", team.is_asked_to_stop, any):
+                raise _PutOff
+            return embed(params, images_BHWC)
+
+        return unless_stopped
 
     def compile(self) -> None:
         """Once; a session that goes on with the same placement needs no other."""
@@ -83,8 +121,9 @@ class Pupil:
         images of this process, for an autopsy."""
         teaching = self.run.program.teaching
         assert teaching is not None
-        self._autopsy.keep(self.number + 1, host_batch)
         own = view_on(batch, teaching.student_sharding(self.layout))
+        # Of processes that do not learn with this student nobody would ask for their images.
+        self._autopsy.keep(self.number + 1, own if self.is_apart else host_batch)
         heard = for_student(taught, self._heads, self.layout, is_spread=teaching.is_spread)
         if self.number == 0 and self.run.pictures:
             with self._at_work():
@@ -98,16 +137,17 @@ class Pupil:
         """Until the step dispatched last is done."""
         jax.block_until_ready(self.state.step)
 
-    def keep_up(self, position: int, waited: float) -> None:
+    def keep_up(self, position: int, waited: float, *, asked: bool) -> None:
         """After a step was dispatched: the row of the one before, a save, an evaluation.
 
-        position: images consumed; waited: seconds in which the step's images were not there yet.
+        position: images consumed; waited: seconds in which the step's images were not there yet;
+        asked: whether all are to save here.
         """
         self.flush(but=1)
         self._waited += waited
         if self._autopsy.suspicious:
             self.flush()  # at once, so that a stop finds the weights of the bad steps
-        if self._saves.due(self.number):
+        if self._saves.due(self.number, asked=asked):
             self.flush()
             self.save(position)
         self.evaluate()
@@ -120,7 +160,6 @@ class Pupil:
     def _record(self, number: int, scalars: dict, now: dict) -> None:
         run = self.run
         scalars = jax.device_get(scalars)
-        self._watchdog.beat()
         due = number % run.every.log == 0 or number == run.num_steps
         if scalars["bad_steps"] > 0 or due:
             drawn = {f"images/{name}": num for name, num in run.num_drawn(number).items()}
@@ -131,7 +170,8 @@ class Pupil:
             log.info(
                 "%s: step %d/%d, loss %.4f", self.name, number, run.num_steps, scalars["total"]
             )
-        self._autopsy.check(number, scalars, now)
+        with hosts.acting(run.team):
+            self._autopsy.check(number, scalars, now)
 
     def evaluate(self) -> None:
         """Probe and k-NN of the ema at step 0, every `knn.every` steps and at the end."""
@@ -140,20 +180,27 @@ class Pupil:
         self.flush()
         self._done.add(self.number)
         with self._at_work(), self._watchdog.phase("evaluating"):
-            boundaries.look(
-                *(self.run, self._embed, self.state, self.number),
-                metrics=self._metrics,
-                who=f"{self.name}: ",
-            )
+            self._meet("evaluating")
+            try:
+                boundaries.look(
+                    *(self.run, self._embed, self.state, self.number),
+                    metrics=self._metrics,
+                    who=f"{self.name}: ",
+                )
+            except _PutOff:  # it is repeated as a whole when the run goes on
+                self._done.discard(self.number)
+                self.is_put_off = True
 
     def save(self, position: int) -> None:
         with self._at_work():
+            self._meet("saving")
             self._saves.save(self.state, self.number, position)
 
-    def finish(self, seconds: float) -> State:
-        """The last page of its run directory."""
+    def finish(self, seconds: float) -> State | None:
+        """The last page of its run directory; the state."""
         self.run.note(event="stop", step=self.number, reason="finished")
         with self._at_work(), self._watchdog.phase("finishing"):
+            self._meet("finishing")
             finish.finish(self.run, self.state, train_seconds=seconds)
         return self.state
 
@@ -167,3 +214,29 @@ class Pupil:
     def close(self) -> None:
         self._metrics.close()
         self.run.checkpoints.close()
+
+
+class Absent:
+    """A student of whose devices this process has none: others teach it, here it is counted."""
+
+    is_here = has_ended = is_put_off = False
+
+    def __init__(self, name: str, run: Run, number: int):
+        """number: of steps it has done."""
+        self.name, self.run, self.number = name, run, number
+
+    def learn(self, *_) -> None:
+        self.number += 1
+
+    def finish(self, seconds: float) -> None:
+        """Nothing; so are all below."""
+
+    def compile(self) -> None: ...
+    def wait(self) -> None: ...
+    def keep_up(self, position: int, waited: float, *, asked: bool) -> None: ...
+    def flush(self) -> None: ...
+    def evaluate(self) -> None: ...
+    def save(self, position: int) -> None: ...
+
+    def failed(self, error: Exception) -> StudentFailed:
+        raise AssertionError("it does nothing that could fail")

@@ -8,7 +8,7 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-from dinojax import hosts, mesh, program
+from dinojax import crews, hosts, mesh, program
 from dinojax.checkpoint import Checkpoints
 from dinojax.config import Config, ConfigError, saved_stages
 from dinojax.data.example import Source
@@ -19,6 +19,7 @@ from dinojax.directory import ACCEPT_DATA, environment
 from dinojax.eval.mosaic import QUARTERS, Mosaics
 from dinojax.eval.online import Knn, build_knn
 from dinojax.host_rows import loaded_rows
+from dinojax.mesh import Layout
 from dinojax.metrics import MetricsLog
 from dinojax.models import zoo
 from dinojax.program import Program
@@ -63,6 +64,7 @@ class Run:
     mosaics: Mosaics | None  # the images of the dense metric
     watch: Watch
     hang: dict  # options of the watchdog
+    team: hosts.Team  # the processes that work on it; the first of them writes
 
     @property
     def program(self) -> Program:
@@ -92,7 +94,7 @@ class Run:
         if self.program.teaching is not None:
             meta["teacher"] = self.program.teaching.teacher.fingerprint
         self.checkpoints.save(state, step=step, meta=meta)
-        if hosts.current().is_main:
+        if self.team.is_main:
             reports.refresh(self.directory)
 
     def num_drawn(self, step: int) -> dict[str, int]:
@@ -102,7 +104,7 @@ class Run:
 
     def note(self, **content) -> None:
         """A line of resumes.jsonl: when the run started or stopped, where, and why."""
-        if not hosts.current().is_main:
+        if not self.team.is_main:
             return
         if len(saved_stages(self.directory)) > 1:
             content = {"stage": self.stage, **content}
@@ -117,7 +119,7 @@ class Run:
     def note_stop(self, error: Exception) -> None:
         """The last line of a run that ends before its time, and the report that shows it."""
         self.note(event="stop", reason=f"{type(error).__name__}: {error}".splitlines()[0])
-        if hosts.current().is_main:
+        if self.team.is_main:
             reports.refresh(self.directory)
 
 
@@ -126,24 +128,29 @@ def open_run(
     directory: Path,
     source: Source,
     programs: tuple[Program, ...] | None = None,
+    *,
+    layout: Layout | None = None,
 ) -> Run:
     """Programs, evaluation and checkpoints of a stage; nothing is computed yet.
 
-    programs: made already, on a part of the devices; None = of the config alone.
+    programs: made already, on a part of the devices; None = of the config alone. layout: of the
+    devices that batches go to, None = those of the programs. It belongs to the processes that act
+    together (hosts.acting); one that is none of them only looks.
     """
+    team = hosts.current()
     data, channels = config.data, config.image.channels
     sources = open_knn_sources(data, config.knn, channels=channels)
     if programs is None:
         programs = program.build_sizes(config, mesh.from_section(config.mesh))
     seed, boxes = programs[0].seed, tuple(built.batch_shape[1] for built in programs)
     draw = SizeDraw(seed, config.crops.more_rates)
-    rows = loaded_rows(programs[0].layout, config.batch_size)
+    rows = loaded_rows(layout or programs[0].layout, config.batch_size)
     frozen = config.gram.enabled and config.gram.teacher == "frozen"
     quarantine = Quarantine(
         directory,
         max_share=data.max_bad_share,
         parts=parts_of(source),
-        host=hosts.current().index,
+        host=team.index,
     )
     return Run(
         directory=directory,
@@ -166,7 +173,7 @@ def open_run(
         knn=build_knn(sources, image=config.image, knn=config.knn, directory=directory)
         if sources
         else None,
-        checkpoints=open_checkpoints(config, directory),
+        checkpoints=_checkpoints(config, directory, team),
         num_steps=config.num_steps,
         every=Every(
             log=config.log.every,
@@ -185,7 +192,15 @@ def open_run(
             seconds=config.hang.seconds,
             minutes=config.hang.minutes,
         ),
+        team=team,
     )
+
+
+def _checkpoints(config: Config, directory: Path, team: hosts.Team) -> Checkpoints:
+    if team.has_me:
+        return open_checkpoints(config, directory)
+    with hosts.acting(crews.of(team, (team.index,))):
+        return open_checkpoints(config, directory, read_only=True)
 
 
 def open_mosaics(config: Config, built: Program, source: Source, num: int) -> Mosaics | None:
@@ -232,10 +247,10 @@ def open_checkpoints(config: Config, directory: Path, *, read_only=False) -> Che
 
 
 def open_metrics(run: Run, resume_step: int | None) -> MetricsLog:
-    """metrics.jsonl, which process 0 writes; the rows of several stages say whose they are."""
+    """metrics.jsonl, which one process writes; the rows of several stages say whose they are."""
     names = saved_stages(run.directory)
     return MetricsLog(
-        run.directory / "metrics.jsonl" if hosts.current().is_main else None,
+        run.directory / "metrics.jsonl" if run.team.is_main else None,
         resume_step=resume_step,
         stage=run.stage if len(names) > 1 else None,
         is_first=run.stage == names[0],

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dinojax import checksum, convert, stages, watch
 from dinojax import config as configs
@@ -130,7 +131,13 @@ def _backbone(place: Place, *, like) -> dict:
         raise ValueError(
             "\n  ".join([f"{place.path} holds another backbone than model.*:", *lines])
         )
-    return jax.tree.map(lambda x, y: jax.device_put(x.astype(y.dtype), y.sharding), found, like)
+    return jax.tree.map(_put, found, like)
+
+
+def _put(x: Any, like: jax.Array) -> jax.Array:
+    """Every process gives its devices their parts of an array that all of them have."""
+    rounded = np.asarray(x.astype(like.dtype))
+    return jax.make_array_from_callback(like.shape, like.sharding, lambda part: rounded[part])
 
 
 def _restored(place: Place, like: dict[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,11 @@ class Turns:
         """Ask all to do `what` at the same turn."""
         self._line.notify({"what": "ask", "ask": what, "why": why})
 
+    def awaits(self, what: str) -> bool:
+        """Whether it was asked for and is still to come."""
+        with self._lock:
+            return what in self._asked
+
     def heard(self, content: dict[str, Any]) -> bool:
         """Some process asked; whether it is new. From here on no turn is taken but to catch up."""
         what = content["ask"]

@@ -122,7 +122,7 @@ class Saves:
         asked: the processes of the run have agreed to save here (their clocks differ).
         """
         self._run.checkpoints.check()
-        every, team = self._run.every, hosts.current()
+        every, team = self._run.every, self._run.team
         late = every.minutes is not None and time.monotonic() - self._last >= 60 * every.minutes
         if late and team.count > 1:
             late, self._last = False, time.monotonic()

@@ -3,12 +3,24 @@
 import dataclasses
 import importlib
 import json
+import shutil
 from types import SimpleNamespace
 
 import jax
 import pytest
 
-from dinojax import chooser, cli, convert, distill, family, mesh, program, shares, train
+from dinojax import (
+    chooser,
+    cli,
+    convert,
+    distill,
+    family,
+    inspect_checkpoint,
+    mesh,
+    program,
+    shares,
+    train,
+)
 from dinojax import config as configs
 from dinojax.checkpoint import COMMITTED
 from dinojax.config import ConfigError
@@ -245,6 +257,7 @@ def test_a_step_is_measured_when_all_students_have_come_as_far(monkeypatch):
     stage = object.__new__(distill._Stage)
     stage._configs, stage._teacher, stage._num_steps = {}, None, 50 + 2 * distill.MEASURED
     stage._notes = SimpleNamespace(add=lambda row: None)
+    stage._ending = SimpleNamespace(meet=lambda what: None)
     monkeypatch.setattr(distill._Stage, "_open", lambda self, *args: (pupils, None))
     monkeypatch.setattr(distill._Stage, "_session", session)
     stage.run(())
@@ -440,21 +453,74 @@ def test_placements_are_measured_and_the_faster_one_stays(recipe, tmp_path, monk
     )
 
 
-@pytest.mark.slow
-def test_two_processes_teach_like_one_even_if_one_of_them_is_killed(recipe, tmp_path):
-    settings = [*TINY, "num_steps=3", "data.source=tiles"]
-    begin = ("distill", "--config", str(recipe))
-    (done,) = several.train(tmp_path / "whole", settings, count=1, devices=8, begin=begin)
+SEVERAL = [*(key for key in TINY if key != "distill.place=turn"), "num_steps=3"]
+SEVERAL += ["data.source=tiles"]
+
+
+@pytest.fixture(scope="module")
+def teach(recipe):
+    """teach(directory, settings, count=...): a family on eight devices, to the end of its run."""
+
+    def teach(directory, settings, *, count, **more):
+        begin = ("distill", "--config", str(recipe))
+        options = dict(count=count, devices=8 // count, begin=begin, **more)
+        return several.train(directory, [*SEVERAL, *settings], **options)
+
+    return teach
+
+
+@pytest.fixture(scope="module")
+def alone(teach, tmp_path_factory):
+    """The run directory of one process with eight devices, students in turn."""
+    directory = tmp_path_factory.mktemp("alone") / "run"
+    (done,) = teach(directory, ["distill.place=turn"], count=1)
     assert done.code == 0, done.told
-    run = tmp_path / "run"
-    killed = several.train(run, settings, count=2, devices=4, begin=begin, ACT="1 3 SIGKILL")
+    return directory
+
+
+def same_family(run, other) -> None:
+    for name in ("one", "two"):
+        assert [row["step"] for row in read_metrics(run / name / "metrics.jsonl")] == [1, 2, 3]
+        same_rows(run, other, name)
+        ours, theirs = (convert.load(root / name).params for root in (run, other))
+        small.assert_close(ours, theirs, COMPOSED)
+
+
+@pytest.mark.slow
+def test_two_processes_teach_like_one_even_if_one_of_them_is_killed(teach, alone, tmp_path):
+    run, place = tmp_path / "run", ["distill.place=turn"]
+    killed = teach(run, place, count=2, ACT="1 3 SIGKILL")
     assert [ended.code for ended in killed] == [LOST, -9], "\n".join(e.told for e in killed)
     steps = [int(p.parent.name) for p in run.glob(f"one/*/*/*/{COMMITTED}")]
     assert steps and max(steps) < 3
-    both = several.train(run, settings, count=2, devices=4, begin=begin)
+    both = teach(run, place, count=2)
     assert [ended.code for ended in both] == [0, 0], "\n".join(e.told for e in both)
-    for name in ("one", "two"):
-        assert [row["step"] for row in read_metrics(run / name / "metrics.jsonl")] == [1, 2, 3]
-        same_rows(run, tmp_path / "whole", name)
-        ours, theirs = (convert.load(root / name).params for root in (run, tmp_path / "whole"))
-        small.assert_close(ours, theirs, COMPOSED)
+    same_family(run, alone)
+
+
+@pytest.mark.slow
+def test_processes_teach_students_apart_like_one_even_if_one_is_killed(teach, alone, tmp_path):
+    """2 + 6 devices, of which the second student has some in both processes; then 4 + 4."""
+    run, wide, even = (tmp_path / name for name in ("run", "wide", "even"))
+    share = ["distill.place=apart", "one:distill.share=2", "two:distill.share=6"]
+    killed = teach(run, share, count=2, ACT="1 3 SIGKILL")
+    assert [ended.code for ended in killed] == [LOST, -9], "\n".join(e.told for e in killed)
+    for name, devices in {"one": 2, "two": 6}.items():
+        steps = [int(p.parent.name) for p in run.glob(f"{name}/*/*/*/{COMMITTED}")]
+        assert steps and max(steps) < 3
+        saved = inspect_checkpoint.read(run / f"{name}/checkpoints/pretrain/{max(steps)}")
+        assert saved.mesh == {"replica": devices, "fsdp": 1, "tensor": 1}
+    places = {
+        wide: share,
+        even: ["distill.place=apart", "one:distill.share=4", "two:distill.share=4"],
+    }
+    for copy, place in places.items():
+        shutil.copytree(run, copy)
+        both = teach(copy, place, count=2)
+        assert [ended.code for ended in both] == [0, 0], "\n".join(e.told for e in both)
+        same_family(copy, alone)
+    (done,) = teach(run, share, count=1)
+    assert done.code == 0, done.told
+    for name in ("one", "two"):  # of the same shares the same bits, in however many processes
+        ours, theirs = (convert.load(root / name).params for root in (wide, run))
+        assert small.same(ours, theirs)
