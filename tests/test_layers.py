@@ -21,6 +21,7 @@ LAYERS = [
         "watchdog",
         "compiling",
         "hosts",
+        "launcher",
         "lock",
         "limits",
         "energy",
