@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from dinojax import cli_config, cli_data, cli_hosts, cli_plan, cli_stages, cli_weights
+from dinojax import cli_config, cli_data, cli_hosts, cli_plan, cli_stages, cli_weights, launcher
 from dinojax.config import ConfigError, load_stages, load_students, pick
 from dinojax.interrupt import (
     ALARMED,
@@ -45,6 +45,9 @@ PROGRAMS = {
     "embed": ("dinojax.embed", "embed_command"),
     "ckpt inspect": ("dinojax.inspect_checkpoint", "inspect_command"),  # (path, as_json)
 }
+
+# Commands that write, each in one process.
+ALONE = ("eval knn", "gram pick", "export", "import", "embed")
 
 START = """\
 examples:
@@ -176,6 +179,8 @@ def _is_refusal(error: Exception) -> bool:
 
 
 def _program(command: str):
+    if command in ALONE:
+        launcher.refuse_many(command)
     return _function(*PROGRAMS[command])
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dinojax import launcher
 from dinojax.config import Config, load
 from dinojax.data.example import Source
 from dinojax.data.mixture import Mixture, told
@@ -217,6 +218,7 @@ def _draw(path: Path, source: Source, config: Config) -> None:
 
 
 def _convert(args: argparse.Namespace) -> None:
+    launcher.refuse_many("data convert")
     from dinojax.data.convert import convert
 
     source = _open(args, 3)  # nothing is decoded but the first image, as a check

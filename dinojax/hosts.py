@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from dinojax import launcher
 from dinojax.interrupt import FAILED, HURRY, LOST, Lost, end_now
 from dinojax.line import GONE, HostError, Judge, Line
 from dinojax.turns import Turns
@@ -29,13 +30,6 @@ WAIT = 300.0  # seconds for all processes to come, by default
 SETTLE = 600.0  # seconds for all to reach the same place: they may load or decode on the way
 GRACE = 3.0  # seconds for the main thread to end by itself once the run is lost
 LEAVE = 10.0  # seconds that process 0 waits for the others to end before it does
-
-# What says that a launcher started several processes, where we were told of one.
-MANY = {
-    "SLURM_STEP_NUM_TASKS": lambda value: value.isdigit() and int(value) > 1,
-    "TPU_WORKER_HOSTNAMES": lambda value: "," in value,
-    "OMPI_COMM_WORLD_SIZE": lambda value: value.isdigit() and int(value) > 1,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,12 +244,11 @@ def find(
         return _detected(cluster)
     missing = [flag for flag, value in told.items() if value is None]
     if len(missing) == len(told):
-        for name, several in MANY.items():
-            if several(os.environ.get(name, "")):
-                raise HostError(
-                    f"{name}={os.environ[name]} says that this is one of several processes; pass "
-                    "--cluster auto to join them, or --num-processes 1 to run alone."
-                )
+        if (launched := launcher.many()) is not None:
+            raise HostError(
+                f"{launched} says that this is one of several processes; pass "
+                "--cluster auto to join them, or --num-processes 1 to run alone."
+            )
         return None
     if told["--num-processes"] == 1:
         return None

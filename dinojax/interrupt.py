@@ -156,11 +156,21 @@ class Interrupt:
     def ending(self, last_words: Callable[[str], int]) -> Iterator[None]:
         """For long work during which there is nothing to save, such as a compile.
 
-        A signal raises Asked afterwards. If that is not within the time of grace, another thread
-        calls last_words with the signal's name and ends the process with the code it returns; a
-        team does so if all its processes are here.
+        A signal raises Asked afterwards, or ends the process as in `unsaved`.
         """
         self.check()
+        with self.unsaved(last_words):
+            yield
+        self.check()
+
+    @contextlib.contextmanager
+    def unsaved(self, last_words: Callable[[str], int]) -> Iterator[None]:
+        """The same where nothing there is could be saved: what to do is left to the next check.
+
+        Where that is not within the time of grace, another thread calls last_words with the
+        signal's name and ends the process with the code it returns; a team does so if all its
+        processes are here.
+        """
         with self._lock:
             self._last_words = last_words
         try:
@@ -170,7 +180,6 @@ class Interrupt:
                 self._last_words = None
             if self._vote is not None:
                 self._vote.wait(HURRY)
-        self.check()
 
     def _take(self, number: int, frame: object) -> None:
         del frame

@@ -114,7 +114,8 @@ def _train(run: Run, interrupt: Interrupt, accept: Collection[str], *, is_last: 
     """The state of the stage's last checkpoint, or its first one, taken to the end."""
     team = hosts.current()
     begin = team.settle("checkpoint", run.checkpoints.latest())
-    state, meta = _begin(run, begin, accept)
+    with interrupt.unsaved(functools.partial(_last_words, run, begin or 0)):
+        state, meta = _begin(run, begin, accept)
     run.note(event="start", step=begin or 0, devices=run.program.layout.mesh.size)
     loader = Loader(run.source, **run.loader_options, start=meta["position"])
     metrics = open_metrics(run, begin)

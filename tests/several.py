@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 SECONDS = 600  # after which a process counts as hanging
+# The CPU's compiler takes less than half the time with its older code for fused operations.
+QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 
 
 class Ended(NamedTuple):
@@ -35,7 +37,7 @@ def environment(devices: int, **more: str) -> dict[str, str]:
     """Of a process with that many devices; programs compile quickly."""
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK}",
         "NPROC": "32",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         **more,

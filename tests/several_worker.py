@@ -1,77 +1,91 @@
-"""One of several processes that takes a step per strategy, saves it, and may die or fail on demand.
+"""One of several processes that trains a little with each strategy, and may die or fail on demand.
 
 python -m tests.several_worker OUT STRATEGY[,...]|sleep|die|fail --coordinator ...
 """
 
 import argparse
-import json
+import gc
 import os
+import signal
 import sys
 import time
 import traceback
 from pathlib import Path
+from unittest import mock
 
 import jax
-import numpy as np
+import pytest
+from jax._src import cache_key
 
-from dinojax import cli_hosts, hosts, mesh, program
+from dinojax import cli_hosts, hosts, train
 from dinojax import config as configs
-from dinojax.checkpoint import Checkpoints
-from dinojax.host_rows import from_own_rows, own_rows
-from dinojax.interrupt import Lost
-from tests import small
+from dinojax.autopsy import Autopsy
+from dinojax.data import tiles
+from dinojax.interrupt import Interrupted, Lost
+from dinojax.program import Program
+from tests import few_tiles_train, small
 
 # What a strategy's mesh is besides the strategy; where tensor is 4, it spans processes of two.
 MESHES = {"fsdp_tp": ("mesh.tensor=4",)}
-
+FIRST, LAST = small.STEP + 1, small.STEP + 2  # the steps taken; all are asked to stop at the first
+STOPS = 1  # the process that gets the signal
 
 # Of small.STAGED, whose programs compile in the least time, what a run of its own needs.
-KEPT = [s for s in small.STAGED if not s.startswith(("mesh.", "batch_size", "group"))]
+KEPT = [s for s in small.STAGED if not s.startswith(("mesh.", "batch_size", "group", "knn"))]
+SETTINGS = (
+    *KEPT,
+    *("batch_size=16", "group_size=2", "optim.eps=1e-3", "expect.platform=cpu"),
+    "knn.features=cls",
+    *(f"num_steps={LAST}", f"knn.every={LAST}", f"checkpoint.every={FIRST}"),
+)
 
 
-def config(strategy: str, devices: int = 8):
+def config(strategy: str, devices: int = 8, hosts: int | None = None):
     more = MESHES.get(strategy, ()) if devices == 8 else ()
     places = (f"mesh.strategy={strategy}", f"mesh.devices={devices}", *more)
-    overrides = [*KEPT, "batch_size=16", "group_size=2", "optim.eps=1e-3", *places]
-    return configs.load("tiny", overrides, smoke=True)
+    expected = (f"expect.hosts={hosts}", f"expect.devices={devices}") if hosts else ()
+    return configs.load("tiny", [*SETTINGS, *places, *expected], smoke=True)
 
 
-def images(built):
-    """The batch of small.images, of which only own rows are looked at."""
-    rng = np.random.default_rng(0)
-    num, side = built.batch_shape[:2]
-    batch = {
-        "images": rng.integers(0, 256, built.batch_shape, np.uint8),
-        "sizes": rng.integers(side // 2, side + 1, (num, 2)).astype(np.int32),
-    }
-    own = own_rows(num)
-    hidden = {name: np.zeros_like(rows) for name, rows in batch.items()}
-    for name, rows in batch.items():
-        hidden[name][own] = rows[own]
-    return {name: from_own_rows(built.layout, rows) for name, rows in hidden.items()}
-
-
-def step(strategy: str, devices: int = 8):
-    """(state, scalars) of a step from small.numbers, compiled quickly."""
-    chosen = config(strategy, devices)
-    built = program.build(chosen, mesh.from_section(chosen.mesh))
-    with mesh.use(built.layout):
-        compiled = built.lower().compile(compiler_options=small.FAST)
-        hosts.current().settle("compiled")
-        state, scalars = compiled(small.numbers(built), images(built), built.now(small.STEP))
-        return state, {name: float(hosts.fetch(value)) for name, value in scalars.items()}
+def begin(patch: pytest.MonkeyPatch) -> None:
+    """Runs start at step 3 with the numbers of small.py, and compile each program once."""
+    patch.setattr(tiles, "SPLITS", few_tiles_train.SPLITS)
+    small.share_programs(patch)
+    patch.setattr(Program, "new_state", small.numbers)
+    patch.setattr(train.finish, "finish", lambda *args, **options: None)
 
 
 def take(out: Path, strategies: str) -> None:
-    team = hosts.current()
+    """A run OUT/STRATEGY each: a step, SIGTERM to one process, a restore, a step, a k-NN."""
     for strategy in strategies.split(","):
-        state, scalars = step(strategy)
-        checkpoints = Checkpoints(out / strategy, keep_last=1, keep_every=None)
-        checkpoints.save(state, step=1, meta={})
-        checkpoints.wait()
-        checkpoints.close()
-        if team.is_main:
-            (out / f"{strategy}.json").write_text(json.dumps(scalars))
+        chosen = config(strategy, hosts=hosts.current().count)
+        with pytest.MonkeyPatch.context() as patch:
+            begin(patch)
+            with mock.patch.object(Autopsy, "keep", stop_all), pytest.raises(Interrupted) as told:
+                train.train(chosen, out / strategy)
+            print(told.value, flush=True)
+            train.train(chosen, out / strategy)
+
+
+def stop_all(_, number: int, batch: dict) -> None:
+    """In place of Autopsy.keep: one process gets SIGTERM, and all wait until they have heard."""
+    team = hosts.current()
+    if team.index == STOPS:
+        os.kill(os.getpid(), signal.SIGTERM)
+    while not team._turns._asked:
+        time.sleep(0.01)
+
+
+def compile_once(cache: Path) -> None:
+    """Process 0 compiles what all run, and hands it to the others.
+
+    JAX takes CPUs of other processes for other machines, whose programs have other names.
+    """
+    cache_key._hash_accelerator_config = cache_key._hash_devices
+    jax.config.update("jax_share_binary_between_hosts", True)
+    # No other test's: what one process finds there and another does not is never handed over.
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    gc.disable()  # a fifth of tracing
 
 
 def main() -> int:
@@ -90,7 +104,7 @@ def main() -> int:
                 os.kill(os.getpid(), 9)
             if args.what in ("sleep", "die", "fail"):
                 time.sleep(600)
-            jax.devices()
+            compile_once(args.out / "compiled")
             take(args.out, args.what)
     except Lost as error:
         print(error, flush=True)

@@ -179,15 +179,18 @@ def numbers(program: Program, seed: int = 0):
 
     def fill(path, leaf):
         names = [str(getattr(key, "key", getattr(key, "name", None))) for key in path]
-        if names[-1] in ("step", "count"):
-            value = jnp.asarray(STEP, leaf.dtype)
-        elif names[-1] == "key":
-            value = jax.random.key(seed)
-        else:
+        if names[-1] == "key":
+            return jax.device_put(jax.random.key(seed), leaf.sharding)
+        value = np.asarray(STEP)
+        if names[-1] not in ("step", "count"):
             noise = 0.1 * rng.normal(size=leaf.shape)
             offset = 1.0 if names[-1] in ("scale", "scale1", "scale2") else 0.0
-            value = jnp.asarray(noise**2 if "nu" in names else offset + noise, leaf.dtype)
-        return jax.device_put(value, leaf.sharding)
+            value = noise**2 if "nu" in names else offset + noise
+        value = value.astype(leaf.dtype)
+        # Each device takes its part: nothing is compiled, and no process asks another.
+        return jax.make_array_from_callback(
+            leaf.shape, leaf.sharding, lambda part: np.array(value[part])
+        )
 
     return jax.tree_util.tree_map_with_path(fill, program.abstract_state())
 

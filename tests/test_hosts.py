@@ -1,7 +1,7 @@
 """Runs of several processes: the same results as one, stopped together, continued on fewer."""
 
+import functools
 import json
-import os
 import threading
 import time
 
@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from dinojax import mesh, preflight, program
+from dinojax import cli, mesh, preflight, program, train
 from dinojax.checkpoint import Checkpoints
 from dinojax.config import ConfigError
 from dinojax.hosts import Place, Team, find
@@ -73,38 +73,60 @@ def test_two_processes_stop_together_and_one_continues_as_if_there_had_been_one_
     assert_same_rows(rows(run), rows(whole))
 
 
-# (processes, devices of each, strategy). dp is above, fsdp in both of these. All with
-# DINOJAX_TEST_ALL=1: each compiles a step in every process.
-PLACES = [(2, 4, "hsdp"), (4, 2, "fsdp_tp")]
-if os.environ.get("DINOJAX_TEST_ALL") == "1":
-    PLACES = [(*at, name) for at in ((2, 4), (4, 2)) for name in ("dp", "fsdp", "hsdp", "fsdp_tp")]
+STRATEGIES = ("dp", "fsdp", "hsdp", "fsdp_tp")
 
 
 @pytest.fixture(scope="module")
-def one():
-    """The step of several_worker on one device."""
-    return several_worker.step("dp", 1)
+def one(tmp_path_factory):
+    """The run of several_worker on one device."""
+    run = tmp_path_factory.mktemp("one") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        several_worker.begin(patch)
+        train.train(several_worker.config("dp", 1), run)
+    return run
+
+
+@pytest.fixture(scope="module", params=[(2, 4), (4, 2)], ids=["2x4", "4x2"])
+def trained(request, tmp_path_factory):
+    """Folder of a run per strategy, by so many processes with so many devices each."""
+    (count, devices), out = request.param, tmp_path_factory.mktemp("several")
+    flags = several.places(count, several.free_port())
+    args = [str(out), ",".join(STRATEGIES)]
+    started = [several.start("tests.several_worker", [*args, *f], devices=devices) for f in flags]
+    stops = f"stopped by SIGTERM after step {several_worker.FIRST}; saved"
+    for ended in several.wait(started):
+        assert ended.code == 0, ended.told
+        # Logged, and raised by `train`.
+        assert ended.told.count(stops) == 2 * len(STRATEGIES), ended.told
+    return out
+
+
+@functools.cache
+def shapes(strategy, devices):
+    """A state's, on this host."""
+    chosen = several_worker.config(strategy, devices)
+    return program.build(chosen, mesh.from_section(chosen.mesh)).abstract_state()
+
+
+def last_state(run, strategy, devices):
+    checkpoints = Checkpoints.reader(run / "checkpoints/pretrain")
+    state = checkpoints.restore(shapes(strategy, devices), several_worker.LAST)
+    checkpoints.close()
+    return state
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "devices", "strategy"), PLACES)
-def test_a_step_of_several_processes_is_that_of_one_and_restores_on_fewer(
-    count, devices, strategy, one, tmp_path
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_several_processes_train_stop_and_continue_as_one_and_their_state_fits_fewer_devices(
+    strategy, trained, one
 ):
-    flags = several.places(count, several.free_port())
-    args = [str(tmp_path), strategy]
-    started = [several.start("tests.several_worker", [*args, *f], devices=devices) for f in flags]
-    for ended in several.wait(started):
-        assert ended.code == 0, ended.told
-    scalars = json.loads((tmp_path / f"{strategy}.json").read_text())
-    # Health values are differences of near equals.
-    small.assert_close(*(jax.tree.map(np.float32, x) for x in (scalars, one[1])), 1e-4)
-    for num in (8, 4, 1):
-        chosen = several_worker.config("fsdp" if num < 8 else strategy, num)
-        built = program.build(chosen, mesh.from_section(chosen.mesh))
-        checkpoints = Checkpoints.reader(tmp_path / strategy)
-        small.assert_close(checkpoints.restore(built.abstract_state()), one[0])
-        checkpoints.close()
+    """Images, a step, SIGTERM, a save, a restore, a step, a k-NN, a save; then on this one host."""
+    run = trained / strategy
+    assert_same_rows(rows(run), rows(one))
+    want = last_state(one, "dp", 1)
+    for devices in (8, 4, 1):
+        found = last_state(run, strategy if devices == 8 else "fsdp", devices)
+        small.assert_close(found, want)
 
 
 # -- what goes wrong -------------------------------------------------------------------------------
@@ -210,7 +232,8 @@ def stops(teams, monkeypatch):
     return run
 
 
-def test_asked_while_all_compile_all_end_with_their_last_words(stops):
+@pytest.mark.parametrize("where", ["ending", "unsaved"])
+def test_asked_while_all_compile_all_end_with_their_last_words(where, stops):
     ended, inside = [threading.Event(), threading.Event()], threading.Barrier(2)
 
     def process(interrupt, team):
@@ -218,13 +241,30 @@ def test_asked_while_all_compile_all_end_with_their_last_words(stops):
             ended[team.index].set()
             return 70 + team.index
 
-        with interrupt.ending(last_words):
+        with getattr(interrupt, where)(last_words):
             inside.wait(20.0)
             interrupt.ask("SIGTERM")
             for event in ended:  # a compile that takes as long as it must
                 event.wait(20.0)
 
     assert stops(process) == {0: 70, 1: 71}
+
+
+def test_making_the_first_state_is_work_that_may_be_ended(tmp_path, monkeypatch):
+    opened = []
+
+    class Kept(Interrupt):
+        def __enter__(self):
+            opened.append(self)
+            return super().__enter__()
+
+    def first_state(*_):
+        raise RuntimeError(f"would end with {opened[0]._last_words('SIGTERM')}")
+
+    monkeypatch.setattr(train, "Interrupt", Kept)
+    monkeypatch.setattr(train.start, "first_state", first_state)
+    with pytest.raises(RuntimeError, match=f"would end with {NOT_SAVED}"):
+        train.train(small.config("mesh.devices=1"), tmp_path / "run")
 
 
 def test_asked_while_some_compile_and_others_do_not_all_stop_at_the_next_turn(stops):
@@ -322,6 +362,49 @@ def test_machines_that_are_not_as_expected_are_refused(override, told):
     preflight.check_devices(Team(), [small.config("expect.platform=cpu").expect])
 
 
+def test_hosts_with_different_devices_are_refused_in_all(teams, monkeypatch):
+    here, devices = threading.local(), jax.devices()
+    monkeypatch.setattr(jax, "local_devices", lambda: devices[: here.num])
+
+    def check(team):
+        here.num = 4 - team.index
+        preflight.check_devices(team, [])
+
+    for error in teams(check):
+        assert isinstance(error, ConfigError) and "have different devices" in str(error)
+        assert "process 1 (" in str(error) and "devices 4 to 6, 3 x cpu" in str(error)
+
+
+def test_devices_that_do_not_sum_right_are_refused_in_all(teams, monkeypatch):
+    monkeypatch.setattr(preflight.jnp, "sum", preflight.jnp.max)
+    for error in teams(lambda team: preflight.check_devices(team, [])):
+        assert "a sum over all devices is wrong" in str(error)
+        assert "process 1 (" in str(error) and "summed 1, not 8" in str(error)
+
+
+def test_devices_that_do_not_talk_end_all_in_time(teams, monkeypatch, caplog):
+    ended, make = {}, jax.make_array_from_callback
+    monkeypatch.setattr(preflight, "COLLECTIVE", 0.2)
+    monkeypatch.setattr(Team, "end", lambda team, code: ended.setdefault(team.index, code))
+
+    def hanging(*args):
+        assert wait_until(lambda: len(ended) == 2)
+        return make(*args)
+
+    monkeypatch.setattr(jax, "make_array_from_callback", hanging)
+    teams(lambda team: preflight.check_devices(team, []))
+    assert ended == {0: LOST, 1: LOST}
+    assert "a sum over all devices did not finish within 0 s: is a port closed?" in caplog.text
+
+
+def wait_until(done, seconds=60.0):
+    """Whether something came true in time."""
+    end = time.monotonic() + seconds
+    while not done() and time.monotonic() < end:
+        time.sleep(0.01)
+    return done()
+
+
 def test_the_table_of_processes_counts_devices_on():
     rows = [{"name": f"process {i}", "platform": "tpu", "kind": "v5p", "num": 4} for i in range(2)]
     assert preflight.table(rows)[1] == "process 1: devices 4 to 7, 4 x v5p (tpu)"
@@ -357,6 +440,29 @@ def test_a_process_that_a_launcher_started_among_others_does_not_run_alone(monke
         find(None, None, None, None)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
     assert find(None, None, None, None) is None
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "eval knn --run {}",
+        "gram pick {}",
+        "embed --weights {} --data {} --out {}",
+        "export --run {} --format hf --out {}",
+        "import --from {} --out {}",
+        "data convert {} --out {}",
+    ],
+)
+def test_commands_of_one_process_are_refused_to_several(command, monkeypatch, tmp_path, capsys):
+    words = [str(tmp_path / "absent") if word == "{}" else word for word in command.split()]
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    assert cli.main(words) == REFUSED
+    told = capsys.readouterr().err
+    assert "SLURM_STEP_NUM_TASKS=4 says" in told and "start it once" in told
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setenv("DINOJAX_NUM_PROCESSES", "1")
+    assert cli.main(words) == REFUSED
+    assert "SLURM" not in capsys.readouterr().err
 
 
 def test_slurm_tells_who_a_process_is(monkeypatch):

@@ -22,6 +22,7 @@ LAYERS = [
         "compiling",
         "hosts",
         "crews",
+        "launcher",
         "lock",
         "limits",
         "energy",
