@@ -76,15 +76,15 @@ def stop_all(_, number: int, batch: dict) -> None:
         time.sleep(0.01)
 
 
-def compile_once(cache: Path) -> None:
+def compile_once() -> None:
     """Process 0 compiles what all run, and hands it to the others.
 
-    JAX takes CPUs of other processes for other machines, whose programs have other names.
+    Needs a cache of compiled programs that no other run uses: what one process finds there, and
+    another has not, is never handed over. JAX takes the CPU of another process for another
+    machine, whose programs have other names.
     """
     cache_key._hash_accelerator_config = cache_key._hash_devices
     jax.config.update("jax_share_binary_between_hosts", True)
-    # No other test's: what one process finds there and another does not is never handed over.
-    jax.config.update("jax_compilation_cache_dir", str(cache))
     gc.disable()  # a fifth of tracing
 
 
@@ -104,7 +104,8 @@ def main() -> int:
                 os.kill(os.getpid(), 9)
             if args.what in ("sleep", "die", "fail"):
                 time.sleep(600)
-            compile_once(args.out / "compiled")
+            jax.config.update("jax_compilation_cache_dir", str(args.out / "compiled"))
+            compile_once()
             take(args.out, args.what)
     except Lost as error:
         print(error, flush=True)
