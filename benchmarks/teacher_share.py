@@ -8,13 +8,12 @@ With --devices nothing is compiled: FLOPs are counted on traced programs, shares
 flops: of a step of N students together; baseline: of N distillations, each with its own teacher
 forward. seconds: the same as median time of steps, all students in turn on all devices that jax
 sees; equal: their losses agree exactly. idle: the largest idle share of a student at shares
-computed from FLOPs, and (measured) from median times of their steps, each alone on its devices.
+computed from FLOPs, and (measured) by the median time of what one of its devices has to do.
 bytes: what leaves the teacher's devices in a step for one student, and, as baseline, all patches
 and all logits in the same dtype. N students are the recipe's, repeated as often as needed.
 """
 
 import argparse
-import dataclasses
 import itertools
 import time
 
@@ -24,7 +23,7 @@ import numpy as np
 from benchmarks.rows import row
 from dinojax import config as configs
 from dinojax import family, mesh, shares
-from dinojax.family import APART, TURN
+from dinojax.family import TURN
 from dinojax.passing import view_on
 from dinojax.plan.count import count_flops
 from dinojax.teacher import Teacher, open_teacher
@@ -48,19 +47,24 @@ def forward_flops(placement: family.Placement, configs_of: dict, teacher: Teache
         return float(count_flops(teaching.forward, *teaching.abstract_inputs()))
 
 
+def costs_and_shares(found: dict, teacher: Teacher, devices: int) -> tuple[dict, dict]:
+    """Of each student: FLOPs of a step, and the numbers of devices that it can have."""
+    valid = {
+        n: shares.fitting(c.batch_size, c.group_size, c.accumulate, devices)
+        for n, c in found.items()
+    }
+    return family.costs(found, teacher), valid
+
+
 def by_model(config: str, found: dict, teacher: Teacher, devices: int) -> None:
     """Rows of FLOPs, idle shares and bytes, without compiling anything."""
     one = {n: c.replaced({"mesh.devices": 1, "model.attention": "plain"}) for n, c in found.items()}
-    cost = family.costs(one, teacher)
+    cost, valid = costs_and_shares(one, teacher, devices)
     forward = forward_flops(family.placed(one, TURN, cost), one, teacher)
     what = {"config": config, "students": list(found), "devices": devices}
     together, apart = forward + sum(cost.values()), len(cost) * forward + sum(cost.values())
     flops = dict(value=together / 1e9, baseline=apart / 1e9, ratio=apart / together)
     row(name="teacher_share/flops", config=what, unit="GFLOP", **flops, teacher=forward / 1e9)
-    valid = {
-        n: shares.fitting(c.batch_size, c.group_size, c.accumulate, devices)
-        for n, c in found.items()
-    }
     if len(found) > 1 and devices > 1:
         got = shares.computed(cost, valid, devices)
         worst = max(got.idle.values())
@@ -166,26 +170,39 @@ def measured(config: str, found: dict, teacher: Teacher, steps: int) -> None:
     ratio = baseline / value
     names = dict(name="teacher_share/seconds", config=what, unit="s")
     row(**names, value=value, baseline=baseline, ratio=ratio, equal=equal)
-    if len(found) == 1 or len(jax.devices()) == 1:
-        return
-    try:
-        apart_class = Class(found, APART, teacher, cost)
-    except ValueError as error:
-        print(f"# apart: {error}", flush=True)
-        return
-    each = [apart_class.step(found, number)[1] for number in range(steps + 2)][2:]
-    found_seconds = {name: float(np.median([s[name] for s in each])) for name in found}
-    assert apart_class.placement.shares is not None
-    placed = apart_class.placement.shares
-    device_seconds = {n: s * placed.devices[n] for n, s in found_seconds.items()}
-    idle = dataclasses.asdict(shares.with_idle(placed.devices, device_seconds))["idle"]
-    rest = dict(shares=placed.devices, by_model=placed.idle, idle=idle)
+
+
+def idle_measured(config: str, found: dict, teacher: Teacher, devices: int, steps: int) -> None:
+    """The row of idle shares by the time of what one device of each student has to do.
+
+    A student's batch is cut down to the images that one of its devices has, and its step taken on
+    one device alone: simulated devices share their cores, so steps on all of them would only show
+    what all work takes together. Collectives are left out.
+    """
+    cost, valid = costs_and_shares(found, teacher, devices)
+    placed = shares.computed(cost, valid, devices)
+    parts = {
+        name: each.replaced(
+            {"batch_size": each.batch_size // placed.devices[name], "mesh.devices": 1}
+        )
+        for name, each in found.items()
+    }
+    alone = {n: Class({n: part}, TURN, teacher, {n: 1.0}) for n, part in parts.items()}
+    times: dict[str, list[float]] = {name: [] for name in found}
+    for number in range(steps + 2):
+        for name in found:
+            times[name].append(alone[name].step([name], number)[1][name])
+    # The seconds of a device, as with_idle takes them: a student's cost over its devices.
+    seconds = {n: float(np.median(t[2:])) * placed.devices[n] for n, t in times.items()}
+    idle = shares.with_idle(placed.devices, seconds).idle
     row(
         name="teacher_share/idle_measured",
-        config=what,
+        config={"config": config, "students": list(found), "devices": devices},
         value=max(idle.values()),
         unit="share",
-        **rest,
+        shares=placed.devices,
+        by_model=placed.idle,
+        idle=idle,
     )
 
 
@@ -208,6 +225,8 @@ def main(argv=None) -> None:
         teacher = open_teacher(next(iter(found.values())))
         by_model(args.config, found, teacher, len(jax.devices()))
         measured(args.config, found, teacher, args.steps)
+        if number > 1 and len(jax.devices()) > 1:
+            idle_measured(args.config, found, teacher, len(jax.devices()), args.steps)
 
 
 if __name__ == "__main__":
