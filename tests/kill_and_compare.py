@@ -140,7 +140,7 @@ def kill_and_compare(
     rng = np.random.default_rng(seed)
     given = [setting.split("=")[0] for setting in extra]
     kept = [line for line in settings(num_steps) if line.split("=")[0] not in given]
-    killer = Killer(root, [*kept, *extra])
+    killer = Killer(root, [*kept, *extra], few=place.processes > 1)
     for name in ("warm", "whole"):  # the first one may have to compile
         session = killer.session(root / name, place)
         if any(session.codes):

@@ -47,7 +47,7 @@ class Place(NamedTuple):
         if self == ALONE:
             plain = {name: value for name, value in os.environ.items() if name != "NPROC"}
             return plain | {"XLA_FLAGS": ""}
-        return several.environment(self.devices, FEW="1")
+        return several.environment(self.devices)
 
     def flags(self) -> list[list[str]]:
         if self.processes == 1:
@@ -90,16 +90,20 @@ class Session(NamedTuple):
 
 
 class Killer:
-    """Starts processes of one recipe and stops them at points."""
+    """Starts processes of one recipe and stops them at points.
 
-    def __init__(self, root: Path, settings: list[str]):
+    few: few tiles, wherever the run is trained.
+    """
+
+    def __init__(self, root: Path, settings: list[str], *, few: bool = False):
         self._root, self._settings = root, [w for s in settings for w in ("--set", s)]
+        self._more = {"FEW": "1"} if few else {}
         self._seconds: dict[str, float] = {}  # of each phase, in a run that nothing disturbed
 
     def session(self, run: Path, place: Place, point: Point | None = None) -> Session:
         """From start to end; without a point nothing stops it."""
         watched = (point.who if point else None) or 0
-        environment = place.environment()
+        environment = place.environment() | self._more
         cache = "JAX_COMPILATION_CACHE_DIR"
         if place.processes > 1 or cache not in environment:
             environment[cache] = str(self._root / "compiled")
