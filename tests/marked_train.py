@@ -2,7 +2,8 @@
 
 The environment gives MARKS, the number of an open file descriptor that receives one line
 "PHASE NUMBER TIME" as a phase begins (TIME of time.time), ORDER, a file that collects the image ids
-of every step taken, and STALL, a step whose images come a second late. Nothing else is changed.
+of every step taken, and STALL, a step whose images come a second late. With FEW there are few tiles
+to evaluate with, and of several processes one compiles. Nothing else is changed.
 """
 
 import json
@@ -61,6 +62,12 @@ def main() -> int:
     before(Run, "save", lambda run, state, *, step, **_: mark("save", step))
     before(Probe, "look", lambda probe, embed, params, number: mark("evaluate", number))
     before(train.finish, "finish", lambda run, state, **_: mark("finish", run.num_steps))
+    if "FEW" in os.environ:
+        from dinojax.data import tiles
+        from tests import few_tiles_train, several_worker
+
+        tiles.SPLITS = few_tiles_train.SPLITS
+        several_worker.compile_once()
     mark("start")
     return cli.main(sys.argv[1:])
 

@@ -11,7 +11,6 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from unittest import mock
 
 import jax
 import pytest
@@ -40,10 +39,10 @@ SETTINGS = (
 )
 
 
-def config(strategy: str, devices: int = 8, hosts: int | None = None):
+def config(strategy: str, devices: int = 8, num_hosts: int | None = None):
     more = MESHES.get(strategy, ()) if devices == 8 else ()
     places = (f"mesh.strategy={strategy}", f"mesh.devices={devices}", *more)
-    expected = (f"expect.hosts={hosts}", f"expect.devices={devices}") if hosts else ()
+    expected = (f"expect.hosts={num_hosts}", f"expect.devices={devices}") if num_hosts else ()
     return configs.load("tiny", [*SETTINGS, *places, *expected], smoke=True)
 
 
@@ -58,10 +57,11 @@ def begin(patch: pytest.MonkeyPatch) -> None:
 def take(out: Path, strategies: str) -> None:
     """A run OUT/STRATEGY each: a step, SIGTERM to one process, a restore, a step, a k-NN."""
     for strategy in strategies.split(","):
-        chosen = config(strategy, hosts=hosts.current().count)
+        chosen = config(strategy, num_hosts=hosts.current().count)
         with pytest.MonkeyPatch.context() as patch:
             begin(patch)
-            with mock.patch.object(Autopsy, "keep", stop_all), pytest.raises(Interrupted) as told:
+            with patch.context() as stopping, pytest.raises(Interrupted) as told:
+                stopping.setattr(Autopsy, "keep", stop_all)
                 train.train(chosen, out / strategy)
             print(told.value, flush=True)
             train.train(chosen, out / strategy)
@@ -76,15 +76,15 @@ def stop_all(_, number: int, batch: dict) -> None:
         time.sleep(0.01)
 
 
-def compile_once(cache: Path) -> None:
+def compile_once() -> None:
     """Process 0 compiles what all run, and hands it to the others.
 
-    JAX takes CPUs of other processes for other machines, whose programs have other names.
+    Needs a cache of compiled programs that no other run uses: what one process finds there, and
+    another has not, is never handed over. JAX takes the CPU of another process for another
+    machine, whose programs have other names.
     """
     cache_key._hash_accelerator_config = cache_key._hash_devices
     jax.config.update("jax_share_binary_between_hosts", True)
-    # No other test's: what one process finds there and another does not is never handed over.
-    jax.config.update("jax_compilation_cache_dir", str(cache))
     gc.disable()  # a fifth of tracing
 
 
@@ -104,7 +104,8 @@ def main() -> int:
                 os.kill(os.getpid(), 9)
             if args.what in ("sleep", "die", "fail"):
                 time.sleep(600)
-            compile_once(args.out / "compiled")
+            jax.config.update("jax_compilation_cache_dir", str(args.out / "compiled"))
+            compile_once()
             take(args.out, args.what)
     except Lost as error:
         print(error, flush=True)

@@ -17,11 +17,9 @@ TIMES = ("data_wait", "images_per_second", "train_seconds", "compile_seconds")
 
 def differences(got: Path, want: Path, num_steps: int) -> list[str]:
     """In words, what of a finished run is not equal to another; empty if everything is."""
-    found = []
-    for what, read in (("state", state), ("images", order), ("pictures", pictures)):
-        ours, theirs = read(got, num_steps), read(want, num_steps)
-        bad = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
-        found += [f"{what}: {len(bad)} of {len(theirs)} differ, first {bad[0]}"] if bad else []
+    found = order_differences(got, want, num_steps)
+    for what, read in (("state", state), ("pictures", pictures)):
+        found += _unequal(what, read(got, num_steps), read(want, num_steps))
     rows = [metrics(run) for run in (got, want)]
     if rows[0] != rows[1]:
         counts = [collections.Counter(row["step"] for row in part) for part in rows]
@@ -32,6 +30,16 @@ def differences(got: Path, want: Path, num_steps: int) -> list[str]:
             f"other values first at step {changed[0] if changed else None}"
         )
     return found
+
+
+def order_differences(got: Path, want: Path, num_steps: int) -> list[str]:
+    """The same of the images of every step alone, for runs on other devices."""
+    return _unequal("images", order(got, num_steps), order(want, num_steps))
+
+
+def _unequal(what: str, ours: dict, theirs: dict) -> list[str]:
+    bad = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
+    return [f"{what}: {len(bad)} of {len(theirs)} differ, first {bad[0]}"] if bad else []
 
 
 def metrics(run: Path) -> list[dict]:
@@ -59,9 +67,30 @@ def state(run: Path, step: int) -> dict[str, tuple]:
 
 
 def order(run: Path, num_steps: int) -> dict[int, list]:
-    """Step -> the different lists of image ids it was ever taken with; one, if all is well."""
-    found: dict[int, list] = {step: [] for step in range(1, num_steps + 1)}
-    for line in run.with_suffix(".order").read_text().splitlines():
+    """Step -> the different lists of image ids it was ever taken with; one, if all is well.
+
+    Several processes write a file each, whose lists are parts of one.
+    """
+    steps = range(1, num_steps + 1)
+    found = _lists(run.with_suffix(".order"), steps)
+    files = [_lists(path, steps) for path in sorted(run.parent.glob(f"{run.name}.order.*"))]
+    for step in steps if files else ():
+        shares = [lists[step] for lists in files]
+        if all(len(share) == 1 for share in shares):
+            whole = [number for share in shares for number in share[0]]
+            found[step] += [whole] if whole not in found[step] else []
+            continue
+        # Those of a process that was killed, where all others were so before the step.
+        for index, share in enumerate(shares):
+            slices = [slice(index * len(ids), (index + 1) * len(ids)) for ids in share]
+            pairs = zip(share, slices, strict=True)
+            found[step] += [i for i, s in pairs if all(whole[s] != i for whole in found[step])]
+    return found
+
+
+def _lists(path: Path, steps: range) -> dict[int, list]:
+    found: dict[int, list] = {step: [] for step in steps}
+    for line in path.read_text().splitlines() if path.exists() else ():
         row = json.loads(line)
         if row["ids"] not in found[row["step"]]:
             found[row["step"]].append(row["ids"])

@@ -21,6 +21,7 @@ from dinojax.metrics import read_metrics
 from dinojax.run import check_data
 from tests import small
 from tests.kill_and_compare import kill_and_compare
+from tests.stored_run import order_differences
 
 STEPS = 6
 OVERRIDES = [
@@ -233,6 +234,29 @@ def test_another_config_is_refused_unless_accepted_or_nothing_was_trained(tmp_pa
     train.claim(tmp_path / "fresh", small.config(*OVERRIDES))
     train.claim(tmp_path / "fresh", other)
     assert json.loads((tmp_path / "fresh/config.json").read_text())["config"]["seed"] == 5
+
+
+def test_the_images_of_several_processes_are_compared_as_parts_of_one_batch(tmp_path):
+    """As tests/kill_and_compare.py reads them: a step may have been taken by some before a kill."""
+
+    def took(name, *ids_of_steps):
+        lines = [
+            json.dumps({"step": i, "ids": ids}) for i, ids in enumerate(ids_of_steps, 1) if ids
+        ]
+        (tmp_path / name).write_text("\n".join(lines))
+
+    took("one.order", [1, 2, 3, 4], [5, 6, 7, 8])
+    took("two.order.0", [1, 2], [5, 6])
+    took("two.order.1", [3, 4], [7, 8])
+    took("moved.order", None, [5, 6, 7, 8])
+    took("moved.order.0", [1, 2], None)
+    took("moved.order.1", [3, 4], [7, 8])
+    for run in ("two", "moved"):
+        assert order_differences(tmp_path / run, tmp_path / "one", 2) == []
+    took("moved.order.1", [3, 4], [8, 7])
+    assert order_differences(tmp_path / "moved", tmp_path / "one", 2)
+    took("two.order.1", [3, 4], None)
+    assert order_differences(tmp_path / "two", tmp_path / "one", 2)
 
 
 @pytest.mark.slow
