@@ -78,7 +78,7 @@ def moved(what: dict, config, teacher: Teacher) -> None:
     name = "one"
     placement = family.placed({name: config}, TURN, {name: 1.0})
     teaching = family.programs(config, placement, name, teacher)[0].teaching
-    assert teaching is not None and teacher.networks.dino_head is not None
+    assert teaching is not None
     taught = teaching.shapes()
     sent = [taught.dino_BGZ, taught.ibot_UMZ]
     value = sum(x.size * x.dtype.itemsize for x in sent)
@@ -86,9 +86,10 @@ def moved(what: dict, config, teacher: Teacher) -> None:
     crops = 2 * config.batch_size
     patches = teaching.forward.view_spec.masks.side**2
     whole = crops * (1 + patches) * spec.width * size
-    heads = teacher.networks.dino_head.spec, teacher.networks.ibot_head.spec
+    heads = teacher.networks.dino_head, teacher.networks.ibot_head  # none where it gives features
     rows = crops, taught.ibot_UMZ.size // taught.ibot_UMZ.shape[-1]
-    logits = sum(n * head.prototypes * size for n, head in zip(rows, heads, strict=True))
+    made = [(n, head.spec.prototypes) for n, head in zip(rows, heads, strict=True) if head]
+    logits = sum(n * prototypes * size for n, prototypes in made)
     row(
         name="teacher_share/bytes",
         config=what,
