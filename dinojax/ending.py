@@ -78,7 +78,10 @@ class Ending:
         return _noted(pupils, error)
 
     def _save(self, pupils: Pupils) -> None:
-        """Everyone's last checkpoint, whole and on disk, whatever has happened to one of them."""
+        """Everyone's last checkpoint, whole and on disk, whatever has happened to one of them.
+
+        A student that cannot be saved is one that could not go on.
+        """
         for pupil in pupils:
             try:
                 pupil.flush()
@@ -86,6 +89,7 @@ class Ending:
                 pupil.run.checkpoints.wait()
             except Exception as error:
                 log.error("student %s: not saved at step %d (%s)", pupil.name, pupil.number, error)
+                self._failed.append(error if isinstance(error, Alarm) else pupil.failed(error))
 
 
 def _noted(pupils: Pupils, error: Exception) -> Exception:

@@ -162,6 +162,17 @@ def test_an_error_of_a_student_of_one_process_stops_all_with_its_name(teams):
     assert len({students["two"].number for _, students in found}) == 1
 
 
+def test_a_student_that_cannot_be_saved_ends_with_its_name_and_the_others_are_saved(teams):
+    def work(team):
+        full, other = Student("one", crews.of(team, (1,))), Student("two", team)
+        full.save = lambda position: (_ for _ in ()).throw(OSError("disk full"))
+        pupils = [full, other] if full.run.team.has_me else [other]
+        ending = Ending(Watchdog(lambda why: None, factor=None, seconds=1, minutes=1), minutes=1)
+        return str(ending.stopped(pupils)), other.done[:2]
+
+    assert teams(work) == [("student one failed: disk full", [0, "on disk"])] * COUNT
+
+
 def test_an_evaluation_of_a_crew_is_put_off_when_a_stop_is_asked_for(teams, monkeypatch):
     def look(run, embed, state, number, **how):
         for batch in range(1000):
