@@ -34,6 +34,7 @@ LAYERS = [
         "shares",
     },
     {"mesh", "compilers", "interpolate", "passing"},
+    {"gathering"},
     {"data", "augment", "models", "losses", "health", "host_rows"},
     {"objective", "optim", "runs"},
     {"state", "adapters", "ailments", "watch"},
