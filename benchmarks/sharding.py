@@ -4,9 +4,13 @@
     python -m benchmarks.sharding --recipes vitl16_in1k --targets h100:4x8 v5p:2x4x4 --markdown
     python -m benchmarks.sharding --check benchmarks/baselines/sharding.json
     python -m benchmarks.sharding --recipes vit7b16 --set model.remat=full --markdown \\
-        --targets v5p:4x8x8 v6e:16x16 tpu7x:4x4x8 h100:32x8 --strategies fsdp hsdp:8 hsdp:16
+        --targets v5p:4x8x8 v6e:16x16 tpu7x:4x4x8 h100:32x8 --strategies fsdp hsdp:8 hsdp:16 \\
+        --timeout 14400 --keep .plans
 
-A strategy may name its copies of the weights: hsdp:8 is mesh.replicas=8.
+A strategy may name its copies of the weights: hsdp:8 is mesh.replicas=8. With --keep what a
+compiler found is a file as soon as it is found, and a program is never compiled twice: a table that
+was interrupted goes on with its next row, and rows are not made again until the program, the
+compiler or the code of plans changes. Every row is told on stderr when it is done.
 
 A JSON line per plan, each as `dinojax plan --json` gives it; --markdown prints a table instead. A
 step that does not fit and a mesh that cannot be are rows too. --check plans the rows of a table of
@@ -34,13 +38,15 @@ def plan(
     images: int | None = None,
     *,
     timeout: int = 3600,
+    keep: Path | None = None,
 ) -> dict:
     """A plan, or why there is none. mesh.strategy is one of the overrides.
 
-    images: on a device, None = the recipe's batch; timeout: seconds.
+    images: on a device, None = the recipe's batch; timeout: seconds; keep: folder of programs.
     """
     try:
-        found = cli_plan.one(recipe, target, overrides, images=images, timeout=timeout)
+        folder = str(keep.absolute()) if keep else None
+        found = cli_plan.one(recipe, target, overrides, images=images, timeout=timeout, keep=folder)
         return {**reports.complete(found), "images_per_device": images}
     except ConfigError as error:
         strategy = next(x.partition("=")[2] for x in overrides if x.startswith("mesh.strategy="))
@@ -108,6 +114,7 @@ def main() -> None:
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--timeout", type=int, default=3600, help="seconds for each compile")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="of what compilers found")
     parser.add_argument("--markdown", action="store_true", help="a table in place of JSON lines")
     parser.add_argument("--save", type=Path, metavar="FILE", help="keep what --check compares")
     parser.add_argument("--check", type=Path, metavar="FILE", help="a table of --save")
@@ -122,8 +129,11 @@ def main() -> None:
         for target in args.targets:
             for strategy in args.strategies:
                 overrides = replaced(args.set, strategy_keys(strategy))
-                plans.append(plan(recipe, target, overrides, timeout=args.timeout))
-                if not args.markdown:
+                limits = {"timeout": args.timeout, "keep": args.keep}
+                plans.append(plan(recipe, target, overrides, **limits))
+                if args.markdown:
+                    print(reports.summary(plans[-1:]).splitlines()[2], file=sys.stderr, flush=True)
+                else:
                     print(json.dumps(plans[-1]), flush=True)
     if args.markdown:
         print(reports.summary(plans))

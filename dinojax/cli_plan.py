@@ -203,10 +203,11 @@ def one(
     stage: str | None = None,
     size: int = 0,
     timeout: int = 3600,
+    keep: str | None = None,
 ) -> dict:
     """What plan/one.py finds, in a process of its own. Raises ConfigError with its message."""
     asked: dict = {"recipe": recipe_name, "target": target, "overrides": overrides}
-    asked |= {"images": images, "stage": stage, "size": size}
+    asked |= {"images": images, "stage": stage, "size": size, "keep": keep}
     return _process("dinojax.plan.one", target, asked, timeout=timeout)
 
 

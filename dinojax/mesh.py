@@ -6,7 +6,6 @@ layout active while a program is traced; without one, or on one device, all here
 
 import contextlib
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
@@ -149,52 +148,48 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, layout.sharding(*names))
 
 
-def gather(x: jax.Array, *names: str | None) -> jax.Array:
-    """A stored weight, whole on every device; its gradient is held where the weight is stored.
-
-    Without the latter the partitioner adds up whole gradients on every device: twice the bytes
-    of the sum of the parts that each device needs.
-    """
-    layout = active()
-    if layout is None or not any(layout.sharding(*names).spec):
-        return x
-    return _gather(x, layout.sharding(), layout.sharding(*names))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gather(x, used, stored):
-    return jax.lax.with_sharding_constraint(x, used)
-
-
-_gather.defvjp(
-    lambda x, used, stored: (_gather(x, used, stored), None),
-    lambda used, stored, _, grad: (jax.lax.with_sharding_constraint(grad, stored),),
-)
-
-
-def per_group(fn: Callable, *arrays: Any, replicated: tuple = ()) -> Any:
-    """fn(*arrays, *replicated), with each device calling it on its own leading slice.
+def per_group(fn: Callable, *arrays: Any, replicated: tuple = (), stored: tuple = ()) -> Any:
+    """fn(*arrays, *replicated, *stored), with each device calling it on its own leading slice.
 
     arrays: trees of arrays that lead with images or groups, as does everything fn returns.
-    replicated: trees every device sees whole. fn must treat leading rows independently: then
-    the result does not depend on the number of devices, and nothing travels.
+    replicated: trees every device sees whole. stored: pairs of a tree, of which a device sees the
+    part that it stores, and one of the names of its axes. fn must treat leading rows
+    independently: then the result does not depend on the number of devices, and nothing travels.
     """
     layout = active()
+    trees = tuple(tree for tree, _ in stored)
     if layout is None:
-        return fn(*arrays, *replicated)
+        return fn(*arrays, *replicated, *trees)
     _check_leading(arrays, layout.num_shards)
+    parts = [
+        jax.tree.map(lambda _, names: _filled(layout, layout.sharding(*names).spec), *pair)
+        for pair in stored
+    ]
 
     def on_one_device(*args):
         with off():  # inside, there are no axes left to constrain over
             return fn(*args)
 
-    rows = layout.rows
-    in_specs = (rows,) * len(arrays) + (PartitionSpec(),) * len(replicated)
+    rows = _filled(layout, layout.rows)
+    in_specs = (rows,) * len(arrays) + (PartitionSpec(),) * len(replicated) + tuple(parts)
     # check_vma has to be off for kernels that do not say what they vary over.
     mapped = jax.shard_map(
         on_one_device, mesh=layout.mesh, in_specs=in_specs, out_specs=rows, check_vma=False
     )
-    return mapped(*arrays, *replicated)
+    return mapped(*arrays, *replicated, *trees)
+
+
+def _filled(layout: Layout, spec: PartitionSpec) -> PartitionSpec:
+    """The same place, with all device axes of one device named: gradients are summed over those
+    that are not, and a sum over one device would still be computed.
+    """
+    places = [place if isinstance(place, tuple) else (place,) if place else () for place in spec]
+    named = {axis for place in places for axis in place}
+    idle = tuple(a for a, size in layout.mesh.shape.items() if size == 1 and a not in named)
+    first = next((i for i, place in enumerate(places) if place), 0)
+    places = places or [()]
+    places[first] += idle
+    return PartitionSpec(*(place or None for place in places))
 
 
 def split_batch(tree: Any, num_parts: int) -> Any:

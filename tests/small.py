@@ -4,6 +4,7 @@ Compiling is what such tests cost, so they share configs and leave XLA's optimiz
 """
 
 import dataclasses
+import math
 import re
 from typing import Any
 
@@ -114,6 +115,16 @@ def collectives(compiled) -> list[tuple[str, list[tuple[int, ...]]]]:
 def sides(shape) -> tuple[int, ...]:
     """The sizes above 1 of a shape in ascending order: the same however it is transposed."""
     return tuple(sorted(size for size in shape if size > 1))
+
+
+def travelling(leaf, shape) -> tuple[int, ...]:
+    """Sides of a block's weight on its way: a matrix whose rows devices store parts of.
+
+    leaf: of stacked blocks, for where it is stored; shape: of one block, whole or a device's part.
+    """
+    sharded = [i for i, place in enumerate(leaf.sharding.spec[1:]) if place is not None]
+    num_rows = shape[sharded[0]] if sharded else 1
+    return sides((num_rows, math.prod(shape) // num_rows))
 
 
 def compiled(config: Config) -> Compiled:

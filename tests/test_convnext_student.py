@@ -196,8 +196,9 @@ def test_of_a_sharded_convnext_only_weights_travel_whole(places):
     kernel = student["backbone"]["stages_2"]["pwconv1"]["kernel"]
     assert kernel.sharding.shard_shape(kernel.shape) == (1, 32 // 4, 128)
     params = {small.sides(leaf.shape) for leaf in jax.tree.leaves((student, *eight.teacher))}
-    blocks = jax.tree.leaves(eight.teacher[0]["backbone"]["blocks"])
-    params |= {small.sides(leaf.shape[1:]) for leaf in blocks}  # one of the stacked at a time
+    stages = [tree for name, tree in student["backbone"].items() if name.startswith("stages")]
+    blocks = jax.tree.leaves((stages, eight.teacher[0]["backbone"]["blocks"]))
+    params |= {small.travelling(leaf, leaf.shape[1:]) for leaf in blocks}  # one at a time
     gathered = [found for name, found in small.collectives(eight.step) if name == "all-gather"]
     assert gathered
     assert {shape for found in gathered for shape in found} <= params

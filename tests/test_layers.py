@@ -36,6 +36,7 @@ LAYERS = [
         "shares",
     },
     {"mesh", "compilers", "interpolate", "passing", "storing"},
+    {"gathering"},
     {"data", "augment", "models", "losses", "health", "host_rows"},
     {"objective", "optim", "runs"},
     {"state", "adapters", "ailments", "watch"},

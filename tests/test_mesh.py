@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from dinojax import axes, mesh
+from dinojax import axes, gathering, mesh
 
 DATA = ("replica", "fsdp")
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
@@ -175,7 +175,7 @@ def test_everything_is_a_no_op_without_a_layout_and_on_one_device():
     x = jnp.asarray(rows((6, 3)))
     assert mesh.constrain(x, "image", "channel") is x
     assert mesh.per_group(lambda a, b: a + b, x, replicated=(1.0,)).shape == (6, 3)
-    assert mesh.gather(x, "width") is x
+    assert gathering.gather(x, "width") is x
     with mesh.use(mesh.make("fsdp", 1)):
         assert mesh.active() is None
         assert mesh.constrain(x, "image", "channel") is x
@@ -314,7 +314,7 @@ def test_a_sharded_gradient_equals_that_of_one_device(strategy):
     x, kernel = rows((16, 8)), rows((8, 24), seed=1)
 
     def loss(kernel, x):
-        kernel = mesh.gather(kernel, "width", "mlp")
+        kernel = gathering.gather(kernel, "width", "mlp")
         return jnp.mean(jnp.tanh(mesh.constrain(x, "image", "channel") @ kernel) ** 2)
 
     want = jax.grad(loss)(kernel, x)
@@ -333,7 +333,7 @@ def test_the_gradient_of_a_gathered_weight_is_held_where_it_is_stored():
     place = layout.sharding("width")
 
     def grad(kernel, x):
-        loss = lambda kernel: jnp.sum(x @ mesh.gather(kernel, "width", None))  # noqa: E731
+        loss = lambda kernel: jnp.sum(x @ gathering.gather(kernel, "width", None))  # noqa: E731
         return jax.grad(loss)(kernel)
 
     with mesh.use(layout):

@@ -3,10 +3,13 @@
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from benchmarks import sharding
-from dinojax.plan import one
+from dinojax import mesh
+from dinojax.plan import one, targets
 
 BASELINES = Path(__file__).parent.parent / "benchmarks" / "baselines"
 
@@ -71,3 +74,20 @@ def test_a_change_of_bytes_is_told_in_words():
     assert len(told) == 3
     assert told[0] == "tiny cpu:8 fsdp: peak was 100, is 103"
     assert "wire all-gather was 50, is 0" in told[1] and "wire all-reduce was 0, is 7" in told[2]
+
+
+def test_a_program_is_compiled_once_and_another_one_anew(tmp_path, monkeypatch):
+    """What was found is kept by the program, so that no change of code is planned as the old."""
+    times = []
+    monkeypatch.setattr(one, "_compiled", lambda *_: times.append(0) or {"number": len(times)})
+    machine = targets.parse("cpu:1")
+    layout = mesh.make("dp", 1)
+
+    def kept(function, folder=str(tmp_path / "plans")):
+        return one._kept(jax.jit(function).lower(jnp.ones(3)), machine, layout, folder)["number"]
+
+    assert [kept(jnp.sin), kept(jnp.sin), kept(jnp.cos), kept(jnp.sin)] == [1, 1, 2, 1]
+    assert kept(jnp.sin, None) == 3
+    monkeypatch.setattr(one, "_versions", lambda: {"jax": "another"})
+    assert kept(jnp.sin) == 4
+    assert all(path.suffix == ".json" for path in (tmp_path / "plans").iterdir())

@@ -20,6 +20,7 @@ FOUND = {
     "closed_form": {"all-gather": 1e9, "reduce-scatter": 0.5e9, "all-reduce": 0.0},
     "blocks": {"dino": {"logits": 1000, "sinkhorn": 500}, "ibot": {"logits": 10, "sinkhorn": 900}},
     "memory": {"peak": 9 * GIB, "argument": 4 * GIB, "temp": 5 * GIB},
+    "processor_seconds": 33.4,
     "fits": True,
     "collectives": [
         {"kind": "all-gather", "group": 8, "near": True, "overlapped": True, "count": 3}
@@ -58,6 +59,9 @@ def test_tables_say_what_fits_and_what_does_not():
     text = report.summary([fits, report.complete(large), refused])
     rows = text.splitlines()
     assert "| pretrain | 256/112 (70%) | fsdp | 1 x 8 x 1 | 9.00 | 95.7 | yes |" in rows[2]
+    assert "| 1140.00 / 1.00 | 0.00 / 0.50 | 200.00 / 0.00 |" in rows[2]
+    assert rows[2].endswith("| 33 |")
+    assert len({row.count("|") for row in rows[:5]}) == 1, "all rows are as wide"
     assert "| dp | 1 x 8 x 1 | 138G exceeds | 95.7 | no |" in rows[3]
     assert "refused: no such mesh" in rows[4]
     assert "all-gather 1.000 GB, reduce-scatter 0.500 GB, all-reduce 0.000 MB" in report.details(

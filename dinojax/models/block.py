@@ -11,18 +11,18 @@ import jax
 import jax.numpy as jnp
 from flax.core import unfreeze
 
-from dinojax import mesh
+from dinojax import gathering, mesh
 from dinojax.models import rope as rope_lib
 from dinojax.models.attention import attention
 from dinojax.models.layers import Ffn, Linear, Named, Norm, ffn_width, named
 
 
-def _all_but_gathered(primitive, *_, **params) -> bool:
-    """Whatever is not a weight just gathered: all of them at once would be the whole network."""
-    names = {primitive.name}
-    if "call_jaxpr" in params:  # mesh.gather has its own derivative
-        names |= {equation.primitive.name for equation in params["call_jaxpr"].jaxpr.eqns}
-    return "sharding_constraint" not in names
+def _all_but_gathered(primitive, *_, **__) -> bool:
+    """Whatever is not a weight just gathered: all of them at once would be the whole network.
+
+    Nor what only arranges anew: a weight is, on its way from being gathered to being used.
+    """
+    return primitive.name not in ("all_gather", "reshape", "transpose")
 
 
 # name -> what the backward pass keeps of a block: everything, matrix products, or only its input
@@ -86,22 +86,18 @@ def block_axes(spec: VitSpec):
     return axes_of(lambda key: Block(spec, parent=None).init(key, [tokens], [None], [None]))
 
 
-def gather_params(params, axes, dtype):
-    """Stored parameters of a block -> those it computes with, once for all crop sets.
+def with_block(fn, params, axes, *arrays, dtype):
+    """fn(params, *arrays) of a block in a scan, with its parameters gathered once.
 
     axes: their names, in the shape of the parameters. Sharded ones travel in the dtype of
-    computation, in which they are used.
+    computation, in which they are used. arrays: see `gathering.with_weights`.
     """
 
-    def gather(x, names):
-        return mesh.gather(x.astype(dtype), *names) if any(names) else x
+    def narrow(x, names):
+        return x.astype(dtype) if any(names) else x
 
-    return jax.tree.map(gather, unfreeze(params), axes)
-
-
-def gather_block(params, spec: VitSpec):
-    """`gather_params` of a block of a ViT."""
-    return gather_params(params, block_axes(spec), spec.dtype)
+    params = jax.tree.map(narrow, unfreeze(params), axes)
+    return gathering.with_weights(fn, params, axes, *arrays)
 
 
 def _repeat(tables_UPE, count: int):
@@ -166,9 +162,10 @@ class Block(nn.Module):
 
     def __call__(self, sets, tables, subsets):
         """sets: token arrays [B, N, D]; tables: per set (sin, cos) [P, E] or [U, P, E], or None;
-        subsets: per set int32 [2, U, k], or None to compute every sequence."""
-        sets = self._branch(self._attend, sets, tables, [s if s is None else s[0] for s in subsets])
-        return self._branch(self._feed, sets, tables, [s if s is None else s[1] for s in subsets])
+        subsets: per set int32 [U, 2, k], or None to compute every sequence."""
+        kept = [[None if s is None else s[:, i] for s in subsets] for i in range(2)]
+        sets = self._branch(self._attend, sets, tables, kept[0])
+        return self._branch(self._feed, sets, tables, kept[1])
 
     def _branch(self, function, sets, tables, subsets):
         out = []

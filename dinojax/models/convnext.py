@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinojax import interpolate, mesh
-from dinojax.models.block import REMAT, axes_of, gather_params
+from dinojax import gathering, interpolate, mesh
+from dinojax.models.block import REMAT, axes_of, with_block
 from dinojax.models.layers import Linear, Norm, gelu, named, normal, wide
 from dinojax.models.vit import Features
 
@@ -97,7 +97,7 @@ class Conv(nn.Module):
         shape = (self.size, self.size, self.inputs // self.groups, self.outputs)
         axes = (None, None, None, "width")
         kernel = self.param("kernel", named(normal(0.02), axes), shape).astype(self.dtype)
-        kernel = mesh.gather(kernel, *axes) if self.gather else kernel
+        kernel = gathering.gather(kernel, *axes) if self.gather else kernel
         bias = self.param("bias", named(nn.initializers.zeros, [None]), (self.outputs,))
         y = jax.lax.conv_general_dilated(
             x_BHWC.astype(self.dtype),
@@ -242,13 +242,14 @@ class ConvNext(nn.Module):
         width = spec.widths[stage]
         block = Block(spec, width, parent=None)
 
+        def apply(params, sets, factors):
+            pairs = zip(sets, factors, strict=True)
+            return [block.apply({"params": params}, *pair) for pair in pairs]
+
         def body(sets, inputs):
             params, factors = inputs
-            params = gather_params(params, block_axes(spec, width), spec.dtype)
-            sets = [
-                block.apply({"params": params}, x, f) for x, f in zip(sets, factors, strict=True)
-            ]
-            return [mesh.constrain(x, "image", None, None, None) for x in sets], None
+            axes = block_axes(spec, width)
+            return with_block(apply, params, axes, sets, factors, dtype=spec.dtype), None
 
         body = jax.checkpoint(body, policy=REMAT[spec.remat], prevent_cse=False)
         sets = [mesh.constrain(self.downsamples[stage](x), "image", None, None, None) for x in sets]

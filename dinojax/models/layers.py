@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from dinojax import mesh
+from dinojax import gathering
 
 # name -> (subtract the mean, epsilon)
 NORMS = {
@@ -125,7 +125,7 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", named(self.init, self.axes), self.shape).astype(self.dtype)
-        kernel = mesh.gather(kernel, *self.axes) if self.gather else kernel
+        kernel = gathering.gather(kernel, *self.axes) if self.gather else kernel
         y = jnp.tensordot(x.astype(self.dtype), kernel, axes=self.num_in)
         if self.bias:
             shape = self.shape[self.num_in :]

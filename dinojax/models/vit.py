@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from dinojax import mesh
+from dinojax import gathering, mesh
 from dinojax.models import positions
 from dinojax.models import rope as rope_lib
-from dinojax.models.block import REMAT, Block, VitSpec, gather_block
+from dinojax.models.block import REMAT, Block, VitSpec, block_axes, with_block
 from dinojax.models.layers import Norm, named, normal
 
 
@@ -37,7 +37,7 @@ class Features:
 class Draws:
     """Randomness of one crop set in training, drawn per block and group."""
 
-    subsets: jax.Array | None  # int32 [depth, 2, U, k]: sequences that attention and MLP keep
+    subsets: jax.Array | None  # int32 [depth, U, 2, k]: sequences that attention and MLP keep
     rope: rope_lib.RopeDraw | None  # leading axes [depth, U]
 
 
@@ -60,7 +60,7 @@ def make_draws(
         # The first k of a random order; argsort of random numbers compiles faster than a shuffle.
         shape = (spec.depth, 2, num_sequences)
         order = jax.vmap(lambda key: jnp.argsort(jax.random.uniform(key, shape)))(fold(drop_keys_U))
-        subsets = jnp.moveaxis(order[..., : num_kept(num_sequences, spec.drop_path)], 0, 2)
+        subsets = order[..., : num_kept(num_sequences, spec.drop_path)].swapaxes(0, 1)
     if spec.position == "rope" and spec.rope.augments:
         draw = jax.vmap(lambda key: rope_lib.draw(key, spec.rope, spec.depth))(fold(rope_keys_U))
         changes = jax.tree.map(lambda x: x.swapaxes(0, 1), draw)
@@ -87,7 +87,7 @@ class PatchEmbed(nn.Module):
         rows, columns = spec.grid(*crops_BHWC.shape[1:3])
         x = crops_BHWC[:, : rows * size, : columns * size].astype(spec.dtype)
         x = x.reshape(-1, rows, size, columns, size, spec.channels).swapaxes(2, 3)
-        x_BPD = jnp.tensordot(x, mesh.gather(kernel, *axes), axes=3)
+        x_BPD = jnp.tensordot(x, gathering.gather(kernel, *axes), axes=3)
         x_BPD = x_BPD.reshape(-1, rows * columns, spec.width)
         return x_BPD + bias.astype(spec.dtype)[None, None, :]
 
@@ -202,13 +202,16 @@ class Vit(nn.Module):
         tables_of = self._tables(grids)
         draws = [Draws(None, None)] * len(sets) if draws is None else list(draws)
 
+        def block(params, sets, draws):
+            subsets = [draw.subsets for draw in draws]
+            return Block(spec, parent=None).apply(
+                {"params": params}, sets, tables_of(draws), subsets
+            )
+
         def body(sets, inputs):
             params, draws = inputs
-            params = gather_block(params, spec)
-            tables = tables_of(draws)
-            subsets = [draw.subsets for draw in draws]
-            sets = Block(spec, parent=None).apply({"params": params}, sets, tables, subsets)
-            return [mesh.constrain(x, "image", None, None) for x in sets], None
+            axes = block_axes(spec)
+            return with_block(block, params, axes, sets, draws, dtype=spec.dtype), None
 
         body = jax.checkpoint(body, policy=REMAT[spec.remat], prevent_cse=False)
         part = jax.tree.map(lambda leaf: leaf[first:stop], (nn.meta.unbox(self.blocks), draws))

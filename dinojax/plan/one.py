@@ -6,17 +6,20 @@ Prints one JSON object on its last line, {"refused": message} for what cannot be
 not fit is a result, not an error.
 """
 
+import hashlib
 import json
+import os
 import re
 import resource
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
 
+from dinojax import compilers, mesh, program, stages
 from dinojax import config as configs
-from dinojax import mesh, program, stages
 from dinojax.config import Config
 from dinojax.losses.places import Place
 from dinojax.losses.scores import num_blocks
@@ -48,9 +51,11 @@ def plan(
     images: int | None = None,
     stage: str | None = None,
     size: int = 0,
+    keep: str | None = None,
 ) -> dict:
     """Everything known of the step before it runs. images: per device, None = the recipe's batch.
     stage: of the recipe, None = its first; size: which of those that its steps may have.
+    keep: a folder of what compilers found, see `_kept`; None = everything is compiled.
 
     Of a distillation: of the student's step and of the teacher's forward pass before it.
 
@@ -80,9 +85,9 @@ def plan(
         found |= {"flops": flops, "state": state_bytes(inputs[0]), "blocks": _blocks(config, built)}
         found["closed_form"] = formula.wire(built)
         found["batch_bytes"] = _device_bytes(inputs[1])
-        found |= _compiled(built.lower(), machine)
+        found |= _kept(built.lower(), machine, layout, keep)
         if built.teaching is not None:
-            found = _with_teacher(found, built, machine)
+            found = _with_teacher(found, built, machine, keep)
     peak = found["memory"]["peak"] if "memory" in found else float("inf")
     found["fits"] = peak <= machine.chip.usable
     found["compile_seconds"] = round(time.perf_counter() - start, 1)
@@ -90,8 +95,34 @@ def plan(
     return found
 
 
+def _kept(lowered, machine: Target, layout: mesh.Layout, folder: str | None) -> dict:
+    """What `_compiled` finds, or has found of the very same program: a file per program.
+
+    The same are the target, its devices' places, the compiler with its options, and the code that
+    reads what it made. So a table of many hours goes on where it was killed.
+    """
+    if folder is None:
+        return _compiled(lowered, machine)
+    devices = list(layout.mesh.devices.flat)
+    told = [machine.name, [device.id for device in devices], _versions(), lowered.as_text()]
+    told += [compilers.options(devices[0]), OPTIONS[machine.chip.platform]]
+    told += [path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))]
+    name = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+    path = Path(folder) / f"{name}.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    found = _compiled(lowered, machine)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(found))
+    partial.replace(path)
+    return found
+
+
 def _compiled(lowered, machine: Target) -> dict:
-    """Memory and collectives of a program, or by how much it is too large."""
+    """Memory and collectives of a program and processor seconds of the compiler, or by how much it
+    is too large."""
+    start = time.process_time()
     try:
         compiled = lowered.compile(compiler_options=OPTIONS[machine.chip.platform])
     except jax.errors.JaxRuntimeError as error:
@@ -100,10 +131,12 @@ def _compiled(lowered, machine: Target) -> dict:
     if machine.chip.platform == "cpu":  # its compiler leaves temporary arrays out
         memory["peak"] = memory["argument"] + memory["temp"]
     text = compiled.as_text() or ""
-    return {"memory": memory, "collectives": [vars(one) for one in collectives(text)]}
+    seconds = round(time.process_time() - start, 1)
+    sent = [vars(one) for one in collectives(text)]
+    return {"memory": memory, "collectives": sent, "processor_seconds": seconds}
 
 
-def _with_teacher(found: dict, built: Program, machine: Target) -> dict:
+def _with_teacher(found: dict, built: Program, machine: Target, keep: str | None) -> dict:
     """What was found of a student's step, with the teacher's program that runs before it.
 
     The state of either stays where it is while the other one runs.
@@ -114,7 +147,7 @@ def _with_teacher(found: dict, built: Program, machine: Target) -> dict:
         inputs = teaching.abstract_inputs()
         flops = count_flops(teaching.forward, *inputs)
         place = teaching.places(teaching.student_sharding(built.layout), built.layout.sharding())
-    own = _compiled(teaching.lower(place), machine)
+    own = _kept(teaching.lower(place), machine, teaching.layout, keep)
     state = sum(found["state"].values())
     found = {**found, "flops": found["flops"] + flops}
     found["state"] = {**found["state"], "teacher": _device_bytes(inputs[0])}
@@ -123,6 +156,7 @@ def _with_teacher(found: dict, built: Program, machine: Target) -> dict:
     memory = found["memory"]
     after = memory["peak"] + found["state"]["teacher"]
     found["memory"] = {**memory, "peak": max(after, own["memory"]["peak"] + state)}
+    found["processor_seconds"] += own["processor_seconds"]
     return {**found, "collectives": found["collectives"] + own["collectives"]}
 
 

@@ -90,7 +90,7 @@ def complete(found: dict, price: float | None = None) -> dict:
 def summary(plans: list[dict]) -> str:
     """A line per plan, as a markdown table."""
     heads = ["target", "stage", "crops", "strategy", "mesh", "peak GiB", "of", "fits"]
-    heads += ["TFLOP/device", "AG", "RS", "AR", "step s*", "images/s*"]
+    heads += ["TFLOP/device", "AG", "RS", "AR", "step s*", "images/s*", "compiler s"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for plan in plans:
         if "error" in plan:
@@ -98,7 +98,7 @@ def summary(plans: list[dict]) -> str:
             lines.append(told + " |" * 10)
             continue
         peak = plan["memory"]["peak"] / GIB if "memory" in plan else None
-        wire = wire_by_kind(plan)
+        wire, form = wire_by_kind(plan), plan["closed_form"]
         model = plan["modelled"]
         cells = [
             plan["target"],
@@ -111,14 +111,16 @@ def summary(plans: list[dict]) -> str:
             "yes" if plan["fits"] else "no",
             f"{plan['flops'] / plan['devices'] / 1e12:.2f}",
             *(
-                f"{wire.get(kind, 0) / 1e9:.2f}"
+                f"{wire.get(kind, 0) / 1e9:.2f} / {form[kind] / 1e9:.2f}" if wire else "-"
                 for kind in ("all-gather", "reduce-scatter", "all-reduce")
             ),
             f"{model['step_seconds']:.3g}" if "memory" in plan else "-",
             f"{model['images_per_second']:.4g}" if "memory" in plan else "-",
+            f"{plan['processor_seconds']:.0f}" if "memory" in plan else "-",
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    note = f"AG, RS, AR: all-gather, reduce-scatter, all-reduce, GB out of a device. *{MODEL_NOTE}."
+    note = "AG, RS, AR: all-gather, reduce-scatter, all-reduce, GB out of a device, and those of "
+    note += f"weights in closed form; compiler: processor seconds. *{MODEL_NOTE}."
     return "\n".join(lines) + "\n\n" + note
 
 

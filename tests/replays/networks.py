@@ -114,7 +114,7 @@ def _features(record: Record, prefix: str, found) -> Iterator[Check]:
 def _subsets(record: Record, spec: VitSpec, num: int) -> Draws:
     """Recorded permutations (attention, MLP of block 0, attention, ...) as one group's draws."""
     kept = record["in/perms"][:, : num_kept(num, spec.drop_path)]
-    return Draws(jnp.asarray(kept.reshape(spec.depth, 2, 1, -1), jnp.int32), None)
+    return Draws(jnp.asarray(kept.reshape(spec.depth, 1, 2, -1), jnp.int32), None)
 
 
 def _lists(record: Record, prefix: str, vit: Vit, variables, dtype) -> Iterator[Check]:
