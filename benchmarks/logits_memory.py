@@ -133,13 +133,12 @@ def plainly(student, teacher):
     """The same by the definitions."""
     import jax.numpy as jnp
 
-    from dinojax import mesh
     from dinojax.losses.dino import dino_loss
     from dinojax.losses.ibot import ibot_loss
     from dinojax.losses.sinkhorn import sinkhorn
 
     student, teacher, total = _half(student), _half(teacher), 0.0
-    kernels = [mesh.gather(tree["kernel"], None, "prototype") for tree in (student, teacher)]
+    kernels = [gathering.gather(tree["kernel"], None, "prototype") for tree in (student, teacher)]
     for name in ("cls", "masked"):
         logits = teacher[name] @ kernels[1]
         targets = sinkhorn(logits.reshape(-1, logits.shape[-1]), TEMPERATURES[1])

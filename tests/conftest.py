@@ -2,11 +2,14 @@
 
 import os
 
+from tests.several import QUICK  # starts processes, and imports no jax
+
 NUM_DEVICES = 8
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + f" --xla_force_host_platform_device_count={NUM_DEVICES}"
+    os.environ.get("XLA_FLAGS", "")
+    + f" --xla_force_host_platform_device_count={NUM_DEVICES} {QUICK}"
 )
 # XLA:CPU sizes its thread pool from NPROC; fewer threads than four per device can deadlock
 # a collective on a small machine.
