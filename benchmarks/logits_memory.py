@@ -133,6 +133,7 @@ def plainly(student, teacher):
     """The same by the definitions."""
     import jax.numpy as jnp
 
+    from dinojax import gathering
     from dinojax.losses.dino import dino_loss
     from dinojax.losses.ibot import ibot_loss
     from dinojax.losses.sinkhorn import sinkhorn
