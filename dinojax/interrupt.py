@@ -242,8 +242,11 @@ def leaving() -> Iterator[None]:
 
     def leave(number: int, frame: object) -> None:
         del frame
-        print(f"stopped by {signal.Signals(number).name} before the run was opened", flush=True)
-        end_now(NOT_SAVED)
+        with contextlib.suppress(RuntimeError):  # the signal came in the middle of a print
+            sys.stdout.flush()
+        why = f"stopped by {signal.Signals(number).name} before the run was opened\n"
+        os.write(1, why.encode())
+        os._exit(NOT_SAVED)
 
     before = {number: signal.signal(number, leave) for number in SIGNALS}
     try:

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 from pathlib import Path
 
@@ -91,6 +92,18 @@ def test_a_wrong_override_is_an_error_that_names_key_value_and_type(override, me
 
 def test_an_override_given_twice_is_an_error():
     assert refusal("tiny", "seed=1", "seed=2") == "--set seed is given twice; keep one"
+
+
+def test_a_recipe_is_read_anew_however_soon_it_was_changed_and_leaves_nothing(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("sys.dont_write_bytecode", False)
+    found = []
+    for seed in (1, 2):
+        path = write(tmp_path, f"c.seed = {seed}")
+        os.utime(path, (1, 1))
+        found.append(config.load(path).seed)
+    assert found == [1, 2] and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_missing_recipe_lists_those_that_exist(tmp_path):
