@@ -47,7 +47,8 @@ def test_committed_plans_still_hold(fsdp):
 
 
 @pytest.mark.slow
-def test_committed_plans_of_more_devices_still_hold():
+def test_committed_plans_of_more_devices_still_hold(monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS")  # tests compile with other code than runs (conftest.py)
     before = row("cpu:16", "hsdp", "scaling")
     now = sharding.again(before)
     if before["versions"]["jax"] != now["versions"]["jax"]:
