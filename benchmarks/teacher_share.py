@@ -8,7 +8,8 @@ With --devices nothing is compiled: FLOPs are counted on traced programs, shares
 flops: of a step of N students together; baseline: of N distillations, each with its own teacher
 forward. seconds: the same as median time of steps, all students in turn on all devices that jax
 sees; equal: their losses agree exactly. idle: the largest idle share of a student at shares
-computed from FLOPs, and (measured) by the median time of what one of its devices has to do.
+computed from FLOPs, and (measured) by the median time of what one of its devices has to do;
+neither where there are more students than devices.
 bytes: what leaves the teacher's devices in a step for one student, and, as baseline, all patches
 and all logits in the same dtype. N students are the recipe's, repeated as often as needed.
 """
@@ -65,7 +66,7 @@ def by_model(config: str, found: dict, teacher: Teacher, devices: int) -> None:
     together, apart = forward + sum(cost.values()), len(cost) * forward + sum(cost.values())
     flops = dict(value=together / 1e9, baseline=apart / 1e9, ratio=apart / together)
     row(name="teacher_share/flops", config=what, unit="GFLOP", **flops, teacher=forward / 1e9)
-    if len(found) > 1 and devices > 1:
+    if 1 < len(found) <= devices:
         got = shares.computed(cost, valid, devices)
         worst = max(got.idle.values())
         rest = dict(shares=got.devices, idle=got.idle)
@@ -225,7 +226,7 @@ def main(argv=None) -> None:
         teacher = open_teacher(next(iter(found.values())))
         by_model(args.config, found, teacher, len(jax.devices()))
         measured(args.config, found, teacher, args.steps)
-        if number > 1 and len(jax.devices()) > 1:
+        if 1 < number <= len(jax.devices()):
             idle_measured(args.config, found, teacher, len(jax.devices()), args.steps)
 
 
