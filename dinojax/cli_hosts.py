@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from dinojax import launcher
 from dinojax.interrupt import Alarm, Interrupted
 from dinojax.recipe import ConfigError
 
@@ -32,7 +33,7 @@ def joined(args: argparse.Namespace) -> Iterator[Any]:
     """As the process that the flags say; all of several hear of an error that one meets."""
     from dinojax import hosts  # imports jax
 
-    place = hosts.find(args.coordinator, args.num_processes, args.process_id, args.cluster)
+    place = launcher.find(args.coordinator, args.num_processes, args.process_id, args.cluster)
     team = hosts.join(place, wait=args.wait)
     try:
         yield team

@@ -11,8 +11,9 @@ import pytest
 from dinojax import boundaries, chooser, crews, hosts, replay
 from dinojax.autopsy import Autopsy, NonFiniteError
 from dinojax.ending import Ending
-from dinojax.hosts import Place, Team
+from dinojax.hosts import Team
 from dinojax.interrupt import Alarm, Asked, Interrupt, Interrupted
+from dinojax.launcher import Place
 from dinojax.line import HostError
 from dinojax.pupil import Pupil, StudentFailed
 from dinojax.watchdog import Watchdog

@@ -12,8 +12,9 @@ import pytest
 from dinojax import cli, mesh, preflight, program, train
 from dinojax.checkpoint import Checkpoints
 from dinojax.config import ConfigError
-from dinojax.hosts import Place, Team, find
+from dinojax.hosts import Team
 from dinojax.interrupt import FAILED, LOST, NOT_SAVED, REFUSED, SAVED, Asked, Interrupt
+from dinojax.launcher import Place, find
 from dinojax.line import HostError
 from dinojax.metrics import read_metrics
 from dinojax.upkeep import within

@@ -179,7 +179,8 @@ def test_stages_that_are_no_names_of_functions_are_refused(tmp_path, stages, mes
 
 
 def test_new_heads_may_have_another_shape(tmp_path):
-    load(tmp_path, "c.start.heads = 'new'; c.dino_head.prototypes = 64")
+    found = load(tmp_path, "c.start.heads = 'new'; c.dino_head.prototypes = 64")
+    assert found[1].dino_head.prototypes == 64 != found[0].dino_head.prototypes
 
 
 def test_an_anchor_is_renewed_as_often_as_it_says():
