@@ -7,8 +7,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from dinojax import axes, recipe
+from dinojax import axes, compilers, recipe
 from dinojax import config as configs
 from dinojax.config import ConfigError
 from dinojax.plan import report as reports
@@ -39,10 +40,13 @@ examples:
 """
 SHARD = """\
 Where every parameter lives: its axes, its sharding and its bytes on one device. Large ones that
-are whole on every device are marked. Nothing is compiled.
+are whole on every device are marked. Nothing is compiled but with --compile: then the step is, for
+as many simulated CPU devices, and what its compiler makes whole on every device on the way from one
+sharding to another (XLA calls it involuntary full rematerialization) is told.
 
 examples:
   dinojax shard report --config vitl16_in1k --devices 8
+  dinojax shard report --config tiny --devices 8 --set mesh.strategy=fsdp --compile
   dinojax shard report --config vit7b16 --devices 256 --set mesh.strategy=hsdp
 """
 # Changes tried when a step does not fit, cheapest first, with what they cost.
@@ -78,7 +82,12 @@ def add_shard(commands, command, config_options) -> None:
     report = command(commands, "report", "where every parameter lives", SHARD, shard_report)
     config_options(report, required=True)
     report.add_argument("--devices", type=int, metavar="N", help="default: mesh.devices or 1")
-    report.add_argument("--json", action="store_true", help="a JSON list, for programs")
+    report.add_argument("--compile", action="store_true", help="and tell what becomes whole")
+    report.add_argument(
+        "--json",
+        action="store_true",
+        help="a JSON list; with --compile an object of `parameters` and `replicated`",
+    )
 
 
 def shard_report(args: argparse.Namespace) -> None:
@@ -86,8 +95,24 @@ def shard_report(args: argparse.Namespace) -> None:
     config = configs.load(args.config, args.set)
     number = args.devices or config.mesh.devices or 1
     target = f"cpu:{number}"
-    rows = _process("dinojax.plan.shards", target, {"recipe": args.config, "overrides": args.set})
-    print(json.dumps(rows, indent=1) if args.json else reports.shards(rows, number))
+    asked = {"recipe": args.config, "overrides": args.set}
+    rows, _ = _process("dinojax.plan.shards", target, asked)
+    if not args.compile:
+        print(json.dumps(rows, indent=1) if args.json else reports.shards(rows, number))
+        return
+    found = one(args.config, target, args.set)["replicated"]
+    if args.json:
+        print(json.dumps({"parameters": rows, "replicated": found}, indent=1))
+    else:
+        print(reports.shards(rows, number), *_replicated(found), sep="\n")
+
+
+def _replicated(found: list[str]) -> list[str]:
+    """In words."""
+    if not found:
+        return ["The compiler makes nothing else whole on every device."]
+    start = "The compiler makes whole on every device, on the way from one sharding to another:"
+    return [start, *(f"! {line}" for line in found)]
 
 
 def options(parser: argparse.ArgumentParser, set_option) -> None:
@@ -136,7 +161,7 @@ def run(args: argparse.Namespace) -> None:
         return
     for plan in plans:
         if "error" not in plan:
-            print(reports.details(plan) + "\n")
+            print(reports.details(plan), *_replicated(plan["replicated"]), "", sep="\n")
     print(reports.summary(plans))
 
 
@@ -205,16 +230,24 @@ def one(
     timeout: int = 3600,
     keep: str | None = None,
 ) -> dict:
-    """What plan/one.py finds, in a process of its own. Raises ConfigError with its message."""
+    """What plan/one.py finds, in a process of its own. Raises ConfigError with its message.
+
+    With `replicated`, what the compiler warns of (compilers.py); nothing of what `keep` holds.
+    """
     asked: dict = {"recipe": recipe_name, "target": target, "overrides": overrides}
     asked |= {"images": images, "stage": stage, "size": size, "keep": keep}
-    return _process("dinojax.plan.one", target, asked, timeout=timeout)
+    found, log = _process("dinojax.plan.one", target, asked, timeout=timeout)
+    return {**found, "replicated": compilers.replicated(log)}
 
 
-def _process(module: str, target: str, asked: dict, *, timeout: int = 3600):
-    """The JSON that a module of ours prints, run where jax sees the target's devices."""
+def _process(module: str, target: str, asked: dict, *, timeout: int = 3600) -> tuple[Any, str]:
+    """The JSON that a module of ours prints and what it logs, where jax sees the target's devices.
+
+    The compiler's warnings are wanted, so no program comes from a cache.
+    """
     machine = targets.parse(target)
     environment = os.environ | targets.environment(machine)
+    environment |= {"TF_CPP_MIN_LOG_LEVEL": "1", "JAX_ENABLE_COMPILATION_CACHE": "false"}
     root = str(Path(__file__).parent.parent)
     environment["PYTHONPATH"] = os.pathsep.join([root, environment.get("PYTHONPATH", "")])
     try:
@@ -233,4 +266,4 @@ def _process(module: str, target: str, asked: dict, *, timeout: int = 3600):
     found = json.loads(done.stdout.splitlines()[-1])
     if isinstance(found, dict) and "refused" in found:
         raise ConfigError(found["refused"])
-    return found
+    return found, done.stderr

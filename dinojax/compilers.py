@@ -1,15 +1,16 @@
-"""Options that the compilers of some devices need for a training step: the one table of them.
+"""Compilers of devices: the one table of options they need, and what they warn of.
 
 Runs and plans compile with the same options, so that a plan is that of the run.
 """
 
+import re
 from typing import Any
 
 import jax
 
 # The sum of gradients reaches a device as the part it stores. Without these, sums over more than
 # one dimension of the torus are computed whole on every device, at twice the bytes; v5e has no such
-# cores. TPU7x was seen to need no asking for a small network; for the 7B recipe it sums half.
+# cores, TPU7x uses them unasked.
 SPARSE_CORES = {
     "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": True,
     "xla_tpu_enable_sparse_core_collective_offload_nd_reduce_scatter": True,
@@ -30,3 +31,36 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def options(device: jax.Device) -> dict[str, Any]:
     """Of programs for devices of this kind."""
     return dict(OPTIONS.get(device.device_kind, OPTIONS.get(device.platform, {})))
+
+
+# A line of the partitioner's log, and the parts that say where and what.
+REPLICATES = "Involuntary full rematerialization"
+WHERE = re.compile(
+    r"from sharding (\{.*?\}) to (\{.*?\}) efficiently for HLO operation %\S+ = (\w+\[[\d,]*\])"
+    r".*?op_name=\"([^\"]*)\""
+)
+PARTS = re.compile(r"devices=\[([\d,]+)\]")
+
+
+def replicated(log: str) -> list[str]:
+    """What is made whole on every device on its way from one sharding to another, a line for each.
+
+    log: what compiling wrote to standard error; warnings of XLA must not be turned off. Named are
+    the operation as jax calls it, by modules and methods, the array on a device, parts of its axes.
+    """
+    found: dict[str, None] = {}
+    for line in log.splitlines():
+        if REPLICATES not in line:
+            continue
+        match = WHERE.search(line)
+        if match is None:  # other words than those of jaxlib 0.10
+            found[line[line.index(REPLICATES) :]] = None
+            continue
+        before, after, array, name = match.groups()
+        found[f"{name}: {array}, from {_parts(before)} to {_parts(after)}"] = None
+    return list(found)
+
+
+def _parts(sharding: str) -> str:
+    match = PARTS.search(sharding)
+    return f"{match[1].replace(',', ' x ')} parts" if match else sharding

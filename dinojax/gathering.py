@@ -48,8 +48,10 @@ def with_weights(fn: Callable, weights: Any, names: Any, *arrays: Any) -> Any:
     def whole(x, axes):
         for i, place in enumerate(layout.sharding(*axes).spec):
             if place is not None:
+                # A matrix of the stored rows, and an axis of its own for the parts: with both in
+                # one axis, compilers of TPUs sum the gradients of some kernels whole.
                 first = jnp.moveaxis(x, i, 0)
-                rows = jax.lax.all_gather(first.reshape(len(first), -1), place, tiled=True)
+                rows = jax.lax.all_gather(first.reshape(len(first), -1), place)
                 x = jnp.moveaxis(rows.reshape(-1, *first.shape[1:]), 0, i)
         return x
 

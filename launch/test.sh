@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Check and test everything, from nothing but Python: style, types, fast tests, slow tests.
+# DINOJAX_TEST_ALL=1 runs the exhaustive tests as well, which show at length what others show too.
 # DINOJAX_TEST_TORCH=1 installs PyTorch, transformers and timm as well and compares with them.
 # DINOJAX_TEST_PLANS=1 plans for a TPU and a GPU, with the compilers of `dinojax plan` (860 MB) in an
 # environment of their own: a JAX that finds them looks for their devices everywhere.
@@ -28,7 +29,9 @@ echo "== fast tests"
 .venv-test/bin/python -m pytest --quiet -n 2
 echo "== slow tests"
 status=0
-.venv-test/bin/python -m pytest --quiet -n 2 -m slow || status=$?
+marks=slow
+[ "${DINOJAX_TEST_ALL:-0}" = 1 ] && marks="slow or exhaustive"
+.venv-test/bin/python -m pytest --quiet -n 2 -m "$marks" || status=$?
 [ "$status" -eq 5 ] || [ "$status" -eq 0 ] || exit "$status"  # 5: there are none
 
 if [ "$plans" = 1 ]; then

@@ -135,12 +135,16 @@ def kill_and_compare(
     extra=(),
     place: Place = ALONE,
     per_run: int = PER_RUN,
+    few: bool = False,
 ) -> dict:
-    """The row of results; `root` receives the runs, those that are equal are removed again."""
+    """The row of results; `root` receives the runs, those that are equal are removed again.
+
+    few: few tiles, for quick evaluations.
+    """
     rng = np.random.default_rng(seed)
     given = [setting.split("=")[0] for setting in extra]
     kept = [line for line in settings(num_steps) if line.split("=")[0] not in given]
-    killer = Killer(root, [*kept, *extra], few=place.processes > 1)
+    killer = Killer(root, [*kept, *extra], few=few)
     for name in ("warm", "whole"):  # the first one may have to compile
         session = killer.session(root / name, place)
         if any(session.codes):
@@ -216,6 +220,7 @@ def main() -> int:
             extra=[*(SMALLER if args.processes > 1 else ()), *args.set],
             place=place,
             per_run=args.per_run,
+            few=args.processes > 1,
         )
     print(json.dumps(row))
     return 0 if row["equal"] else 1

@@ -46,7 +46,7 @@ class Place(NamedTuple):
     def environment(self) -> dict[str, str]:
         if self == ALONE:
             plain = {name: value for name, value in os.environ.items() if name != "NPROC"}
-            return plain | {"XLA_FLAGS": ""}
+            return plain | {"XLA_FLAGS": several.QUICK}
         return several.environment(self.devices)
 
     def flags(self) -> list[list[str]]:

@@ -117,14 +117,16 @@ def sides(shape) -> tuple[int, ...]:
     return tuple(sorted(size for size in shape if size > 1))
 
 
-def travelling(leaf, shape) -> tuple[int, ...]:
-    """Sides of a block's weight on its way: a matrix whose rows devices store parts of.
+def travelling(leaf, *, whole: bool) -> tuple[int, ...]:
+    """Sides of a block's weight on its way: a matrix of the rows that a device stores, of each.
 
-    leaf: of stacked blocks, for where it is stored; shape: of one block, whole or a device's part.
+    leaf: of stacked blocks; whole: with those of all devices.
     """
+    shape = leaf.sharding.shard_shape(leaf.shape)[1:]
     sharded = [i for i, place in enumerate(leaf.sharding.spec[1:]) if place is not None]
     num_rows = shape[sharded[0]] if sharded else 1
-    return sides((num_rows, math.prod(shape) // num_rows))
+    parts = math.prod(leaf.shape[1:]) // math.prod(shape) if whole else 1
+    return sides((parts, num_rows, math.prod(shape) // num_rows))
 
 
 def compiled(config: Config) -> Compiled:

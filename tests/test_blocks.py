@@ -84,7 +84,7 @@ def in_blocks(rows, kernel, others, *, centering):
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("centering", ["sinkhorn", "softmax"])
 def test_blocks_equal_the_definitions_wherever_prototypes_are(
-    place, centering, numbers, monkeypatch, quick_compiles
+    place, centering, numbers, monkeypatch
 ):
     monkeypatch.setattr(scores, "BLOCK_BYTES", 1)  # blocks as small as they get
     with jax.enable_x64(True):

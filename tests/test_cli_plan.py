@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dinojax import cli, cli_plan
+from dinojax import cli, cli_plan, compilers
 from tests.test_plan_report import FOUND
 
 
@@ -12,9 +12,10 @@ def planned(monkeypatch, answer):
     """Plan with answers in place of compilers; the list of what was asked."""
     asked = []
 
-    def one(recipe, target, overrides, *, images, stage, size, timeout):
+    def one(recipe, target, overrides, *, images=None, stage=None, size=0, timeout=0):
         asked.append(list(overrides))
-        return {**FOUND, "stage": stage or "pretrain", "size": size, **answer(overrides)}
+        found = {**FOUND, "stage": stage or "pretrain", "size": size, "replicated": []}
+        return {**found, **answer(overrides)}
 
     monkeypatch.setattr(cli_plan, "one", one)
     monkeypatch.setattr(cli_plan.targets, "check_compiler", lambda target: None)
@@ -64,6 +65,35 @@ def test_when_it_does_not_fit_the_first_changes_that_do_are_told(monkeypatch, ca
 def test_what_cannot_be_planned_is_refused_before_compiling(options, message, capsys):
     assert cli.main(["plan", "--config", "tiny", *options]) == cli.REFUSED
     assert message in capsys.readouterr().err
+
+
+def test_what_becomes_whole_on_every_device_is_told_by_operation_array_and_parts():
+    """From the log of a real compiler, in a process of its own."""
+    _, log = cli_plan._process("tests.replicating", "cpu:8", {})
+    found = compilers.replicated(log)
+    assert found[0].startswith("jit(move)/layer/")
+    assert found[0].endswith(": f32[8,16,4], from 2 x 1 x 4 parts to 1 x 8 x 1 parts")
+    other = "W1 x.cc:1] [SPMD] Involuntary full rematerialization. In other words."
+    assert compilers.replicated(f"{other}\n{other}\nanything else") == [other.split("[SPMD] ")[1]]
+
+
+@pytest.mark.parametrize("lines", [[], ["jit(step)/dot: f32[8], from 8 parts to 1 parts"]])
+def test_a_report_and_a_plan_tell_what_the_compiler_makes_whole(lines, monkeypatch, capsys):
+    planned(monkeypatch, lambda overrides: {"replicated": lines})
+    rows = [{"name": "kernel", "shape": [8], "axes": ["width"], "sharded": {}}]
+    rows[0] |= {"bytes": 32, "device_bytes": 32}
+    monkeypatch.setattr(cli_plan, "_process", lambda *args, **options: (rows, ""))
+    report = ["shard", "report", "--config", "tiny", "--devices", "8"]
+    plan = ["plan", "--config", "tiny", "--target", "cpu:8"]
+    for argv in ([*report, "--compile"], plan):
+        assert cli.main(argv) == 0
+        told = capsys.readouterr().out
+        assert ("makes nothing else whole" in told) == (not lines)
+        assert all(f"! {line}" in told for line in lines)
+    assert cli.main([*report, "--compile", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"parameters": rows, "replicated": lines}
+    assert cli.main([*report, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == rows
 
 
 @pytest.mark.slow

@@ -198,7 +198,7 @@ def test_of_a_sharded_convnext_only_weights_travel_whole(places):
     params = {small.sides(leaf.shape) for leaf in jax.tree.leaves((student, *eight.teacher))}
     stages = [tree for name, tree in student["backbone"].items() if name.startswith("stages")]
     blocks = jax.tree.leaves((stages, eight.teacher[0]["backbone"]["blocks"]))
-    params |= {small.travelling(leaf, leaf.shape[1:]) for leaf in blocks}  # one at a time
+    params |= {small.travelling(leaf, whole=True) for leaf in blocks}  # one at a time
     gathered = [found for name, found in small.collectives(eight.step) if name == "all-gather"]
     assert gathered
     assert {shape for found in gathered for shape in found} <= params
@@ -213,9 +213,7 @@ def teacher(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_convnext_is_distilled_measured_and_exported(
-    teacher, tmp_path, monkeypatch, capsys, quick_compiles
-):
+def test_a_convnext_is_distilled_measured_and_exported(teacher, tmp_path, monkeypatch, capsys):
     """From a run to files of transformers and timm, which are proven where those are installed."""
     monkeypatch.setattr(tiles, "SPLITS", dict.fromkeys(tiles.SPLITS, 64))
     own = ("batch_size=8", "mesh.devices=1", "log.pictures=True", "log.every=1")

@@ -73,7 +73,7 @@ def recipe(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick(quick_compiles, tmp_path_factory):
+def quick(tmp_path_factory):
     """Few tiles, no last page, and every program compiled once."""
     settings = {
         "jax_compilation_cache_dir": jax.config.jax_compilation_cache_dir
@@ -487,7 +487,7 @@ def same_family(run, other) -> None:
         small.assert_close(ours, theirs, COMPOSED)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # the next one has all of it but the turns
 def test_two_processes_teach_like_one_even_if_one_of_them_is_killed(teach, alone, tmp_path):
     run, place = tmp_path / "run", ["distill.place=turn"]
     killed = teach(run, place, count=2, ACT="1 3 SIGKILL")

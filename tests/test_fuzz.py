@@ -26,7 +26,9 @@ def test_originals_decode():
         assert decode(data, name="a", channels=3).shape == (24, 32, 3)
 
 
-@pytest.mark.parametrize(("seed", "count"), [(0, 30), pytest.param(1, 100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("seed", "count"), [(0, 30), pytest.param(1, 100, marks=pytest.mark.exhaustive)]
+)
 def test_mutated_configs_are_legal_or_refused_by_the_name_of_the_key(seed, count):
     found = fuzz_configs.fuzz(seed, count)
     assert found["faults"] == []

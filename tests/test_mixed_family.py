@@ -33,7 +33,7 @@ def test_students_that_are_not_trained_shrink_to_ones_that_are():
         assert all(key.startswith(("model.name", "schedules.")) for key in changed), changed
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # apart: test_distill.py; a ConvNeXt: test_convnext_student.py
 def test_a_vit_and_a_convnext_learn_apart_as_each_alone(tmp_path, monkeypatch):
     """Each on a device of its own, from one forward pass over both; then each with `train`."""
     monkeypatch.setattr(family, "costs", lambda students, teacher: dict.fromkeys(students, 1.0))

@@ -85,7 +85,7 @@ def test_abstract_inputs_spread_images_and_hold_no_memory():
     assert set(now) == set(built.now(0))
 
 
-def test_embedding_does_not_depend_on_devices_or_on_filling_up(quick_compiles):
+def test_embedding_does_not_depend_on_devices_or_on_filling_up():
     images = np.random.default_rng(0).normal(size=(5, 32, 32, 1)).astype(np.float32)
     found = {}
     for devices in (1, 4):

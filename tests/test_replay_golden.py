@@ -27,7 +27,6 @@ def altered(tmp_path, name, **meta):
     return str(tmp_path / name)
 
 
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize("path", FILES)
 def test_recorded_numbers_are_reproduced(path):
     lines = list(replay_golden.replay(path))

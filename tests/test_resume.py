@@ -263,6 +263,7 @@ def test_the_images_of_several_processes_are_compared_as_parts_of_one_batch(tmp_
 def test_real_processes_stopped_in_any_phase_end_like_one_that_was_not(tmp_path):
     """Seven points of tests/kill_and_compare.py, one in each phase, on a smaller network."""
     smaller = ("batch_size=16", "model.width=24", "model.depth=1", "dino_head.prototypes=64")
-    found = kill_and_compare(tmp_path, 7, seed=3, num_steps=20, extra=[*smaller, "log.every=2"])
+    smaller += ("log.every=2",)
+    found = kill_and_compare(tmp_path, 7, seed=3, num_steps=20, extra=smaller, few=True)
     assert found["equal"], found["faults"]
     assert found["points"] == 7

@@ -12,7 +12,7 @@ from tests import small
 
 
 @pytest.fixture(scope="module")
-def made(quick_compiles):
+def made():
     """Programs and new states on one device and, sharded, on eight."""
     found = {}
     overrides = (

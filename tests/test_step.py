@@ -65,7 +65,7 @@ def parameter_sides(student) -> set[tuple[int, ...]]:
     blocks = jax.tree.leaves(student["backbone"]["blocks"])
     found = {small.sides(leaf.shape) for leaf in jax.tree.leaves(student)}
     found |= {small.sides(leaf.shape[1:]) for leaf in blocks}
-    return found | {small.travelling(leaf, leaf.shape[1:]) for leaf in blocks}
+    return found | {small.travelling(leaf, whole=True) for leaf in blocks}
 
 
 def blocks_of_prototypes(config, layout) -> set[tuple[int, ...]]:
@@ -85,7 +85,7 @@ def test_with_sharded_weights_only_weights_travel_whole(eight):
     params = parameter_sides(student)
     stored = {small.sides(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(student)}
     blocks = jax.tree.leaves(student["backbone"]["blocks"])
-    stored |= {small.travelling(x, x.sharding.shard_shape(x.shape)[1:]) for x in blocks}
+    stored |= {small.travelling(x, whole=False) for x in blocks}
     # Of prototypes; cls and registers; pairs of crops; the covariance of cls; scalars.
     sums = {(64,), (3, 16), (2, 2), (16, 16), ()}
     known = {"all-gather": params, "reduce-scatter": stored, "all-reduce": params | sums}

@@ -20,11 +20,6 @@ def student(teacher: str, *overrides: str):
     return small.config("distill.enabled=True", f"distill.teacher={teacher}", *overrides)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick(quick_compiles):
-    """Programs compile in a third of the time."""
-
-
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory):
     """A run whose heads are unlike those of the student: (directory, ema)."""

@@ -33,7 +33,7 @@ HEALTH |= {"prototypes_used/dino", "neighbor_distance", "patch_norm", "ema_chang
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory, quick_compiles):
+def quick(tmp_path_factory):
     """Few tiles, compiled quickly and once."""
     settings = {
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
@@ -224,7 +224,8 @@ def test_a_short_quickstart_learns(tmp_path):
     overrides += ["schedules.teacher_temperature.warmup=100", "knn.every=300"]
     args = ["train", "--config", "tiny", "--run", str(tmp_path)]
     args += [word for setting in overrides for word in ("--set", setting)]
-    env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC")}
+    ours = ("XLA_FLAGS", "NPROC", "JAX_DISABLE_MOST_OPTIMIZATIONS")  # of conftest.py
+    env = {k: v for k, v in os.environ.items() if k not in ours}
     env |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "4000000000"}  # as the quickstart
     done = subprocess.run([sys.executable, "-m", "dinojax", *args], env=env, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()

@@ -33,7 +33,6 @@ pytestmark = [
     pytest.mark.slow,
     # Warnings of other people's libraries are not ours to mend.
     pytest.mark.filterwarnings("default"),
-    pytest.mark.usefixtures("quick_compiles"),
 ]
 
 SAVED = [("hf", name) for name in library_models.HF] + [
