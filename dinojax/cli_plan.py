@@ -232,12 +232,13 @@ def one(
 ) -> dict:
     """What plan/one.py finds, in a process of its own. Raises ConfigError with its message.
 
-    With `replicated`, what the compiler warns of (compilers.py); nothing of what `keep` holds.
+    Without `keep` also `replicated`, what the compiler warns of (compilers.py); of a program that
+    need not be compiled nothing is known.
     """
     asked: dict = {"recipe": recipe_name, "target": target, "overrides": overrides}
     asked |= {"images": images, "stage": stage, "size": size, "keep": keep}
     found, log = _process("dinojax.plan.one", target, asked, timeout=timeout)
-    return {**found, "replicated": compilers.replicated(log)}
+    return found if keep else {**found, "replicated": compilers.replicated(log)}
 
 
 def _process(module: str, target: str, asked: dict, *, timeout: int = 3600) -> tuple[Any, str]:

@@ -118,3 +118,15 @@ def test_bytes_of_weights_follow_from_where_they_are_stored():
             "all-reduce": parts * width + 2 * whole * 4 * 7 / 8,
         }
     )
+
+
+def test_what_nobody_stores_in_parts_is_summed_in_the_dtype_of_its_use():
+    """With dp: matrices, which fsdp stores in parts, in bfloat16, vectors in float32."""
+    settings = ("precision.compute=bfloat16",)
+    stored = program.build(small.config("mesh.strategy=fsdp", *settings), mesh.make("fsdp"))
+    size = 0
+    for leaf in jax.tree.leaves(stored.abstract_state().student):
+        matrix = math.prod(leaf.sharding.shard_shape(leaf.shape)) < leaf.size
+        size += leaf.size * (2 if matrix else 4)
+    found = wire(program.build(small.config("mesh.strategy=dp", *settings), mesh.make("dp")))
+    assert found == {"all-gather": 0, "reduce-scatter": 0, "all-reduce": 2 * size * 7 / 8}

@@ -190,7 +190,8 @@ def wire(built: Program) -> dict[str, float]:
         over = {axis for name in box.names for axis in device_axes(layout.strategy, name)}
         kept = {"tensor"} & over if "prototypes" in name else set()
         parts, places = (_devices(layout, axes) for axes in (over - kept, over))
-        width = objective.backbone.spec.dtype.itemsize if over else 4
+        kernel = any(name not in (None, "depth") for name in box.names)  # vectors stay float32
+        width = objective.backbone.spec.dtype.itemsize if kernel else 4
         size = box.value.size * width / (places / parts)
         away = size * (parts - 1) / parts * built.step.accumulate
         taught = built.teaching is not None

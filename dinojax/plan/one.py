@@ -29,6 +29,7 @@ from dinojax.plan.hlo import collectives
 from dinojax.plan.targets import GIB, OPTIONS, Target
 from dinojax.program import Program
 
+READERS = ("count.py", "hlo.py", "one.py")
 TREES = ("student", "ema", "gram", "opt_state", "centers")
 # Which trees of the state make a component.
 NAMES = {"opt_state": "optimizer"}
@@ -99,14 +100,14 @@ def _kept(lowered, machine: Target, layout: mesh.Layout, folder: str | None) -> 
     """What `_compiled` finds, or has found of the very same program: a file per program.
 
     The same are the target, its devices' places, the compiler with its options, and the code that
-    reads what it made. So a table of many hours goes on where it was killed.
+    reads what it made (READERS). So a table of many hours goes on where it was killed.
     """
     if folder is None:
         return _compiled(lowered, machine)
     devices = list(layout.mesh.devices.flat)
     told = [machine.name, [device.id for device in devices], _versions(), lowered.as_text()]
     told += [compilers.options(devices[0]), OPTIONS[machine.chip.platform]]
-    told += [path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))]
+    told += [(Path(__file__).parent / reader).read_text() for reader in READERS]
     name = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
     path = Path(folder) / f"{name}.json"
     if path.exists():
