@@ -8,12 +8,15 @@ from typing import Any
 
 import jax
 
-# The sum of gradients reaches a device as the part it stores. Without these, sums over more than
-# one dimension of the torus are computed whole on every device, at twice the bytes; v5e has no such
-# cores, TPU7x uses them unasked.
+# Sparse cores send while the others compute: gathers run beside products, and a sum of gradients
+# reaches a device as the part it stores. Without them, sums over more than one dimension of the
+# torus are computed whole on every device, at twice the bytes. v5e has none, TPU7x needs no asking.
 SPARSE_CORES = {
-    "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": True,
-    "xla_tpu_enable_sparse_core_collective_offload_nd_reduce_scatter": True,
+    f"xla_tpu_enable_sparse_core_collective_offload_{kind}": True
+    for kind in (
+        *("reduce_scatter", "nd_reduce_scatter"),
+        *("all_gather", "2d_all_gather", "3d_all_gather"),
+    )
 }
 # Collectives run beside products.
 OVERLAP = {"xla_gpu_enable_latency_hiding_scheduler": True}

@@ -20,7 +20,8 @@ from dinojax.interrupt import Interrupted, StorageError
 from dinojax.metrics import read_metrics
 from dinojax.run import check_data
 from tests import small
-from tests.kill_and_compare import kill_and_compare
+from tests.kill_and_compare import SMALLER, kill_and_compare
+from tests.killer import Place
 from tests.stored_run import order_differences
 
 STEPS = 6
@@ -267,3 +268,14 @@ def test_real_processes_stopped_in_any_phase_end_like_one_that_was_not(tmp_path)
     found = kill_and_compare(tmp_path, 7, seed=3, num_steps=20, extra=smaller, few=True)
     assert found["equal"], found["faults"]
     assert found["points"] == 7
+
+
+@pytest.mark.exhaustive  # of several processes, test_hosts.py stops some at chosen moments
+def test_several_processes_stopped_at_random_moments_end_like_some_that_were_not(tmp_path):
+    """Twice on the same hosts; after a third time one process goes on alone."""
+    place = Place(processes=2, devices=2)
+    found = kill_and_compare(
+        tmp_path, 3, seed=1, num_steps=20, extra=SMALLER, place=place, per_run=2, few=True
+    )
+    assert found["equal"], found["faults"]
+    assert found["points"] == 3
