@@ -3,10 +3,13 @@
 Runs and plans compile with the same options, so that a plan is that of the run.
 """
 
-import re
-from typing import Any
+from __future__ import annotations
 
-import jax
+import re
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the command line reads what compilers warn of, without waiting for jax
+    import jax
 
 # Sparse cores send while the others compute: gathers run beside products, and a sum of gradients
 # reaches a device as the part it stores. Without them, sums over more than one dimension of the
