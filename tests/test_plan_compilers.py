@@ -20,6 +20,12 @@ ROWS = [row for row in json.loads(BASELINES.read_text()) if not row["target"].st
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(autouse=True)
+def as_in_runs(monkeypatch):
+    """Tests compile with fewer optimizations (conftest.py)."""
+    monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")
+
+
 def compiler_of(target: str) -> None:
     """Skips, or fails if it was promised, where the compiler of a target is missing."""
     try:
@@ -31,10 +37,9 @@ def compiler_of(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", ["v5p:4x8x8", "tpu7x:4x4x8"])
-def test_square_kernels_are_not_summed_whole(target, monkeypatch):
+def test_square_kernels_are_not_summed_whole(target):
     """Those of the 7B network, which is too large to be planned here."""
     compiler_of(target)
-    monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS", raising=False)
     found, _ = cli_plan._process("tests.square_kernels", target, {"target": target})
     sent, parts = found["sent"], found["parts"]
     assert sent["all-gather"] == sent["reduce-scatter"] == parts
@@ -42,9 +47,8 @@ def test_square_kernels_are_not_summed_whole(target, monkeypatch):
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['target']}-{row['strategy']}")
-def test_a_target_s_compiler_sends_what_the_closed_form_says(row, monkeypatch):
+def test_a_target_s_compiler_sends_what_the_closed_form_says(row):
     compiler_of(row["target"])
-    monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS", raising=False)  # of conftest.py
     found = cli_plan.one(row["recipe"], row["target"], row["overrides"])
     assert found["fits"] and found["replicated"] == []
     wire, form = report.wire_by_kind(found), found["closed_form"]
