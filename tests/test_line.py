@@ -30,9 +30,10 @@ def closed(monkeypatch):
 
 def cut(line) -> None:
     """As the kernel does for a process that is killed."""
-    for end in line._ends.values():
-        with contextlib.suppress(OSError):
-            end.shutdown(socket.SHUT_RDWR)
+    with line._lock:  # a killed process says nothing more, not even that its connections close
+        for end in line._ends.values():
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
 
 def free_port() -> int:
