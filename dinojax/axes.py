@@ -46,8 +46,9 @@ def grid(
 ) -> dict[str, int]:
     """Devices along each device axis.
 
-    None: replicas of hsdp are the largest divisor of the devices up to their square root, those of
-    fsdp_tp one; tensor is the largest divisor up to MOST_TENSOR.
+    None: hsdp spreads a copy over the largest power of two that divides the devices, up to the
+    square root of twice their number, for sizes of networks divide by powers of two; replicas of
+    fsdp_tp are one; tensor is the largest divisor up to MOST_TENSOR.
     Raises one ValueError with all that is wrong: an unknown strategy, sizes that it does not read,
     sizes that do not divide the devices.
     """
@@ -60,13 +61,15 @@ def grid(
         if size is not None and name not in SIZES[strategy]
     ]
     rest = num_devices
-    for name, most in (("replicas", math.isqrt(num_devices)), ("tensor", MOST_TENSOR)):
-        size = given[name]
+    automatic = {
+        "replicas": num_devices // _spread(num_devices) if strategy == "hsdp" else 1,
+        "tensor": _largest_divisor(num_devices // (replicas or 1), MOST_TENSOR),
+    }
+    for name, size in list(given.items()):
         if name not in SIZES[strategy]:
             given[name] = 1
         elif size is None:
-            automatic = strategy == "hsdp" or name == "tensor"
-            given[name] = _largest_divisor(rest, most) if automatic else 1
+            given[name] = automatic[name]
         elif rest % size:
             faults.append(
                 f"mesh.{name}={size} does not divide the {rest} devices "
@@ -137,6 +140,12 @@ def divisors(number: int) -> str:
     """ "{1, 2, 4}", at most the sixteen smallest."""
     found = [n for n in range(1, number + 1) if number % n == 0] if number else []
     return "{" + ", ".join(map(str, found[:16])) + (", ...}" if len(found) > 16 else "}")
+
+
+def _spread(num_devices: int) -> int:
+    """The largest power of two that divides a number, up to the square root of twice of it."""
+    powers = [2**n for n in range(num_devices.bit_length()) if 4**n <= 2 * num_devices]
+    return max(power for power in powers if num_devices % power == 0)
 
 
 def _largest_divisor(number: int, most: int) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dinojax import cli_config, cli_data, cli_hosts, cli_plan, cli_stages, cli_weights, launcher
-from dinojax.config import ConfigError, load_stages, load_students, pick
+from dinojax.config import ConfigError, load_stages, load_students, pick, pick_students
 from dinojax.interrupt import (
     ALARMED,
     FAILED,
@@ -196,13 +196,7 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _distill(args: argparse.Namespace) -> None:
-    found = load_students(args.config, args.set)
-    if args.student:
-        if unknown := [name for name in args.student if name not in found]:
-            raise ConfigError(
-                f"no student {unknown[0]} in {args.config}: it has {', '.join(found)}"
-            )
-        found = {name: found[name] for name in args.student}
+    found = pick_students(load_students(args.config, args.set), args.student)
     _start("distill", found, args)
 
 

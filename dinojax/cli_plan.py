@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ and how low the losses can fall.
 
 With --config and --target: what a step needs on a machine you do not have: memory, FLOPs, bytes
 between devices, and a modelled time. The compiler of the target runs here; TPU and GPU targets
-need the extra `plan`.
+need the extra `plan`. Of a recipe with students every program of a step is planned, once with all
+of them in turn and once with each on devices of its own, unless distill.place says which.
 
 targets: v5e:4x4 v5p:4x8x8 v6e:16x16 tpu7x:4x4x8 (chips) h100:32x8 h200:4x8 b200:1x8 (machines x
 GPUs) cpu:8 (devices)
@@ -37,6 +38,7 @@ examples:
   dinojax plan --config vit7b16 --stage all --target v5p:4x8x8 --set model.remat=full
   dinojax plan --config vits16 --target v6e:4x4 --set distill.enabled=True \\
       --set distill.teacher=random:vitl16
+  dinojax plan --config distill_7b --target h100:30x8 --set distill.teacher=random:vit7b16
 """
 SHARD = """\
 Where every parameter lives: its axes, its sharding and its bytes on one device. Large ones that
@@ -48,6 +50,7 @@ examples:
   dinojax shard report --config vitl16_in1k --devices 8
   dinojax shard report --config tiny --devices 8 --set mesh.strategy=fsdp --compile
   dinojax shard report --config vit7b16 --devices 256 --set mesh.strategy=hsdp
+  dinojax shard report --config distill_7b --student vitl --devices 64
 """
 # Changes tried when a step does not fit, cheapest first, with what they cost.
 CHANGES = (
@@ -60,6 +63,7 @@ CHANGES = (
     ("mesh.strategy=fsdp", "model.remat=full", "accumulate=4"),
 )
 ENOUGH = 3  # changes that fit
+PLACES = ("turn", "apart")  # of distill.place
 
 
 def add(commands, command, program, set_option) -> None:
@@ -81,6 +85,7 @@ def add_shard(commands, command, config_options) -> None:
     """`report` under `dinojax shard`."""
     report = command(commands, "report", "where every parameter lives", SHARD, shard_report)
     config_options(report, required=True)
+    _student_option(report)
     report.add_argument("--devices", type=int, metavar="N", help="default: mesh.devices or 1")
     report.add_argument("--compile", action="store_true", help="and tell what becomes whole")
     report.add_argument(
@@ -92,15 +97,19 @@ def add_shard(commands, command, config_options) -> None:
 
 def shard_report(args: argparse.Namespace) -> None:
     """Print where the student's parameters live. Raises ValueError if they cannot be sharded."""
-    config = configs.load(args.config, args.set)
+    config = _load(args, None)
+    if args.student and len(args.student) > 1:
+        raise ConfigError(f"give --student one of {', '.join(args.student)}.")
     number = args.devices or config.mesh.devices or 1
     target = f"cpu:{number}"
-    asked = {"recipe": args.config, "overrides": args.set}
+    name = args.student[0] if args.student else None
+    asked = {"recipe": args.config, "overrides": args.set, "student": name}
     rows, _ = _process("dinojax.plan.shards", target, asked)
     if not args.compile:
         print(json.dumps(rows, indent=1) if args.json else reports.shards(rows, number))
         return
-    found = one(args.config, target, args.set)["replicated"]
+    alone = replaced(args.set, ["distill.place=turn"] if name else [])
+    found = one(args.config, target, alone, students=args.student)["replicated"]
     if args.json:
         print(json.dumps({"parameters": rows, "replicated": found}, indent=1))
     else:
@@ -115,6 +124,15 @@ def _replicated(found: list[str]) -> list[str]:
     return [start, *(f"! {line}" for line in found)]
 
 
+def _student_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--student",
+        metavar="NAME",
+        action="append",
+        help="of a recipe with students this one alone; may be given many times",
+    )
+
+
 def options(parser: argparse.ArgumentParser, set_option) -> None:
     """What `plan` takes."""
     what = parser.add_mutually_exclusive_group(required=True)
@@ -124,6 +142,7 @@ def options(parser: argparse.ArgumentParser, set_option) -> None:
     parser.add_argument("--images", type=int, metavar="N", help="in the data, to tell epochs")
     parser.add_argument("--target", metavar="KIND:SIZES", help="see above")
     parser.add_argument("--stage", metavar="NAME", help="of the recipe, or all; default: its first")
+    _student_option(parser)
     parser.add_argument(
         "--strategy",
         metavar="NAME",
@@ -147,20 +166,22 @@ def run(args: argparse.Namespace) -> None:
     target = targets.parse(args.target)
     targets.check_compiler(target)
     # What is wrong is told before any compiling.
-    wanted = [configs.load(args.config, args.set, stage=stage) for stage in _stages(args)]
-    strategies = _strategies(args.strategy)
+    wanted = [_load(args, stage) for stage in _stages(args)]
     plans = []
     for config in wanted:
         args.stage = config.stage if len(wanted) > 1 else args.stage
-        for strategy in strategies:
-            overrides = replaced(args.set, strategy)
+        ways = [[*one, *two] for one in _strategies(args.strategy) for two in _places(args, config)]
+        for way in ways:
+            overrides = replaced(args.set, way)
             for args.size in range(1 + len(config.crops.more_rates)):
-                plans.append(_plan(args, overrides, strategy, alone=len(strategies) == 1))
+                plans.append(_plan(args, overrides, way, alone=len(ways) == 1))
     if args.json:
         print(json.dumps(plans, indent=1))
         return
     for plan in plans:
-        if "error" not in plan:
+        if "error" in plan:
+            print(f"{plan['target']}, {plan['strategy']}: refused: {plan['error']}\n")
+        else:
             print(reports.details(plan), *_replicated(plan["replicated"]), "", sep="\n")
     print(reports.summary(plans))
 
@@ -168,6 +189,27 @@ def run(args: argparse.Namespace) -> None:
 def _stages(args) -> tuple[str | None, ...]:
     """Those to plan."""
     return recipe.stages(recipe.find(args.config)) if args.stage == "all" else (args.stage,)
+
+
+def _load(args, stage: str | None) -> configs.Config:
+    """The config of a stage, of the first student if there are students."""
+    if not recipe.students(recipe.find(args.config)):
+        if args.student:
+            raise ConfigError(f"--student {args.student[0]}: {args.config} has no STUDENTS.")
+        return configs.load(args.config, args.set, stage=stage)
+    found = configs.pick_students(configs.load_students(args.config, args.set), args.student)
+    args.student = list(found)
+    return configs.pick(next(iter(found.values())), stage)
+
+
+def _places(args, config) -> list[list[str]]:
+    """Overrides for each of the ways in which students may lie on the devices."""
+    if not args.student:
+        return [[]]
+    if len(args.student) == 1:
+        return [["distill.place=turn"]]
+    asked = config.distill.place
+    return [[f"distill.place={place}"] for place in (PLACES if asked == "auto" else [asked])]
 
 
 def _strategies(asked: str | None) -> list[list[str]]:
@@ -178,13 +220,13 @@ def _strategies(asked: str | None) -> list[list[str]]:
     return [[f"mesh.strategy={name}"] for name in (axes.TABLE if asked == "all" else [asked])]
 
 
-def _plan(args, overrides: list[str], strategy: list[str], *, alone: bool) -> dict:
+def _plan(args, overrides: list[str], way: list[str], *, alone: bool) -> dict:
     try:
         found = _one(args, overrides)
     except ConfigError as error:
         if alone:
             raise
-        name = strategy[0].partition("=")[2]
+        name = ", ".join(text.partition("=")[2] for text in way)
         return {"target": args.target, "strategy": name, "error": str(error)}
     plan = reports.complete(found, args.price)
     if not plan["fits"] and not args.no_changes:
@@ -216,6 +258,7 @@ def _one(args, overrides: list[str]) -> dict:
         stage=args.stage,
         size=args.size,
         timeout=args.timeout,
+        students=args.student,
     )
 
 
@@ -229,15 +272,20 @@ def one(
     size: int = 0,
     timeout: int = 3600,
     keep: str | None = None,
+    students: Sequence[str] | None = None,
 ) -> dict:
-    """What plan/one.py finds, in a process of its own. Raises ConfigError with its message.
+    """What plan/one.py finds, or plan/family.py of students, in a process of its own.
+
+    Raises ConfigError with its message.
 
     Without `keep` also `replicated`, what the compiler warns of (compilers.py); of a program that
     need not be compiled nothing is known.
     """
     asked: dict = {"recipe": recipe_name, "target": target, "overrides": overrides}
     asked |= {"images": images, "stage": stage, "size": size, "keep": keep}
-    found, log = _process("dinojax.plan.one", target, asked, timeout=timeout)
+    asked |= {"students": list(students)} if students else {}
+    module = "dinojax.plan.family" if students else "dinojax.plan.one"
+    found, log = _process(module, target, asked, timeout=timeout)
     return found if keep else {**found, "replicated": compilers.replicated(log)}
 
 

@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from dinojax.recipe import ConfigError, flat, nest, unknown
 from dinojax.rules import valid_group_sizes
 
 __all__ = ["Config", "ConfigError", "Explanation", "check", "diff", "explain", "load", "read"]
-__all__ += ["load_stages", "load_students", "pick", "save", "saved_stages"]
+__all__ += ["load_stages", "load_students", "pick", "pick_students", "save", "saved_stages"]
 __all__ += ["valid_group_sizes"]
 
 
@@ -153,8 +153,8 @@ def load_stages(
     names = recipe_files.stages(path)
     if student is None and (many := recipe_files.students(path)):
         raise ConfigError(
-            f"{recipe} is for several students ({', '.join(many)}): use `dinojax distill`, with "
-            "--student NAME for one of them."
+            f"{recipe} is for several students ({', '.join(many)}): use `dinojax distill` or "
+            "`dinojax plan`, with --student NAME for one of them."
         )
     default = flat(base.get_config())
     found: list[Config] = []
@@ -185,6 +185,16 @@ def pick(found: Sequence[Config], stage: str | None) -> Config:
         only = "its only stage is" if len(names) == 1 else "its stages are"
         raise ConfigError(f"{found[0].recipe} has no stage {stage}; {only} {', '.join(names)}")
     return found[0 if stage is None else names.index(stage)]
+
+
+def pick_students(
+    found: Mapping[str, Sequence[Config]], names: Collection[str] | None
+) -> dict[str, Sequence[Config]]:
+    """Of `load_students` those of these names, as the recipe orders them; all for none."""
+    if unknown := [name for name in names or () if name not in found]:
+        recipe = next(iter(found.values()))[0].recipe
+        raise ConfigError(f"no student {unknown[0]} in {recipe}: it has {', '.join(found)}")
+    return {name: found[name] for name in found if not names or name in names}
 
 
 def _of_stage(overrides: Sequence[str], stage: str, names: Sequence[str]) -> list[str]:

@@ -5,7 +5,7 @@ import functools
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,15 +122,24 @@ def costs(students: Mapping[str, Config], teacher: Teacher) -> dict[str, float]:
     return found
 
 
-def placed(students: Mapping[str, Config], kind: str, cost: Mapping[str, float]) -> Placement:
+def placed(
+    students: Mapping[str, Config],
+    kind: str,
+    cost: Mapping[str, float],
+    devices: Sequence[jax.Device] | None = None,
+) -> Placement:
     """The layouts of a kind of placement. cost: FLOPs or measured device seconds of a step.
+    devices: None = those of the config.
 
     Raises ValueError for shares that do not fit.
     """
     first = next(iter(students.values()))
     strategy = first.distill.strategy
     section = first.mesh
-    whole = mesh.from_section(section) if strategy is None else mesh.make(strategy, section.devices)
+    if strategy is None:
+        whole = mesh.from_section(section, devices)
+    else:
+        whole = mesh.make(strategy, section.devices if devices is None else devices)
     devices = list(whole.mesh.devices.flat)
     if kind == TURN:
         layouts = {n: mesh.from_section(c.mesh, devices) for n, c in students.items()}

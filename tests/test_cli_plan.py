@@ -5,6 +5,7 @@ import json
 import pytest
 
 from dinojax import cli, cli_plan, compilers
+from dinojax.config import ConfigError
 from tests.test_plan_report import FOUND
 
 
@@ -12,8 +13,10 @@ def planned(monkeypatch, answer):
     """Plan with answers in place of compilers; the list of what was asked."""
     asked = []
 
-    def one(recipe, target, overrides, *, images=None, stage=None, size=0, timeout=0):
-        asked.append(list(overrides))
+    def one(
+        recipe, target, overrides, *, images=None, stage=None, size=0, timeout=0, students=None
+    ):
+        asked.append([*overrides, *(students or ())])
         found = {**FOUND, "stage": stage or "pretrain", "size": size, "replicated": []}
         return {**found, **answer(overrides)}
 
@@ -39,6 +42,55 @@ def test_every_size_of_every_stage_is_planned(monkeypatch, capsys):
     plans = json.loads(capsys.readouterr().out)
     sizes = [("pretrain", 0), ("gram", 0), *(("highres", size) for size in range(5))]
     assert [(plan["stage"], plan["size"]) for plan in plans] == sizes
+
+
+PLACES = ["distill.place=turn", "distill.place=apart"]
+
+
+@pytest.mark.parametrize(
+    ("options", "places", "names"),
+    [
+        ([], PLACES, ["narrow", "shallow"]),
+        (["--set", "distill.place=apart"], PLACES[1:], ["narrow", "shallow"]),
+        (["--student", "shallow"], PLACES[:1], ["shallow"]),
+    ],
+)
+def test_students_are_planned_together_wherever_they_may_lie(options, places, names, monkeypatch):
+    asked = planned(monkeypatch, lambda overrides: {})
+    argv = ["plan", "--config", "distill_tiny", "--target", "v5p:2x2x2", *options]
+    assert cli.main(argv) == 0
+    assert [one[-1 - len(names) :] for one in asked] == [[place, *names] for place in places]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["plan", "--target", "cpu:2", "--student", "wide"], "no student wide in"),
+        (["shard", "report", "--student", "wide"], "no student wide in"),
+        (["shard", "report"], "give --student one of narrow, shallow"),
+    ],
+)
+def test_of_students_one_that_is_there_is_wanted(options, message, capsys):
+    assert cli.main([*options, "--config", "distill_tiny"]) == cli.REFUSED
+    assert message in capsys.readouterr().err
+
+
+def test_a_recipe_without_students_has_none_to_plan(capsys):
+    argv = ["plan", "--config", "tiny", "--target", "cpu:2", "--student", "narrow"]
+    assert cli.main(argv) == cli.REFUSED
+    assert "--student narrow: tiny has no STUDENTS" in capsys.readouterr().err
+
+
+def test_what_several_strategies_refuse_is_told_whole_and_in_a_row(monkeypatch, capsys):
+    def answer(overrides):
+        raise ConfigError("cannot shard:\n  axis 1")
+
+    planned(monkeypatch, answer)
+    argv = ["plan", "--config", "tiny", "--target", "cpu:2", "--strategy", "all"]
+    assert cli.main(argv) == 0
+    told = capsys.readouterr().out
+    assert told.count("refused: cannot shard:\n  axis 1") == 4
+    assert told.count("| refused: cannot shard: |") == 4
 
 
 def test_when_it_does_not_fit_the_first_changes_that_do_are_told(monkeypatch, capsys):
@@ -104,5 +156,9 @@ def test_a_process_says_where_parameters_live_and_what_cannot_be_sharded(capsys)
     kernel = rows["dino_head/prototypes/kernel"]
     assert kernel["sharded"] == {"prototype": "fsdp=8"}
     assert kernel["device_bytes"] * 8 == kernel["bytes"] == 64 * 512 * 4
+    family = ["shard", "report", "--config", "distill_tiny", "--student", "narrow", "--json"]
+    assert cli.main([*family, "--set", "distill.teacher=smoke:tiny"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["backbone/patch_embed/kernel"]["shape"][-1] == 48, "of the narrow one"
     assert cli.main([*sharded, "7"]) == cli.REFUSED
     assert "Cannot shard with mesh.strategy=fsdp" in capsys.readouterr().err

@@ -48,6 +48,16 @@ def test_replicas_and_tensor_share_the_devices(strategy, sizes, want):
     assert layout.num_shards == 8, "every device has images of its own"
 
 
+@pytest.mark.parametrize(
+    ("devices", "copies"), [(2, 1), (5, 5), (6, 3), (15, 15), (48, 6), (240, 15), (256, 16)]
+)
+def test_a_copy_of_hsdp_is_spread_over_a_power_of_two(devices, copies):
+    """Sizes of networks divide by those, whatever share of the devices a student has."""
+    assert axes.grid("hsdp", devices) == {
+        **{"replica": copies, "fsdp": devices // copies, "tensor": 1}
+    }
+
+
 def test_all_that_is_wrong_with_a_mesh_is_one_message():
     with pytest.raises(ValueError) as error:
         mesh.make("hsdp", replicas=3, tensor=2)

@@ -87,10 +87,10 @@ def test_a_program_is_compiled_once_and_another_one_anew(tmp_path, monkeypatch):
     layout = mesh.make("dp", 1)
 
     def kept(function, folder=str(tmp_path / "plans")):
-        return one._kept(jax.jit(function).lower(jnp.ones(3)), machine, layout, folder)["number"]
+        return one.kept(jax.jit(function).lower(jnp.ones(3)), machine, layout, folder)["number"]
 
     assert [kept(jnp.sin), kept(jnp.sin), kept(jnp.cos), kept(jnp.sin)] == [1, 1, 2, 1]
     assert kept(jnp.sin, None) == 3
-    monkeypatch.setattr(one, "_versions", lambda: {"jax": "another"})
+    monkeypatch.setattr(one, "versions", lambda: {"jax": "another"})
     assert kept(jnp.sin) == 4
     assert all(path.suffix == ".json" for path in (tmp_path / "plans").iterdir())

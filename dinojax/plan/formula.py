@@ -19,6 +19,8 @@ from dinojax.models.layers import FFNS, Named, ffn_width
 from dinojax.models.vit import num_kept
 from dinojax.models.zoo import Spec
 from dinojax.program import Program
+from dinojax.teacher import prototypes
+from dinojax.teaching import Teaching
 
 
 def closed_form(built: Program) -> dict[str, dict[str, float]]:
@@ -200,21 +202,26 @@ def wire(built: Program) -> dict[str, float]:
         found["reduce-scatter"] += away
         copies = layout.num_shards / places
         found["all-reduce"] += 2 * size / parts * (1 - 1 / copies) * built.step.accumulate
-    if built.teaching is not None:
-        found["all-gather"] += _taught(built) * built.step.accumulate
+    if built.teaching is not None:  # for targets and the loss, forward and backward
+        theirs = prototypes(built.teaching.teacher.abstract(layout))
+        found["all-gather"] += 3 * _missing(theirs) * built.step.accumulate
     return found
 
 
-def _taught(built: Program) -> float:
-    """Bytes of the weights of a frozen teacher: once, prototypes for targets and the loss."""
-    assert built.teaching is not None
-    params = built.teaching.teacher.abstract(built.teaching.layout)
-    total = 0.0
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        missing = leaf.size - math.prod(leaf.sharding.shard_shape(leaf.shape))
-        times = 3 if "prototypes" in jax.tree_util.keystr(path) else 1
-        total += missing * leaf.dtype.itemsize * times
-    return total
+def forward_wire(teaching: Teaching) -> dict[str, float]:
+    """The same of a frozen teacher's forward pass, which needs no prototypes."""
+    params = teaching.teacher.abstract(teaching.layout)
+    gathered = _missing(params) - _missing(prototypes(params))
+    found = {"all-gather": gathered * teaching.forward.accumulate}
+    return {**found, "reduce-scatter": 0.0, "all-reduce": 0.0}
+
+
+def _missing(params) -> float:
+    """Bytes of parameters that a device does not store."""
+    return sum(
+        (leaf.size - math.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(params)
+    )
 
 
 def _devices(layout, axes) -> int:

@@ -13,6 +13,7 @@ import re
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from dinojax.plan.count import compiled_memory, count_flops
 from dinojax.plan.hlo import collectives
 from dinojax.plan.targets import GIB, OPTIONS, Target
 from dinojax.program import Program
+from dinojax.teaching import Teaching
 
 READERS = ("count.py", "hlo.py", "one.py")
 TREES = ("student", "ema", "gram", "opt_state", "centers")
@@ -35,10 +37,11 @@ TREES = ("student", "ema", "gram", "opt_state", "centers")
 NAMES = {"opt_state": "optimizer"}
 
 
-def main(argument: str) -> None:
+def main(argument: str, function: Callable[..., dict]) -> None:
+    """Answer what was asked, a JSON object of arguments, with the last line that is printed."""
     asked = json.loads(argument)
     try:
-        found = plan(**asked)
+        found = function(**asked)
     except ValueError as error:
         found = {"refused": str(error)}
     print(json.dumps(found), flush=True)
@@ -56,7 +59,7 @@ def plan(
 ) -> dict:
     """Everything known of the step before it runs. images: per device, None = the recipe's batch.
     stage: of the recipe, None = its first; size: which of those that its steps may have.
-    keep: a folder of what compilers found, see `_kept`; None = everything is compiled.
+    keep: a folder of what compilers found, see `kept`; None = everything is compiled.
 
     Of a distillation: of the student's step and of the teacher's forward pass before it.
 
@@ -64,7 +67,7 @@ def plan(
     """
     machine = targets.parse(target)
     config = load(recipe, machine, overrides, images=images, stage=stage)
-    config, crops = _sized(config, size)
+    config, crops = sized(config, size)
     layout = mesh.from_section(config.mesh, targets.devices(machine))
     built = program.build(config, layout)
     found: dict[str, Any] = {
@@ -77,26 +80,53 @@ def plan(
         "mesh": dict(layout.mesh.shape),
         "devices": machine.num_devices,
         "batch_size": config.batch_size,
-        "versions": _versions(),
+        "versions": versions(),
     }
     start = time.perf_counter()
-    with mesh.use(layout):
+    found |= of_step(config, built, machine, keep)
+    if (teaching := built.teaching) is not None:
+        place = teaching.places(teaching.student_sharding(layout), layout.sharding())
+        found = _with_teacher(found, of_forward(teaching, place, machine, keep))
+    return found | ending(found, machine, start)
+
+
+def of_step(config: Config, built: Program, machine: Target, keep: str | None) -> dict:
+    """What is known of a program's step alone; without `memory` if it is too large."""
+    with mesh.use(built.layout):
         inputs = built.abstract_inputs()
-        flops = count_flops(built.step, *inputs)
-        found |= {"flops": flops, "state": state_bytes(inputs[0]), "blocks": _blocks(config, built)}
-        found["closed_form"] = formula.wire(built)
-        found["batch_bytes"] = _device_bytes(inputs[1])
-        found |= _kept(built.lower(), machine, layout, keep)
-        if built.teaching is not None:
-            found = _with_teacher(found, built, machine, keep)
+        found = {
+            "flops": count_flops(built.step, *inputs),
+            "state": state_bytes(inputs[0]),
+            "blocks": _blocks(config, built),
+            "closed_form": formula.wire(built),
+            "batch_bytes": device_bytes(inputs[1]),
+        }
+        return found | kept(built.lower(), machine, built.layout, keep)
+
+
+def of_forward(teaching: Teaching, place: Any, machine: Target, keep: str | None) -> dict:
+    """The same of a teacher's forward pass. place: shardings of what comes out."""
+    with mesh.use(teaching.layout):
+        inputs = teaching.abstract_inputs()
+        flops = count_flops(teaching.forward, *inputs)
+    own = kept(teaching.lower(place), machine, teaching.layout, keep)
+    known = {"flops": flops, "closed_form": formula.forward_wire(teaching)}
+    return {**known, "state": {"teacher": device_bytes(inputs[0])}, **own}
+
+
+def ending(found: dict, machine: Target, start: float) -> dict:
+    """Whether it fits, and what it took to know. start: time.perf_counter() before."""
     peak = found["memory"]["peak"] if "memory" in found else float("inf")
-    found["fits"] = peak <= machine.chip.usable
-    found["compile_seconds"] = round(time.perf_counter() - start, 1)
-    found["host_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB, 2)
-    return found
+    gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+    seconds = time.perf_counter() - start
+    return {
+        "fits": peak <= machine.chip.usable,
+        "compile_seconds": round(seconds, 1),
+        "host_gib": round(gib, 2),
+    }
 
 
-def _kept(lowered, machine: Target, layout: mesh.Layout, folder: str | None) -> dict:
+def kept(lowered, machine: Target, layout: mesh.Layout, folder: str | None) -> dict:
     """What `_compiled` finds, or has found of the very same program: a file per program.
 
     The same are the target, its devices' places, the compiler with its options, and the code that
@@ -105,7 +135,7 @@ def _kept(lowered, machine: Target, layout: mesh.Layout, folder: str | None) -> 
     if folder is None:
         return _compiled(lowered, machine)
     devices = list(layout.mesh.devices.flat)
-    told = [machine.name, [device.id for device in devices], _versions(), lowered.as_text()]
+    told = [machine.name, [device.id for device in devices], versions(), lowered.as_text()]
     told += [compilers.options(devices[0]), OPTIONS[machine.chip.platform]]
     told += [(Path(__file__).parent / reader).read_text() for reader in READERS]
     name = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
@@ -137,31 +167,29 @@ def _compiled(lowered, machine: Target) -> dict:
     return {"memory": memory, "collectives": sent, "processor_seconds": seconds}
 
 
-def _with_teacher(found: dict, built: Program, machine: Target, keep: str | None) -> dict:
+def _with_teacher(found: dict, own: dict) -> dict:
     """What was found of a student's step, with the teacher's program that runs before it.
 
     The state of either stays where it is while the other one runs.
     """
-    teaching = built.teaching
-    assert teaching is not None
-    with mesh.use(teaching.layout):
-        inputs = teaching.abstract_inputs()
-        flops = count_flops(teaching.forward, *inputs)
-        place = teaching.places(teaching.student_sharding(built.layout), built.layout.sharding())
-    own = _kept(teaching.lower(place), machine, teaching.layout, keep)
-    state = sum(found["state"].values())
-    found = {**found, "flops": found["flops"] + flops}
-    found["state"] = {**found["state"], "teacher": _device_bytes(inputs[0])}
+    state, teacher = sum(found["state"].values()), own["state"]["teacher"]
+    found = {**found, "flops": found["flops"] + own["flops"]}
+    found["state"] = {**found["state"], "teacher": teacher}
+    theirs = own["closed_form"]
+    found["closed_form"] = {k: v + theirs[k] for k, v in found["closed_form"].items()}
     if "memory" not in own or "memory" not in found:
-        return {key: value for key, value in (found | own).items() if key != "memory"}
+        told = own if "memory" not in own else found
+        return {k: v for k, v in found.items() if k != "memory"} | {
+            "out_of_memory": told["out_of_memory"]
+        }
     memory = found["memory"]
-    after = memory["peak"] + found["state"]["teacher"]
-    found["memory"] = {**memory, "peak": max(after, own["memory"]["peak"] + state)}
+    peak = max(memory["peak"] + teacher, own["memory"]["peak"] + state)
+    found["memory"] = {**memory, "peak": peak}
     found["processor_seconds"] += own["processor_seconds"]
     return {**found, "collectives": found["collectives"] + own["collectives"]}
 
 
-def _sized(config: Config, size: int) -> tuple[Config, dict]:
+def sized(config: Config, size: int) -> tuple[Config, dict]:
     """The config with one of its sizes of crops, and pixels and share of the steps of that size."""
     keys = stages.sizes(config.crops, config.data.box_size)
     shares = stages.rates(config.crops.more_rates)
@@ -175,23 +203,33 @@ def _sized(config: Config, size: int) -> tuple[Config, dict]:
 def load(
     recipe: str, target: Target, overrides: list[str], *, images: int | None, stage: str | None
 ) -> Config:
-    """The recipe on the target's devices. Kernels of other libraries hide their products and
-    want the hardware, so attention is the plain one unless the recipe names another."""
-    config = configs.load(recipe, overrides, stage=stage)
+    """The recipe on the target's devices, with the attention of `on_target`."""
+    changes = changed(target, images)
+    config = configs.load(recipe, targets.replaced(overrides, changes), stage=stage)
+    return on_target(config)
+
+
+def changed(target: Target, images: int | None) -> list[str]:
+    """Overrides for a target. images: on a device, None = the recipe's batch."""
     changes = [f"mesh.devices={target.num_devices}"]
-    if config.model.attention == "auto":
-        changes.append("model.attention=plain")
     if images is not None:
         changes.append(f"batch_size={images * target.num_devices}")
-    return configs.load(recipe, targets.replaced(overrides, changes), stage=stage)
+    return changes
+
+
+def on_target(config: Config) -> Config:
+    """Kernels of other libraries hide their products and want the hardware, so attention is the
+    plain one unless the recipe names another."""
+    is_open = config.model.attention == "auto"
+    return config.replaced({"model.attention": "plain"}) if is_open else config
 
 
 def state_bytes(state) -> dict[str, int]:
     """Bytes on one device of each tree of the state."""
-    return {NAMES.get(name, name): _device_bytes(getattr(state, name)) for name in TREES}
+    return {NAMES.get(name, name): device_bytes(getattr(state, name)) for name in TREES}
 
 
-def _device_bytes(tree) -> int:
+def device_bytes(tree) -> int:
     total = 0
     for leaf in jax.tree.leaves(tree):
         shape = leaf.sharding.shard_shape(leaf.shape)
@@ -237,7 +275,7 @@ def _needed(error: Exception) -> str:
     return "{} exceeds {}".format(*sizes.groups()) if sizes else message.splitlines()[0][:300]
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     import importlib.metadata as metadata
 
     found = {"jax": jax.__version__}
@@ -250,4 +288,4 @@ def _versions() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], plan)

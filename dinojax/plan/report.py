@@ -1,13 +1,16 @@
 """From what one.py found to what it means: memory by component, a modelled step time, a table."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
-from dinojax.plan.targets import GIB, Chip, parse
+from dinojax.plan.targets import GIB, Chip, Target, parse
 
 # Assumed, not measured: the share of peak FLOP/s that products reach, and of collectives that the
 # compiler lets run beside them the share that is really hidden.
 UTILISATION, HIDDEN = 0.5, 0.9
+KINDS = ("all-gather", "reduce-scatter", "all-reduce")
+SECONDS = ("compute_seconds", "waiting_seconds", "overlapped_seconds", "step_seconds")
 MODEL_NOTE = (
     f"modelled, uncalibrated: products at {UTILISATION:.0%} of peak, collectives at link speed, "
     f"{HIDDEN:.0%} of the overlappable ones hidden; compare strategies of one target, not targets"
@@ -36,30 +39,51 @@ def components(found: dict) -> dict[str, int]:
 
 
 def modelled(found: dict, price: float | None = None) -> dict[str, Any]:
-    """Seconds of a step and what follows from them; see MODEL_NOTE. price: of a device hour."""
+    """Seconds of a step and what follows from them; see MODEL_NOTE. price: of a device hour.
+
+    Of several programs those of the students are added up in turn; apart the slowest one counts.
+    """
     target = parse(found["target"])
-    devices = target.num_devices
-    compute = found["flops"] / devices / (target.chip.flops * UTILISATION)
-    times = [
-        (one["overlapped"], one["wire"] / _bandwidth(target.chip, one, devices))
-        for one in found.get("collectives", ())
-    ]
-    waiting = sum(seconds for overlapped, seconds in times if not overlapped)
-    beside = sum(seconds for overlapped, seconds in times if overlapped)
-    step = compute + waiting + max(0.0, beside - HIDDEN * compute)
+    of_each = [_seconds(program, target) for program in programs(found)]
+    seconds = {name: together(found, [one[name] for one in of_each]) for name in SECONDS}
+    step, devices = seconds["step_seconds"], target.num_devices
     hours = 1e6 / found["batch_size"] * step / 3600 * devices
     result: dict[str, Any] = {
         "note": MODEL_NOTE,
-        "compute_seconds": compute,
-        "waiting_seconds": waiting,
-        "overlapped_seconds": beside,
-        "step_seconds": step,
+        **seconds,
         "images_per_second": found["batch_size"] / step,
         "device_hours_per_million_images": hours,
     }
     if price is not None:
         result["cost_per_million_images"] = hours * price
     return result
+
+
+def _seconds(program: dict, target: Target) -> dict[str, float]:
+    """Of one program on its devices, which may be a part of the target's."""
+    compute = program["flops"] / program["devices"] / (target.chip.flops * UTILISATION)
+    times = [
+        (one["overlapped"], one["wire"] / _bandwidth(target.chip, one, target.num_devices))
+        for one in program.get("collectives", ())
+    ]
+    waiting = sum(seconds for overlapped, seconds in times if not overlapped)
+    beside = sum(seconds for overlapped, seconds in times if overlapped)
+    step = compute + waiting + max(0.0, beside - HIDDEN * compute)
+    return dict(zip(SECONDS, (compute, waiting, beside, step), strict=True))
+
+
+def programs(plan: dict) -> list[dict]:
+    """Those of a step: one, or all of several students of one teacher (plan/family.py)."""
+    return plan.get("programs") or [plan]
+
+
+def together(plan: dict, numbers: Sequence[float]) -> float:
+    """A number of the whole step from one of each program: the teacher's, and the students', added
+    up in turn and the largest one apart."""
+    pairs = list(zip(programs(plan), numbers, strict=True))
+    own = [number for program, number in pairs if program.get("learns", True)]
+    rest = sum(number for program, number in pairs if not program.get("learns", True))
+    return rest + (max(own) if plan.get("apart") else sum(own))
 
 
 def _bandwidth(chip: Chip, one: dict, devices: int) -> float:
@@ -79,12 +103,16 @@ def complete(found: dict, price: float | None = None) -> dict:
     """What was found with its components and the model."""
     target = parse(found["target"])
     usable = target.chip.usable
-    return {
-        **found,
-        "components": components(found),
-        "usable": None if math.isinf(usable) else usable,
-        "modelled": modelled(found, price),
-    }
+    known = {"usable": None if math.isinf(usable) else usable, "modelled": modelled(found, price)}
+    if "programs" not in found:
+        return {**found, "components": components(found), **known}
+    seconds = [_seconds(program, target)["step_seconds"] for program in found["programs"]]
+    own = [s for s, program in zip(seconds, found["programs"], strict=True) if program["learns"]]
+    each = []
+    for program, s in zip(found["programs"], seconds, strict=True):
+        idle = {"idle": 1 - s / max(own)} if found["apart"] and program["learns"] else {}
+        each.append({**program, "step_seconds": s, **idle})
+    return {**found, "programs": each, **known}
 
 
 def summary(plans: list[dict]) -> str:
@@ -94,26 +122,24 @@ def summary(plans: list[dict]) -> str:
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for plan in plans:
         if "error" in plan:
-            told = f"| {plan['target']} | - | - | {plan['strategy']} | refused: {plan['error']} |"
+            why = plan["error"].splitlines()[0]
+            told = f"| {plan['target']} | - | - | {plan['strategy']} | refused: {why} |"
             lines.append(told + " |" * 10)
             continue
         peak = plan["memory"]["peak"] / GIB if "memory" in plan else None
-        wire, form = wire_by_kind(plan), plan["closed_form"]
-        model = plan["modelled"]
+        wire, model = wire_by_kind(plan), plan["modelled"]
+        flops = together(plan, [p["flops"] / p["devices"] for p in programs(plan)])
         cells = [
             plan["target"],
             plan["stage"],
             crops_of(plan),
             plan["strategy"],
-            " x ".join(str(size) for size in plan["mesh"].values()),
+            _places(plan),
             f"{peak:.2f}" if peak is not None else plan["out_of_memory"],
             f"{plan['usable'] / GIB:.1f}" if plan["usable"] else "-",
             "yes" if plan["fits"] else "no",
-            f"{plan['flops'] / plan['devices'] / 1e12:.2f}",
-            *(
-                f"{wire.get(kind, 0) / 1e9:.2f} / {form[kind] / 1e9:.2f}" if wire else "-"
-                for kind in ("all-gather", "reduce-scatter", "all-reduce")
-            ),
+            f"{flops / 1e12:.2f}",
+            *(_wire_and_form(plan, wire, kind) for kind in KINDS),
             f"{model['step_seconds']:.3g}" if "memory" in plan else "-",
             f"{model['images_per_second']:.4g}" if "memory" in plan else "-",
             f"{plan['processor_seconds']:.0f}" if "memory" in plan else "-",
@@ -122,6 +148,18 @@ def summary(plans: list[dict]) -> str:
     note = "AG, RS, AR: all-gather, reduce-scatter, all-reduce, GB out of a device, and those of "
     note += f"weights in closed form; compiler: processor seconds. *{MODEL_NOTE}."
     return "\n".join(lines) + "\n\n" + note
+
+
+def _places(plan: dict) -> str:
+    if "mesh" in plan:
+        return " x ".join(str(size) for size in plan["mesh"].values())
+    return "students apart" if plan["apart"] else "students in turn"
+
+
+def _wire_and_form(plan: dict, wire: dict, kind: str) -> str:
+    if not wire:
+        return "-"
+    return f"{wire.get(kind, 0) / 1e9:.2f} / {_in_closed_form(plan, kind) / 1e9:.2f}"
 
 
 def crops_of(plan: dict) -> str:
@@ -134,16 +172,45 @@ def crops_of(plan: dict) -> str:
 
 def wire_by_kind(plan: dict) -> dict[str, float]:
     """Bytes out of a device by kind of collective."""
-    found: dict[str, float] = {}
-    for one in plan.get("collectives", ()):
-        found[one["kind"]] = found.get(one["kind"], 0.0) + one["wire"]
-    return found
+    of_each: list[dict[str, float]] = []
+    for program in programs(plan):
+        found: dict[str, float] = {}
+        for one in program.get("collectives", ()):
+            found[one["kind"]] = found.get(one["kind"], 0.0) + one["wire"]
+        of_each.append(found)
+    kinds = dict.fromkeys(kind for found in of_each for kind in found)
+    return {kind: together(plan, [found.get(kind, 0.0) for found in of_each]) for kind in kinds}
+
+
+def _in_closed_form(plan: dict, kind: str) -> float:
+    return together(plan, [p.get("closed_form", {}).get(kind, 0.0) for p in programs(plan)])
 
 
 def details(plan: dict) -> str:
-    """Memory by component and collectives of one plan."""
+    """Memory and collectives of one plan, and its modelled time."""
     what = f"{plan['stage']}, crops of {crops_of(plan)}"
-    lines = [f"{plan['target']}, {plan['strategy']}, {what}: memory of one device"]
+    of_many = "programs" in plan
+    lines = [f"{plan['target']}, {plan['strategy']}, {what}: ", *(_many if of_many else _one)(plan)]
+    lines[0] += plan["place"] if of_many else "memory of one device"
+    model = plan["modelled"]
+    if "memory" in plan:
+        lines.append(
+            f"step {model['step_seconds']:.3g} s, {model['images_per_second']:.4g} images/s, "
+            f"{model['device_hours_per_million_images']:.4g} device hours per million images"
+        )
+        if "cost_per_million_images" in model:
+            lines.append(f"cost {model['cost_per_million_images']:.2f} per million images")
+        lines.append(f"  ({MODEL_NOTE})")
+    for change in plan.get("changes", ()):
+        lines.append(f"fits with {' '.join(change['overrides'])}: {_short(change)}")
+    if plan.get("changes") == []:
+        lines.append("none of the changes tried makes it fit; use more devices")
+    return "\n".join(lines)
+
+
+def _one(plan: dict) -> list[str]:
+    """Memory by component and collectives of a step that is one program."""
+    lines = []
     width = max(map(len, plan["components"]))
     for name, size in plan["components"].items():
         lines.append(f"  {name:{width}s} {_size(size)}")
@@ -159,21 +226,31 @@ def details(plan: dict) -> str:
             f"in {one['count']:5d}, {how}"
         )
     form = ", ".join(f"{kind} {_sent(size)}" for kind, size in plan["closed_form"].items())
-    lines.append(f"  of weights, in closed form: {form}")
-    model = plan["modelled"]
-    if "memory" in plan:
-        lines.append(
-            f"step {model['step_seconds']:.3g} s, {model['images_per_second']:.4g} images/s, "
-            f"{model['device_hours_per_million_images']:.4g} device hours per million images"
-        )
-        if "cost_per_million_images" in model:
-            lines.append(f"cost {model['cost_per_million_images']:.2f} per million images")
-        lines.append(f"  ({MODEL_NOTE})")
-    for change in plan.get("changes", ()):
-        lines.append(f"fits with {' '.join(change['overrides'])}: {_short(change)}")
-    if plan.get("changes") == []:
-        lines.append("none of the changes tried makes it fit; use more devices")
-    return "\n".join(lines)
+    return [*lines, f"  of weights, in closed form: {form}"]
+
+
+def _many(plan: dict) -> list[str]:
+    """A row of each program of several students' step."""
+    heads = ["program", "devices", "strategy", "stays", "peak", "with what others keep"]
+    heads += ["TFLOP/device", *KINDS, "step s*", "idle*", "compiler s"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for program in plan["programs"]:
+        wire, fits = wire_by_kind(program), "memory" in program
+        cells = [
+            program["name"],
+            str(program["devices"]),
+            program["strategy"],
+            _size(program["kept"]).strip(),
+            _size(program["memory"]["peak"]).strip() if fits else program["out_of_memory"],
+            _size(program["peak"]).strip() if fits else "-",
+            f"{program['flops'] / program['devices'] / 1e12:.4g}",
+            *(_sent(wire.get(kind, 0.0)) if fits else "-" for kind in KINDS),
+            f"{program['step_seconds']:.3g}" if fits else "-",
+            f"{program['idle']:.1%}" if "idle" in program and fits else "-",
+            f"{program['processor_seconds']:.0f}" if fits else "-",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
 
 
 def _size(size: float) -> str:

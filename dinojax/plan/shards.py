@@ -1,6 +1,6 @@
 """Where each parameter of a recipe's student lives, from shapes alone, in a process of its own.
 
-    python -m dinojax.plan.shards '{"recipe": "tiny", "overrides": []}'
+    python -m dinojax.plan.shards '{"recipe": "tiny", "overrides": [], "student": null}'
 
 Prints a JSON list of {"name", "shape", "axes", "sharded", "bytes", "device_bytes"}, or
 {"refused": message}.
@@ -23,19 +23,23 @@ from dinojax.plan.targets import replaced
 def main(argument: str) -> None:
     asked = json.loads(argument)
     try:
-        found: list | dict = shards(asked["recipe"], asked["overrides"])
+        found: list | dict = shards(asked["recipe"], asked["overrides"], asked["student"])
     except ValueError as error:
         found = {"refused": str(error)}
     print(json.dumps(found), flush=True)
 
 
-def shards(recipe: str, overrides: list[str]) -> list[dict]:
-    """A row per parameter, over all devices jax sees.
+def shards(recipe: str, overrides: list[str], student: str | None = None) -> list[dict]:
+    """A row per parameter, over all devices jax sees. student: of a recipe that has several.
 
     Raises ValueError for parameters that cannot be sharded, naming all that cannot.
     """
     devices = [f"mesh.devices={jax.device_count()}"]
-    config = configs.load(recipe, replaced(overrides, devices))
+    given = replaced(overrides, devices)
+    if student is None:
+        config = configs.load(recipe, given)
+    else:
+        config = configs.load_students(recipe, given)[student][0]
     layout = mesh.from_section(config.mesh)
     objective = program.build_objective(config, images_per_step=config.group_size)
     boxed = jax.eval_shape(lambda: states.init_params(objective, jax.random.key(0)))

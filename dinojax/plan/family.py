@@ -1,0 +1,158 @@
+"""One plan of several students of one teacher: every program of a step, compiled for one target.
+
+    python -m dinojax.plan.family '{"recipe": "distill_tiny", "overrides": [], "target": "cpu:8"}'
+
+Prints as one.py does. The programs are those of `dinojax distill`: the teacher's forward pass, the
+handing out of images where students lie apart, and a step of each student.
+"""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from dinojax import config as configs
+from dinojax import family
+from dinojax.config import Config, pick
+from dinojax.family import APART, TURN, Placement
+from dinojax.mesh import Layout
+from dinojax.plan import one, targets
+from dinojax.plan.targets import Target
+from dinojax.program import Program
+from dinojax.step import abstract_batch
+from dinojax.teacher import open_teacher, prototypes
+from dinojax.teaching import Teaching
+
+
+def plan(
+    *,
+    recipe: str,
+    target: str,
+    overrides: list[str],
+    students: Sequence[str],
+    images: int | None = None,
+    stage: str | None = None,
+    size: int = 0,
+    keep: str | None = None,
+) -> dict:
+    """Everything known of a step of these students; distill.place is `turn` or `apart`.
+
+    As of `one.plan`, and `programs`: what is known of each, with `kept`, the bytes that stay on its
+    devices while others run, and `peak`, what its devices need when it runs.
+    Raises ValueError for a recipe, target, strategy or shares that cannot be.
+    """
+    machine = targets.parse(target)
+    many = load(recipe, machine, overrides, students, images=images, stage=stage)
+    family.check(many)
+    first = next(iter(many.values()))
+    config, crops = one.sized(first, size)
+    start = time.perf_counter()
+    teacher = [open_teacher(config) for config in many.values()][0]  # refuses what differs
+    devices = targets.devices(machine)
+    kind = first.distill.place
+    if kind not in (APART, TURN):
+        raise ValueError(
+            f"distill.place={kind} is measured in a run; {APART} or {TURN} is planned."
+        )
+    cost = family.costs(many, teacher) if kind == APART else dict.fromkeys(many, 1.0)
+    placement = family.placed(many, kind, cost, devices)
+    built = {n: family.programs(c, placement, n, teacher)[size] for n, c in many.items()}
+    found: dict[str, Any] = {
+        "recipe": recipe,
+        "stage": first.stage,
+        "crops": {**crops, "reduction": 1},
+        "overrides": overrides,
+        "target": target,
+        "place": placement.told(),
+        "strategy": ", ".join(dict.fromkeys(p.layout.strategy for p in built.values())),
+        "apart": kind == APART,
+        "devices": machine.num_devices,
+        "batch_size": config.batch_size,
+        "versions": one.versions(),
+    }
+    own = {name: one.sized(config, size)[0] for name, config in many.items()}
+    programs = list(_programs(built, own, placement, machine, keep))
+    found["flops"] = sum(program["flops"] for program in programs)
+    found["programs"] = with_peaks(programs, apart=found["apart"])
+    if lacking := [p for p in programs if "memory" not in p]:
+        found["out_of_memory"] = f"{lacking[0]['name']}: {lacking[0]['out_of_memory']}"
+    else:
+        found["memory"] = {"peak": max(p["peak"] for p in found["programs"])}
+        found["processor_seconds"] = sum(p["processor_seconds"] for p in programs)
+    return found | one.ending(found, machine, start)
+
+
+def load(
+    recipe: str,
+    target: Target,
+    overrides: list[str],
+    students: Sequence[str],
+    *,
+    images: int | None,
+    stage: str | None,
+) -> dict[str, Config]:
+    """Student -> its config of the stage, on the target's devices."""
+    changes = targets.replaced(overrides, one.changed(target, images))
+    found = configs.load_students(recipe, changes)
+    return {name: one.on_target(pick(found[name], stage)) for name in students}
+
+
+def with_peaks(programs: Sequence[Mapping[str, Any]], *, apart: bool) -> list[dict]:
+    """The programs with `peak`, bytes of a device: their own and what others keep there.
+
+    Everyone keeps something on every device; apart, of the students only one does.
+    """
+    total = max if apart else sum
+    found = []
+    for program in programs:
+        others = [p for p in programs if p is not program]
+        beside = sum(p["kept"] for p in others if not p["learns"])
+        if not (apart and program["learns"]):
+            beside += total([p["kept"] for p in others if p["learns"]] or [0])
+        peak = {"peak": program["memory"]["peak"] + beside} if "memory" in program else {}
+        found.append({**program, **peak})
+    return found
+
+
+def _programs(
+    built: Mapping[str, Program],
+    many: Mapping[str, Config],
+    placement: Placement,
+    machine: Target,
+    keep: str | None,
+):
+    """What is known of each, the teacher's first; `kept`: bytes on each of its devices."""
+    teaching = next(iter(built.values())).teaching
+    assert teaching is not None
+    place = teaching.places(placement.images, placement.teacher.sharding())
+    forward = one.of_forward(teaching, place, machine, keep)
+    kept = forward["state"]["teacher"]
+    yield _named("teacher", placement.teacher, forward, kept=kept, learns=False)
+    if placement.images != placement.teacher.sharding("image"):
+        handing = _handing(teaching, placement, machine, keep)
+        yield _named("images", placement.teacher, handing, kept=0, learns=False)
+    for name, program in built.items():
+        step = one.of_step(many[name], program, machine, keep)
+        assert program.teaching is not None
+        heads = prototypes(program.teaching.teacher.abstract(program.layout))
+        kept = sum(step["state"].values()) + one.device_bytes(heads)
+        seen = {"reduction": program.step.view_spec.reduction}
+        yield {**_named(name, program.layout, step, kept=kept, learns=True), **seen}
+
+
+def _named(name: str, layout: Layout, found: dict, *, kept: int, learns: bool) -> dict:
+    where = {"devices": layout.mesh.size, "strategy": layout.strategy}
+    return {"name": name, **where, **found, "kept": kept, "learns": learns}
+
+
+def _handing(teaching: Teaching, placement: Placement, machine: Target, keep: str | None) -> dict:
+    """Of the program that puts the images of a step where students take them (School.hand_out)."""
+    batch = abstract_batch(teaching.batch_shape, placement.teacher.sharding("image"))
+    handed = jax.jit(lambda batch: batch, out_shardings=placement.images).lower(batch)
+    return {"flops": 0, "state": {}, **one.kept(handed, machine, placement.teacher, keep)}
+
+
+if __name__ == "__main__":
+    one.main(sys.argv[1], plan)
