@@ -375,7 +375,8 @@ def test_the_teacher_looks_once_however_many_learn(together):
 
 @pytest.mark.slow
 def test_shares_and_a_student_who_fails_change_no_result(recipe, together, tmp_path, monkeypatch):
-    """2 + 6 devices until one of them fails, then 4 + 4; the other one waits meanwhile."""
+    """2 + 6 devices, of which the 6 are 3 copies over 2, until one student fails, then 4 + 4; the
+    other one waits meanwhile."""
     learn = Pupil.learn
 
     def fail(self, *args):
@@ -384,6 +385,7 @@ def test_shares_and_a_student_who_fails_change_no_result(recipe, together, tmp_p
         learn(self, *args)
 
     place = ("distill.place=apart", "one:distill.share=2", "two:distill.share=6")
+    place += ("two:mesh.strategy=hsdp",)
     with monkeypatch.context() as patch:
         patch.setattr(Pupil, "learn", fail)
         with pytest.raises(StudentFailed, match="student two failed, so all stop: .*out of memory"):
