@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -21,12 +22,15 @@ class Ended(NamedTuple):
 
 
 def free_port() -> int:
-    """One whose successor is free as well, for the line."""
+    """One whose successor is free as well, for the line.
+
+    Not of those that systems give to connections of their own, which may be gone when it is used.
+    """
     while True:
+        port = random.SystemRandom().randrange(10_000, 30_000)
         with socket.socket() as first, socket.socket() as second:
-            first.bind(("", 0))
-            port = first.getsockname()[1]
             try:
+                first.bind(("", port))
                 second.bind(("", port + 1))
             except OSError:
                 continue

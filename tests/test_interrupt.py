@@ -61,7 +61,7 @@ def test_asked_twice_the_program_ends_at_once():
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    time.sleep(20)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], timeout=20, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True)
     assert done.returncode == NOT_SAVED and done.stdout == b"once\n"
 
 
@@ -80,14 +80,14 @@ def process(body):
         [sys.executable, "-c", "\n".join(lines)], stdout=subprocess.PIPE, text=True
     )
     assert started.stdout.readline() == "ready\n"
-    time.sleep(0.3)
+    time.sleep(1.0)  # for it to begin with `body`
     return started
 
 
 def end(started):
     """(exit code, what it printed); fails where the process hangs."""
     try:
-        told = started.communicate(timeout=20)[0]
+        told = started.communicate(timeout=60)[0]
     finally:
         started.kill()
     return started.returncode, told
