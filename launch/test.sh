@@ -31,7 +31,7 @@ echo "== slow tests"
 status=0
 marks=slow
 [ "${DINOJAX_TEST_ALL:-0}" = 1 ] && marks="slow or exhaustive"
-.venv-test/bin/python -m pytest --quiet -n 2 -m "$marks" || status=$?
+.venv-test/bin/python -m pytest --quiet -n 2 --dist worksteal -m "$marks" || status=$?
 [ "$status" -eq 5 ] || [ "$status" -eq 0 ] || exit "$status"  # 5: there are none
 
 if [ "$plans" = 1 ]; then
