@@ -142,7 +142,9 @@ def placed(
         whole = mesh.make(strategy, section.devices if devices is None else devices)
     devices = list(whole.mesh.devices.flat)
     if kind == TURN:
-        layouts = {n: mesh.from_section(c.mesh, devices) for n, c in students.items()}
+        layouts = {
+            n: mesh.from_section(c.mesh, devices, in_order=True) for n, c in students.items()
+        }
         return Placement(TURN, whole, layouts, None, whole.sharding("image"), True)
     valid = {
         name: shares.fitting(c.batch_size, c.group_size, c.accumulate, len(devices))
@@ -158,7 +160,7 @@ def placed(
     layouts, begin = {}, 0
     for name, number in found.devices.items():
         own = devices[begin : begin + number]
-        layouts[name] = mesh.from_section(students[name].mesh, own)
+        layouts[name] = mesh.from_section(students[name].mesh, own, in_order=True)
         begin += number
     images, is_spread = _outputs(whole, list(found.devices.values()))
     copied = 0 if is_spread else _bytes_of_boxes(first)

@@ -68,11 +68,13 @@ def make(
     *,
     replicas: int | None = None,
     tensor: int | None = None,
+    in_order: bool = False,
 ) -> Layout:
     """A layout over all devices (None), the first n (int) or the given ones.
 
     The devices may be those of a machine that is not there (plan/targets.py). replicas, tensor:
-    devices along these axes, None = `axes.grid` says.
+    devices along these axes, None = `axes.grid` says. in_order: the given devices keep their
+    order, that of another layout, so that both have the same images on a device.
     Raises one ValueError for all of: an unknown strategy, more devices than there are, replicas or
     tensor that the strategy does not read or that do not divide the devices.
     """
@@ -89,14 +91,20 @@ def make(
         devices = present[:devices]
     sizes = grid(strategy, len(devices), replicas=replicas, tensor=tensor)
     shape = [sizes[axis] for axis in DEVICE_AXES]
-    array = topology.arrange(devices, shape)
+    if in_order:
+        array = np.array(devices, dtype=object).reshape(shape)
+    else:
+        array = topology.arrange(devices, shape)
     return Layout(Mesh(array, DEVICE_AXES, axis_types=(AxisType.Auto,) * len(shape)), strategy)
 
 
-def from_section(section, devices: Sequence[jax.Device] | None = None) -> Layout:
+def from_section(
+    section, devices: Sequence[jax.Device] | None = None, *, in_order: bool = False
+) -> Layout:
     """The layout of the `mesh` section of a config, over its devices or the given ones."""
     chosen = section.devices if devices is None else devices
-    return make(section.strategy, chosen, replicas=section.replicas, tensor=section.tensor)
+    sizes = {"replicas": section.replicas, "tensor": section.tensor}
+    return make(section.strategy, chosen, **sizes, in_order=in_order)
 
 
 @contextlib.contextmanager

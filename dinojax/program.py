@@ -195,8 +195,8 @@ def build_sizes(
 
 def _teacher_layout(config: Config, layout: Layout) -> Layout:
     """The student's devices, with the teacher's weights where distill.strategy wants them."""
-    strategy = config.distill.strategy
-    return layout if strategy is None else mesh.make(strategy, list(layout.mesh.devices.flat))
+    strategy, devices = config.distill.strategy, list(layout.mesh.devices.flat)
+    return layout if strategy is None else mesh.make(strategy, devices, in_order=True)
 
 
 def _check_groups(config: Config, layout: Layout) -> None:

@@ -222,6 +222,30 @@ def test_the_boxes_that_unequal_shares_copy_to_every_device_are_told(recipe):
     assert "boxes" not in told[1]
 
 
+@pytest.mark.parametrize(
+    "places",
+    [
+        ("turn", "mesh.strategy=dp"),
+        ("apart", "mesh.strategy=hsdp", "one:distill.share=4", "two:distill.share=4"),
+        ("apart", "mesh.strategy=dp", "one:distill.share=2", "two:distill.share=6"),
+    ],
+)
+def test_students_take_devices_in_the_order_of_the_teacher(recipe, places, monkeypatch):
+    """On a torus every mesh would have an order of its own, and images would lie elsewhere."""
+    monkeypatch.setattr(mesh.topology, "arrange", small.twisted)
+    kind, *settings = places
+    found = load(recipe, "distill.strategy=fsdp", *settings)
+    students = {name: config for name, (config,) in found.items()}
+    placement = family.placed(students, kind, dict.fromkeys(students, 1.0))
+    teacher = list(placement.teacher.mesh.devices.flat)
+    assert teacher != jax.devices()
+    begin = 0
+    for layout in placement.students.values():
+        own = list(layout.mesh.devices.flat)
+        assert own == teacher[begin : begin + len(own)]
+        begin += len(own) if kind == family.APART else 0
+
+
 @pytest.mark.slow
 def test_the_step_of_a_student_holds_no_forward_pass_of_the_teacher(recipe):
     """A teacher of other depth changes the FLOPs of the forward pass alone."""

@@ -156,8 +156,11 @@ def plain(taught):
 
 
 @pytest.mark.slow
-def test_two_programs_on_eight_devices_take_the_step_of_one_program_on_one(taught, plain):
-    """The teacher sharded, the student whole on each device, two micro-batches."""
+def test_two_programs_on_eight_devices_take_the_step_of_one_program_on_one(
+    taught, plain, monkeypatch
+):
+    """The teacher sharded, the student whole on each device, two micro-batches, on a torus."""
+    monkeypatch.setattr(mesh.topology, "arrange", small.twisted)
     places = ("mesh.devices=8", "mesh.strategy=dp", "accumulate=2", "distill.strategy=fsdp")
     config = student(str(taught[0]), *places)
     built = program.build(config, mesh.from_section(config.mesh))
