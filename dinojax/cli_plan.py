@@ -274,7 +274,7 @@ def one(
     keep: str | None = None,
     students: Sequence[str] | None = None,
 ) -> dict:
-    """What plan/one.py finds, or plan/family.py of students, in a process of its own.
+    """What plan/one.py finds, or family_plan.py of students, in a process of its own.
 
     Raises ConfigError with its message.
 
@@ -284,7 +284,7 @@ def one(
     asked: dict = {"recipe": recipe_name, "target": target, "overrides": overrides}
     asked |= {"images": images, "stage": stage, "size": size, "keep": keep}
     asked |= {"students": list(students)} if students else {}
-    module = "dinojax.plan.family" if students else "dinojax.plan.one"
+    module = "dinojax.family_plan" if students else "dinojax.plan.one"
     found, log = _process(module, target, asked, timeout=timeout)
     return found if keep else {**found, "replicated": compilers.replicated(log)}
 

@@ -127,7 +127,7 @@ def test_names_of_students_that_collide_are_refused(old, new, message, tmp_path)
 def test_the_right_command_is_named_for_a_recipe(recipe, capsys):
     args = ["--config", str(recipe), "--run", "never"]
     assert cli.main(["train", *args]) == cli.REFUSED
-    assert "use `dinojax distill`, with --student NAME" in capsys.readouterr().err
+    assert "use `dinojax distill` or `dinojax plan`, with --student NAME" in capsys.readouterr().err
     assert cli.main(["distill", *args, "--student", "three"]) == cli.REFUSED
     assert "no student three in" in capsys.readouterr().err
     assert cli.main(["distill", "--config", "tiny", "--run", "never"]) == cli.REFUSED
@@ -399,8 +399,8 @@ def test_the_teacher_looks_once_however_many_learn(together):
 
 @pytest.mark.slow
 def test_shares_and_a_student_who_fails_change_no_result(recipe, together, tmp_path, monkeypatch):
-    """2 + 6 devices, of which the 6 are 3 copies over 2, until one student fails, then 4 + 4; the
-    other one waits meanwhile."""
+    """2 + 6 devices, of which the 6 are 3 copies over 2, until one student fails, then 4 + 4, one
+    of them tensor-parallel; the other student waits meanwhile."""
     learn = Pupil.learn
 
     def fail(self, *args):
@@ -426,6 +426,7 @@ def test_shares_and_a_student_who_fails_change_no_result(recipe, together, tmp_p
         Pupil, "learn", lambda self, *args: learned.append(self.name) or learn(self, *args)
     )
     place = ("distill.place=apart", "one:distill.share=4", "two:distill.share=4")
+    place += ("two:mesh.strategy=fsdp_tp", "two:mesh.tensor=2")
     states = run(load(recipe, *place), tmp_path / "run")
     assert learned == ["two"]
     assert json.loads((tmp_path / "run/family.json").read_text())["students"] == ["one", "two"]

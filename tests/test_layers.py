@@ -50,7 +50,7 @@ LAYERS = [
     {"run", "start"},
     {"finish", "upkeep", "boundaries", "preflight"},
     {"family", "pupil"},
-    {"chooser", "ending"},
+    {"chooser", "ending", "family_plan"},
     {"train", "distill", "replay", "measure", "words"},
     {"embed", "cli_stages", "cli_weights", "cli_data", "cli_config", "cli_plan", "cli_hosts"},
     {"cli"},
@@ -112,6 +112,6 @@ def test_only_the_programs_see_the_whole_config():
     seen = {part(path) for path in FILES if "config" in set(imported_parts(path.read_text()))}
     allowed = {"config", "program", "run", "train", "distill", "convert", "replay"}
     allowed |= {"directory", "start", "upkeep", "measure", "words", "origin", "teacher"}
-    allowed |= {"family", "chooser", "networks", "preflight"}
+    allowed |= {"family", "family_plan", "chooser", "networks", "preflight"}
     allowed |= {"cli", "cli_config", "cli_data", "cli_plan", "plan"}
     assert seen <= allowed

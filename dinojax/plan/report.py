@@ -73,7 +73,7 @@ def _seconds(program: dict, target: Target) -> dict[str, float]:
 
 
 def programs(plan: dict) -> list[dict]:
-    """Those of a step: one, or all of several students of one teacher (plan/family.py)."""
+    """Those of a step: one, or all of several students of one teacher (family_plan.py)."""
     return plan.get("programs") or [plan]
 
 

@@ -1,9 +1,9 @@
 """One plan of several students of one teacher: every program of a step, compiled for one target.
 
-    python -m dinojax.plan.family '{"recipe": "distill_tiny", "overrides": [], "target": "cpu:8"}'
+    python -m dinojax.family_plan '{"recipe": "distill_tiny", "overrides": [], "target": "cpu:8"}'
 
-Prints as one.py does. The programs are those of `dinojax distill`: the teacher's forward pass, the
-handing out of images where students lie apart, and a step of each student.
+Prints as plan/one.py does. The programs are those of `dinojax distill`: the teacher's forward pass,
+the handing out of images where students lie apart, and a step of each student.
 """
 
 import sys

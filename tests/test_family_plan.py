@@ -2,7 +2,8 @@
 
 import pytest
 
-from dinojax.plan import family, report
+from dinojax import family_plan
+from dinojax.plan import report
 from dinojax.plan.targets import GIB
 from tests.test_plan_report import FOUND
 
@@ -24,17 +25,17 @@ FAMILY = [
 
 
 def test_in_turn_a_device_keeps_the_state_of_all():
-    found = family.with_peaks(FAMILY, apart=False)
+    found = family_plan.with_peaks(FAMILY, apart=False)
     assert [one["peak"] for one in found] == [110 + 30, 5 + 130, 50 + 120, 40 + 110]
 
 
 def test_apart_a_device_keeps_the_teacher_and_one_student():
-    found = family.with_peaks(FAMILY, apart=True)
+    found = family_plan.with_peaks(FAMILY, apart=True)
     assert [one["peak"] for one in found] == [110 + 20, 5 + 120, 50 + 100, 40 + 100]
 
 
 def test_a_program_that_fits_nowhere_has_no_peak():
-    found = family.with_peaks([*FAMILY, program("c", 1000, None, learns=True)], apart=False)
+    found = family_plan.with_peaks([*FAMILY, program("c", 1000, None, learns=True)], apart=False)
     assert "peak" not in found[-1] and found[2]["peak"] == 50 + 1120
 
 
@@ -42,7 +43,7 @@ def test_a_program_that_fits_nowhere_has_no_peak():
 def plans():
     asked = {"recipe": "distill_tiny", "target": "cpu:4", "students": ["narrow", "shallow"]}
     return {
-        place: family.plan(**asked, images=8, overrides=[*OVERRIDES, f"distill.place={place}"])
+        place: family_plan.plan(**asked, images=8, overrides=[*OVERRIDES, f"distill.place={place}"])
         for place in ("turn", "apart")
     }
 
@@ -93,7 +94,7 @@ def test_a_part_of_the_devices_holds_more_of_a_student(plans):
 
 def test_what_is_measured_in_a_run_is_not_planned():
     with pytest.raises(ValueError, match="distill.place=auto is measured in a run"):
-        family.plan(
+        family_plan.plan(
             recipe="distill_tiny",
             target="cpu:1",
             overrides=OVERRIDES,
