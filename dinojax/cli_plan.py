@@ -64,6 +64,8 @@ CHANGES = (
 )
 ENOUGH = 3  # changes that fit
 PLACES = ("turn", "apart")  # of distill.place
+# Options of a plan that is compiled.
+COMPILED = ("target", "stage", "student", "strategy", "images_per_device", "price", "json")
 
 
 def add(commands, command, program, set_option) -> None:
@@ -72,8 +74,11 @@ def add(commands, command, program, set_option) -> None:
     def run_either(args: argparse.Namespace) -> None:
         if args.words is None:
             run(args)
-        else:
-            program("plan --words")(args.words, args.set, args.images)
+            return
+        if unread := [name for name in COMPILED if getattr(args, name)]:
+            flag = unread[0].replace("_", "-")
+            raise ConfigError(f"--{flag} goes with --config; --words takes --set and --images.")
+        program("plan --words")(args.words, args.set, args.images)
 
     plan = command(
         commands, "plan", "what a recipe will do, and what it will take", PLAN, run_either

@@ -75,6 +75,15 @@ def test_of_students_one_that_is_there_is_wanted(options, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("--student", "narrow"), ("--target", "cpu:8"), ("--images-per-device", "8")],
+)
+def test_words_take_no_option_that_they_would_not_read(flag, value, capsys):
+    assert cli.main(["plan", "--words", "distill_tiny", flag, value]) == cli.REFUSED
+    assert f"{flag} goes with --config" in capsys.readouterr().err
+
+
 def test_a_recipe_without_students_has_none_to_plan(capsys):
     argv = ["plan", "--config", "tiny", "--target", "cpu:2", "--student", "narrow"]
     assert cli.main(argv) == cli.REFUSED
