@@ -240,7 +240,7 @@ def get_config() -> ConfigDict:
     c.mesh = ConfigDict()
     c.mesh.strategy = "fsdp"  # dp | fsdp | hsdp | fsdp_tp; a row of dinojax/axes.py; [ours]
     c.mesh.devices = None  # number of devices, None = all that jax sees; [ours]
-    c.mesh.replicas = None  # copies of the weights; hsdp: None = about sqrt(devices); [ours]
+    c.mesh.replicas = None  # copies of the weights; hsdp: None = leaves each 2^n devices; [ours]
     c.mesh.tensor = None  # devices that share prototypes, fsdp_tp; None = up to 8; [ours]
 
     # What the machines must be; anything else ends the run before it begins (dinojax/HOSTS.md).

@@ -24,7 +24,7 @@ def get_config():
     c.distill.enabled = True
     c.distill.compute = "bfloat16"  # [R]
     c.distill.strategy = "hsdp"  # [ours] works on any number of devices; fsdp in [R]
-    c.mesh.strategy = "hsdp"  # [ours] as the teacher: a student may have 6 devices, or 15
+    c.mesh.strategy = "hsdp"  # [ours] as the teacher: a student may have 6 devices
 
     c.data.num_workers = 10  # as vit7b16
     c.data.box_size = 1024  # [ours] for crops of 512

@@ -65,7 +65,11 @@ CHANGES = (
 ENOUGH = 3  # changes that fit
 PLACES = ("turn", "apart")  # of distill.place
 # Options of a plan that is compiled.
-COMPILED = ("target", "stage", "student", "strategy", "images_per_device", "price", "json")
+COMPILED = (
+    *("target", "stage", "student", "strategy", "images_per_device", "price", "no_changes"),
+    *("timeout", "json"),
+)
+TIMEOUT = 3600  # seconds
 
 
 def add(commands, command, program, set_option) -> None:
@@ -75,7 +79,8 @@ def add(commands, command, program, set_option) -> None:
         if args.words is None:
             run(args)
             return
-        if unread := [name for name in COMPILED if getattr(args, name)]:
+        given = vars(args)
+        if unread := [n for n in COMPILED if given[n] is not None and given[n] is not False]:
             flag = unread[0].replace("_", "-")
             raise ConfigError(f"--{flag} goes with --config; --words takes --set and --images.")
         program("plan --words")(args.words, args.set, args.images)
@@ -90,7 +95,7 @@ def add_shard(commands, command, config_options) -> None:
     """`report` under `dinojax shard`."""
     report = command(commands, "report", "where every parameter lives", SHARD, shard_report)
     config_options(report, required=True)
-    _student_option(report)
+    _student_option(report, "of a recipe with students, which one")
     report.add_argument("--devices", type=int, metavar="N", help="default: mesh.devices or 1")
     report.add_argument("--compile", action="store_true", help="and tell what becomes whole")
     report.add_argument(
@@ -129,13 +134,8 @@ def _replicated(found: list[str]) -> list[str]:
     return [start, *(f"! {line}" for line in found)]
 
 
-def _student_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--student",
-        metavar="NAME",
-        action="append",
-        help="of a recipe with students this one alone; may be given many times",
-    )
+def _student_option(parser: argparse.ArgumentParser, meaning: str) -> None:
+    parser.add_argument("--student", metavar="NAME", action="append", help=meaning)
 
 
 def options(parser: argparse.ArgumentParser, set_option) -> None:
@@ -147,7 +147,7 @@ def options(parser: argparse.ArgumentParser, set_option) -> None:
     parser.add_argument("--images", type=int, metavar="N", help="in the data, to tell epochs")
     parser.add_argument("--target", metavar="KIND:SIZES", help="see above")
     parser.add_argument("--stage", metavar="NAME", help="of the recipe, or all; default: its first")
-    _student_option(parser)
+    _student_option(parser, "of a recipe with students these alone; may be given many times")
     parser.add_argument(
         "--strategy",
         metavar="NAME",
@@ -158,7 +158,9 @@ def options(parser: argparse.ArgumentParser, set_option) -> None:
     )
     parser.add_argument("--price", type=float, metavar="P", help="of a device hour, any currency")
     parser.add_argument("--no-changes", action="store_true", help="seek none if it does not fit")
-    parser.add_argument("--timeout", type=int, default=3600, help="seconds for each compile")
+    parser.add_argument(
+        "--timeout", type=int, metavar="S", help=f"for each compile; default: {TIMEOUT} seconds"
+    )
     parser.add_argument("--json", action="store_true", help="a JSON list, for programs")
 
 
@@ -180,6 +182,8 @@ def run(args: argparse.Namespace) -> None:
             overrides = replaced(args.set, way)
             for args.size in range(1 + len(config.crops.more_rates)):
                 plans.append(_plan(args, overrides, way, alone=len(ways) == 1))
+    if args.strategy != "all" and all("error" in plan for plan in plans):
+        raise ConfigError(plans[0]["error"])
     if args.json:
         print(json.dumps(plans, indent=1))
         return
@@ -208,12 +212,12 @@ def _load(args, stage: str | None) -> configs.Config:
 
 
 def _places(args, config) -> list[list[str]]:
-    """Overrides for each of the ways in which students may lie on the devices."""
+    """Overrides for each of the ways in which students may lie on the devices, as a run would."""
     if not args.student:
         return [[]]
-    if len(args.student) == 1:
-        return [["distill.place=turn"]]
     asked = config.distill.place
+    if len(args.student) == 1 and asked != "apart":
+        return [["distill.place=turn"]]
     return [[f"distill.place={place}"] for place in (PLACES if asked == "auto" else [asked])]
 
 
@@ -262,7 +266,7 @@ def _one(args, overrides: list[str]) -> dict:
         images=args.images_per_device,
         stage=args.stage,
         size=args.size,
-        timeout=args.timeout,
+        timeout=args.timeout or TIMEOUT,
         students=args.student,
     )
 
@@ -275,7 +279,7 @@ def one(
     images: int | None = None,
     stage: str | None = None,
     size: int = 0,
-    timeout: int = 3600,
+    timeout: int = TIMEOUT,
     keep: str | None = None,
     students: Sequence[str] | None = None,
 ) -> dict:
@@ -294,7 +298,7 @@ def one(
     return found if keep else {**found, "replicated": compilers.replicated(log)}
 
 
-def _process(module: str, target: str, asked: dict, *, timeout: int = 3600) -> tuple[Any, str]:
+def _process(module: str, target: str, asked: dict, *, timeout: int = TIMEOUT) -> tuple[Any, str]:
     """The JSON that a module of ours prints and what it logs, where jax sees the target's devices.
 
     The compiler's warnings are wanted, so no program comes from a cache.

@@ -136,7 +136,7 @@ def placed(
     first = next(iter(students.values()))
     strategy = first.distill.strategy
     section = first.mesh
-    if strategy is None:
+    if strategy in (None, section.strategy):
         whole = mesh.from_section(section, devices)
     else:
         whole = mesh.make(strategy, section.devices if devices is None else devices)
@@ -158,10 +158,13 @@ def placed(
     else:
         found = shares.given(told, cost, valid, total=len(devices))
     layouts, begin = {}, 0
-    for name, number in found.devices.items():
+    # Those first that divide by more powers of two: so each of their copies begins where a group of
+    # as many devices does, and lies within one machine if it can.
+    for name, number in sorted(found.devices.items(), key=lambda item: -(item[1] & -item[1])):
         own = devices[begin : begin + number]
         layouts[name] = mesh.from_section(students[name].mesh, own, in_order=True)
         begin += number
+    layouts = {name: layouts[name] for name in students}
     images, is_spread = _outputs(whole, list(found.devices.values()))
     copied = 0 if is_spread else _bytes_of_boxes(first)
     return Placement(APART, whole, layouts, found, images, is_spread, copied)

@@ -22,7 +22,7 @@ from dinojax.plan import one, targets
 from dinojax.plan.targets import Target
 from dinojax.program import Program
 from dinojax.step import abstract_batch
-from dinojax.teacher import open_teacher, prototypes
+from dinojax.teacher import open_teacher
 from dinojax.teaching import Teaching
 
 
@@ -40,7 +40,8 @@ def plan(
     """Everything known of a step of these students; distill.place is `turn` or `apart`.
 
     As of `one.plan`, and `programs`: what is known of each, with `kept`, the bytes that stay on its
-    devices while others run, and `peak`, what its devices need when it runs.
+    devices while others run, `peak`, what its devices need when it runs, and `first`, the place of
+    the first one among all.
     Raises ValueError for a recipe, target, strategy or shares that cannot be.
     """
     machine = targets.parse(target)
@@ -102,13 +103,15 @@ def load(
 def with_peaks(programs: Sequence[Mapping[str, Any]], *, apart: bool) -> list[dict]:
     """The programs with `peak`, bytes of a device: their own and what others keep there.
 
-    Everyone keeps something on every device; apart, of the students only one does.
+    Everyone keeps something on every device; apart, of the students only one does. shared: what
+    others keep and a program has among its own; alive: what nobody keeps for good.
     """
     total = max if apart else sum
     found = []
     for program in programs:
         others = [p for p in programs if p is not program]
         beside = sum(p["kept"] for p in others if not p["learns"])
+        beside += program.get("alive", 0) - program.get("shared", 0)
         if not (apart and program["learns"]):
             beside += total([p["kept"] for p in others if p["learns"]] or [0])
         peak = {"peak": program["memory"]["peak"] + beside} if "memory" in program else {}
@@ -129,22 +132,28 @@ def _programs(
     place = teaching.places(placement.images, placement.teacher.sharding())
     forward = one.of_forward(teaching, place, machine, keep)
     kept = forward["state"]["teacher"]
-    yield _named("teacher", placement.teacher, forward, kept=kept, learns=False)
+    # What it made of a step is alive until all is dispatched of the next one.
+    made = forward["memory"]["output"] if "memory" in forward else 0
+    yield _named("teacher", placement.teacher, forward, kept=kept, learns=False, alive=made)
     if placement.images != placement.teacher.sharding("image"):
         handing = _handing(teaching, placement, machine, keep)
-        yield _named("images", placement.teacher, handing, kept=0, learns=False)
+        yield _named("images", placement.teacher, handing, kept=0, learns=False, alive=2 * made)
     for name, program in built.items():
         step = one.of_step(many[name], program, machine, keep)
         assert program.teaching is not None
-        heads = prototypes(program.teaching.teacher.abstract(program.layout))
-        kept = sum(step["state"].values()) + one.device_bytes(heads)
+        copied, shared = one.prototypes_of_student(program.teaching, program.layout)
+        kept = sum(step["state"].values()) + copied
         seen = {"reduction": program.step.view_spec.reduction}
-        yield {**_named(name, program.layout, step, kept=kept, learns=True), **seen}
+        where = list(placement.teacher.mesh.devices.flat)
+        first = where.index(program.layout.mesh.devices.flat[0])
+        named = _named(name, program.layout, step, kept=kept, learns=True, alive=made)
+        yield {**named, **seen, "shared": shared, "first": first}
 
 
-def _named(name: str, layout: Layout, found: dict, *, kept: int, learns: bool) -> dict:
+def _named(name: str, layout: Layout, found: dict, *, kept: int, learns: bool, alive: int) -> dict:
     where = {"devices": layout.mesh.size, "strategy": layout.strategy}
-    return {"name": name, **where, **found, "kept": kept, "learns": learns}
+    where["mesh"] = dict(layout.mesh.shape)
+    return {"name": name, **where, **found, "kept": kept, "learns": learns, "alive": alive}
 
 
 def _handing(teaching: Teaching, placement: Placement, machine: Target, keep: str | None) -> dict:

@@ -6,6 +6,7 @@ layout active while a program is traced; without one, or on one device, all here
 
 import contextlib
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
@@ -59,6 +60,8 @@ class Layout:
         return NamedSharding(self.mesh, spec(self.strategy, *names))
 
 
+log = logging.getLogger(__name__)
+
 _active: ContextVar[Layout | None] = ContextVar("layout", default=None)
 
 
@@ -91,6 +94,12 @@ def make(
         devices = present[:devices]
     sizes = grid(strategy, len(devices), replicas=replicas, tensor=tensor)
     shape = [sizes[axis] for axis in DEVICE_AXES]
+    if strategy == "hsdp" and replicas is None and sizes["fsdp"] == 1 < len(devices):
+        log.warning(
+            "mesh.strategy=hsdp: weights are whole on each of %d devices, an odd number; an even "
+            "one would share them",
+            len(devices),
+        )
     if in_order:
         array = np.array(devices, dtype=object).reshape(shape)
     else:

@@ -196,7 +196,8 @@ def build_sizes(
 def _teacher_layout(config: Config, layout: Layout) -> Layout:
     """The student's devices, with the teacher's weights where distill.strategy wants them."""
     strategy, devices = config.distill.strategy, list(layout.mesh.devices.flat)
-    return layout if strategy is None else mesh.make(strategy, devices, in_order=True)
+    is_same = strategy in (None, layout.strategy)
+    return layout if is_same else mesh.make(strategy, devices, in_order=True)
 
 
 def _check_groups(config: Config, layout: Layout) -> None:

@@ -53,6 +53,7 @@ PLACES = ["distill.place=turn", "distill.place=apart"]
         ([], PLACES, ["narrow", "shallow"]),
         (["--set", "distill.place=apart"], PLACES[1:], ["narrow", "shallow"]),
         (["--student", "shallow"], PLACES[:1], ["shallow"]),
+        (["--student", "narrow", "--set", "distill.place=apart"], PLACES[1:], ["narrow"]),
     ],
 )
 def test_students_are_planned_together_wherever_they_may_lie(options, places, names, monkeypatch):
@@ -77,7 +78,7 @@ def test_of_students_one_that_is_there_is_wanted(options, message, capsys):
 
 @pytest.mark.parametrize(
     ("flag", "value"),
-    [("--student", "narrow"), ("--target", "cpu:8"), ("--images-per-device", "8")],
+    [("--student", "narrow"), ("--target", "cpu:8"), ("--price", "0")],
 )
 def test_words_take_no_option_that_they_would_not_read(flag, value, capsys):
     assert cli.main(["plan", "--words", "distill_tiny", flag, value]) == cli.REFUSED
@@ -88,6 +89,15 @@ def test_a_recipe_without_students_has_none_to_plan(capsys):
     argv = ["plan", "--config", "tiny", "--target", "cpu:2", "--student", "narrow"]
     assert cli.main(argv) == cli.REFUSED
     assert "--student narrow: tiny has no STUDENTS" in capsys.readouterr().err
+
+
+def test_what_can_lie_nowhere_is_refused(monkeypatch, capsys):
+    def answer(overrides):
+        raise ConfigError("distill.teacher is empty")
+
+    planned(monkeypatch, answer)
+    assert cli.main(["plan", "--config", "distill_tiny", "--target", "cpu:2"]) == cli.REFUSED
+    assert "distill.teacher is empty" in capsys.readouterr().err
 
 
 def test_what_several_strategies_refuse_is_told_whole_and_in_a_row(monkeypatch, capsys):

@@ -222,6 +222,16 @@ def test_the_boxes_that_unequal_shares_copy_to_every_device_are_told(recipe):
     assert "boxes" not in told[1]
 
 
+def test_shares_of_more_powers_of_two_come_first(recipe):
+    """So that the copies of each lie within a machine: four devices, then three."""
+    found = load(recipe, "distill.place=apart", "one:distill.share=3", "two:distill.share=4")
+    students = {name: config for name, (config,) in found.items()}
+    placement = family.placed(students, family.APART, {"one": 1.0, "two": 1.0}, jax.devices()[:7])
+    one, two = (list(placement.students[name].mesh.devices.flat) for name in ("one", "two"))
+    assert (two, one) == (jax.devices()[:4], jax.devices()[4:7])
+    assert list(placement.students) == ["one", "two"]
+
+
 @pytest.mark.parametrize(
     "places",
     [

@@ -2,13 +2,17 @@
 
 import pytest
 
-from dinojax import family_plan
-from dinojax.plan import report
+from dinojax import family_plan, mesh
+from dinojax import program as programs
+from dinojax.plan import formula, report, targets
 from dinojax.plan.targets import GIB
 from tests.test_plan_report import FOUND
 
 OVERRIDES = ["distill.teacher=smoke:tiny", "narrow:mesh.strategy=fsdp"]
 OVERRIDES += ["model.width=24", "model.depth=1", "model.num_heads=2", "masks.rate=0.5"]
+HEADS = ["distill.targets=heads", "dino_head.prototypes=64", "ibot_head.prototypes=64"]
+HEADS += ["crops.num_local=1"]
+PROTOTYPES = 4 * 2 * 64 * 16  # bytes of those of smoke:tiny
 
 
 def program(name: str, kept: int, alone: int | None, *, learns: bool) -> dict:
@@ -32,6 +36,12 @@ def test_in_turn_a_device_keeps_the_state_of_all():
 def test_apart_a_device_keeps_the_teacher_and_one_student():
     found = family_plan.with_peaks(FAMILY, apart=True)
     assert [one["peak"] for one in found] == [110 + 20, 5 + 120, 50 + 100, 40 + 100]
+
+
+def test_what_is_shared_counts_once_and_what_is_alive_as_well():
+    more = [{**FAMILY[2], "shared": 7}, {**FAMILY[3], "alive": 3}]
+    found = family_plan.with_peaks([*FAMILY[:2], *more], apart=False)
+    assert [one["peak"] for one in found[2:]] == [50 + 120 - 7, 40 + 110 + 3]
 
 
 def test_a_program_that_fits_nowhere_has_no_peak():
@@ -92,6 +102,43 @@ def test_a_part_of_the_devices_holds_more_of_a_student(plans):
     assert apart["narrow"]["memory"]["temp"] > turn["narrow"]["memory"]["temp"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["turn", "apart"])
+def test_the_teacher_s_prototypes_lie_where_students_want_them(place):
+    """In turn `narrow`, sharded as it is, has its very arrays, `shallow` a copy; apart both."""
+    plan = family_plan.plan(
+        recipe="distill_tiny",
+        target="cpu:4",
+        students=["narrow", "shallow"],
+        images=8,
+        overrides=[*OVERRIDES, *HEADS, f"distill.place={place}"],
+    )
+    teacher, *_, narrow, shallow = plan["programs"]
+    whole = PROTOTYPES
+    state = {one["name"]: sum(one["state"].values()) for one in (narrow, shallow)}
+    assert shallow["kept"] - state["shallow"] == whole, "of dp"
+    assert shallow["shared"] == 0
+    own = whole // narrow["devices"]
+    copied, shared = (own, 0) if place == "apart" else (0, own)
+    assert narrow["kept"] - state["narrow"] == copied and narrow["shared"] == shared
+    assert teacher["kept"] == teacher["state"]["teacher"] > whole // 4
+    assert shallow["closed_form"]["all-gather"] == 0.0, "it has them whole"
+
+
+def test_the_student_gathers_the_teacher_s_prototypes_and_the_teacher_does_not(monkeypatch):
+    machine, layout = targets.parse("cpu:4"), mesh.make("fsdp", 4)
+    asked = {"images": 8, "stage": None}
+    names = ["narrow"]
+    found = family_plan.load("distill_tiny", machine, [*OVERRIDES, *HEADS], names, **asked)
+    built = programs.build(found["narrow"], layout)
+    one = [formula.wire(built)["all-gather"], formula.forward_wire(built.teaching)["all-gather"]]
+    monkeypatch.setattr(formula, "prototypes", lambda params: {})
+    two = [formula.wire(built)["all-gather"], formula.forward_wire(built.teaching)["all-gather"]]
+    lacking = PROTOTYPES * 3 / 4
+    assert one[0] - two[0] == 3 * lacking, "targets, and the loss forward and backward"
+    assert two[1] - one[1] == lacking
+
+
 def test_what_is_measured_in_a_run_is_not_planned():
     with pytest.raises(ValueError, match="distill.place=auto is measured in a run"):
         family_plan.plan(
@@ -104,7 +151,7 @@ def test_what_is_measured_in_a_run_is_not_planned():
 
 def told(apart: bool) -> dict:
     one = {**FOUND, "kept": GIB, "peak": 10 * GIB, "learns": True, "name": "a"}
-    more = {"name": "b", "devices": 4, "flops": FOUND["flops"]}  # twice as much on each
+    more = {"name": "b", "devices": 4, "flops": FOUND["flops"], "reduction": 2}  # twice on each
     teacher = {"name": "teacher", "learns": False, "flops": FOUND["flops"] / 2, "collectives": []}
     programs = [{**one, **teacher}, one, {**one, **more}]
     plan = {key: FOUND[key] for key in ("target", "stage", "crops", "strategy", "batch_size")}
@@ -129,7 +176,8 @@ def test_tables_tell_every_program_and_who_waits():
     assert [row[0] for row in rows] == ["program", "---", "teacher", "a", "b"]
     assert len({len(row) for row in rows}) == 1
     by_name = {row[0]: dict(zip(rows[0], row, strict=True)) for row in rows[2:]}
-    assert by_name["b"]["devices"] == "4" and by_name["b"]["idle*"] == "0.0%"
+    assert by_name["b"]["mesh"] == "1 x 8 x 1" and by_name["b"]["idle*"] == "0.0%"
+    assert by_name["b"]["crops"] == "128/56 (70%)" and not by_name["a"]["crops"]
     assert by_name["a"]["idle*"] == f"{1 - 3.1 / 5.0:.1%}"
     assert by_name["teacher"]["idle*"] == "-" and by_name["a"]["stays"] == "1.000 GiB"
     row = report.summary([plan]).splitlines()[2]

@@ -120,7 +120,7 @@ def test_asked_twice_a_process_that_is_busy_ends_at_once():
 
 
 def test_a_thread_that_hangs_does_not_keep_the_exit_code_back():
-    started = process("threading.Thread(target=time.sleep, args=(60,)).start(); end_now(75)")
+    started = process("threading.Thread(target=time.sleep, args=(600,)).start(); end_now(75)")
     assert end(started)[0] == SAVED
 
 

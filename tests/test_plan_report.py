@@ -2,7 +2,7 @@
 
 import pytest
 
-from dinojax.plan import report
+from dinojax.plan import report, targets
 from dinojax.plan.targets import GIB
 
 FOUND = {
@@ -81,3 +81,23 @@ def test_large_parameters_that_are_whole_are_marked():
     assert "width over fsdp=8" in text and "1 large ones are whole" in text
     assert "large" not in report.shards([split], 8)
     assert "large" not in report.shards([row], 1)
+
+
+@pytest.mark.parametrize(
+    ("group", "near", "first", "speed"),
+    [
+        (8, True, 0, 450e9),
+        (4, True, 4, 450e9),
+        (4, True, 6, 50e9),  # over two machines
+        (16, True, 8, 8 * 50e9),  # all cards of two
+        (16, True, 6, 50e9),
+        (15, True, 0, 50e9),  # some cards of two
+        (30, False, 0, 50e9),
+    ],
+)
+def test_bytes_between_gpus_go_by_the_machines_they_lie_in(group, near, first, speed):
+    found = {"kind": "all-gather", "group": group, "near": near, "overlapped": False, "count": 1}
+    one = {**found, "wire": speed}
+    program = {**FOUND, "flops": 0.0, "collectives": [one], "first": first}
+    seconds = report._seconds(program, targets.parse("h100:30x8"))
+    assert seconds["step_seconds"] == pytest.approx(1.0)

@@ -29,6 +29,7 @@ from dinojax.plan.count import compiled_memory, count_flops
 from dinojax.plan.hlo import collectives
 from dinojax.plan.targets import GIB, OPTIONS, Target
 from dinojax.program import Program
+from dinojax.teacher import prototypes
 from dinojax.teaching import Teaching
 
 READERS = ("count.py", "hlo.py", "one.py")
@@ -86,7 +87,8 @@ def plan(
     found |= of_step(config, built, machine, keep)
     if (teaching := built.teaching) is not None:
         place = teaching.places(teaching.student_sharding(layout), layout.sharding())
-        found = _with_teacher(found, of_forward(teaching, place, machine, keep))
+        own = of_forward(teaching, place, machine, keep)
+        found = _with_teacher(found, own, prototypes_of_student(teaching, layout))
     return found | ending(found, machine, start)
 
 
@@ -110,8 +112,22 @@ def of_forward(teaching: Teaching, place: Any, machine: Target, keep: str | None
         inputs = teaching.abstract_inputs()
         flops = count_flops(teaching.forward, *inputs)
     own = kept(teaching.lower(place), machine, teaching.layout, keep)
+    if "memory" in own:  # the program takes no prototypes, but they lie there as well
+        memory = own["memory"]
+        own["memory"] = {**memory, "peak": memory["peak"] + device_bytes(prototypes(inputs[0]))}
     known = {"flops": flops, "closed_form": formula.forward_wire(teaching)}
     return {**known, "state": {"teacher": device_bytes(inputs[0])}, **own}
+
+
+def prototypes_of_student(teaching: Teaching, layout: mesh.Layout) -> tuple[int, int]:
+    """Bytes of the teacher's prototypes on a device of a student: of its own, and shared ones.
+
+    Where both keep them alike they are the same arrays (`School.heads`), and the teacher's.
+    """
+    own, theirs = (prototypes(teaching.teacher.abstract(at)) for at in (layout, teaching.layout))
+    same = jax.tree.map(lambda a, b: a.sharding.is_equivalent_to(b.sharding, a.ndim), own, theirs)
+    size = device_bytes(own)
+    return (0, size) if all(jax.tree.leaves(same)) else (size, 0)
 
 
 def ending(found: dict, machine: Target, start: float) -> dict:
@@ -167,10 +183,11 @@ def _compiled(lowered, machine: Target) -> dict:
     return {"memory": memory, "collectives": sent, "processor_seconds": seconds}
 
 
-def _with_teacher(found: dict, own: dict) -> dict:
+def _with_teacher(found: dict, own: dict, heads: tuple[int, int]) -> dict:
     """What was found of a student's step, with the teacher's program that runs before it.
 
-    The state of either stays where it is while the other one runs.
+    The state of either stays where it is while the other one runs. heads: as
+    `prototypes_of_student`.
     """
     state, teacher = sum(found["state"].values()), own["state"]["teacher"]
     found = {**found, "flops": found["flops"] + own["flops"]}
@@ -183,7 +200,8 @@ def _with_teacher(found: dict, own: dict) -> dict:
             "out_of_memory": told["out_of_memory"]
         }
     memory = found["memory"]
-    peak = max(memory["peak"] + teacher, own["memory"]["peak"] + state)
+    copied, shared = heads
+    peak = max(memory["peak"] + teacher - shared, own["memory"]["peak"] + state + copied)
     found["memory"] = {**memory, "peak": peak}
     found["processor_seconds"] += own["processor_seconds"]
     return {**found, "collectives": found["collectives"] + own["collectives"]}

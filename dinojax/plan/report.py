@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from dinojax.plan.targets import GIB, Chip, Target, parse
+from dinojax.plan.targets import GIB, Target, parse
 
 # Assumed, not measured: the share of peak FLOP/s that products reach, and of collectives that the
 # compiler lets run beside them the share that is really hidden.
@@ -63,7 +63,7 @@ def _seconds(program: dict, target: Target) -> dict[str, float]:
     """Of one program on its devices, which may be a part of the target's."""
     compute = program["flops"] / program["devices"] / (target.chip.flops * UTILISATION)
     times = [
-        (one["overlapped"], one["wire"] / _bandwidth(target.chip, one, target.num_devices))
+        (one["overlapped"], one["wire"] / _bandwidth(target, one, program.get("first", 0)))
         for one in program.get("collectives", ())
     ]
     waiting = sum(seconds for overlapped, seconds in times if not overlapped)
@@ -86,12 +86,16 @@ def together(plan: dict, numbers: Sequence[float]) -> float:
     return rest + (max(own) if plan.get("apart") else sum(own))
 
 
-def _bandwidth(chip: Chip, one: dict, devices: int) -> float:
-    """Bytes/s out of a device for this collective."""
+def _bandwidth(target: Target, one: dict, first: int) -> float:
+    """Bytes/s out of a device for this collective. first: device of the program, of all."""
+    chip, devices = target.chip, target.num_devices
     if chip.platform == "gpu":
-        if one["near"]:
+        group = one["group"]
+        if one["near"] and first % min(group, 8) == 0:
             # Within a machine, or over machines with all cards of each: every byte crosses once.
-            return chip.fast if one["group"] <= 8 else 8 * (chip.slow or chip.fast)
+            if group <= 8:
+                return chip.fast if 8 % group == 0 else chip.slow or chip.fast
+            return (8 if group % 8 == 0 else 1) * (chip.slow or chip.fast)
         return chip.slow or chip.fast
     if not chip.dims or one["group"] >= devices:
         return chip.fast
@@ -163,7 +167,8 @@ def _wire_and_form(plan: dict, wire: dict, kind: str) -> str:
 
 
 def crops_of(plan: dict) -> str:
-    """Pixels of global and local crops as the student sees them, and their share of the steps."""
+    """Pixels of global and local crops as the student sees them, of several as they are cut, and
+    their share of the steps."""
     crops = plan["crops"]
     share = f" ({crops['share']:.0%})" if crops["sizes"] > 1 else ""
     seen = "/".join(str(crops[name] // crops["reduction"]) for name in ("global", "local"))
@@ -231,15 +236,17 @@ def _one(plan: dict) -> list[str]:
 
 def _many(plan: dict) -> list[str]:
     """A row of each program of several students' step."""
-    heads = ["program", "devices", "strategy", "stays", "peak", "with what others keep"]
+    heads = ["program", "crops", "strategy", "mesh", "stays", "peak", "with what others keep"]
     heads += ["TFLOP/device", *KINDS, "step s*", "idle*", "compiler s"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for program in plan["programs"]:
         wire, fits = wire_by_kind(program), "memory" in program
+        seen = {"reduction": program["reduction"]} if "reduction" in program else {}
         cells = [
             program["name"],
-            str(program["devices"]),
+            crops_of({**plan, "crops": {**plan["crops"], **seen}}) if seen else "",
             program["strategy"],
+            _places(program),
             _size(program["kept"]).strip(),
             _size(program["memory"]["peak"]).strip() if fits else program["out_of_memory"],
             _size(program["peak"]).strip() if fits else "-",
