@@ -50,7 +50,8 @@ examples:
   dinojax shard report --config vitl16_in1k --devices 8
   dinojax shard report --config tiny --devices 8 --set mesh.strategy=fsdp --compile
   dinojax shard report --config vit7b16 --devices 256 --set mesh.strategy=hsdp
-  dinojax shard report --config distill_7b --student vitl --devices 64
+  dinojax shard report --config distill_7b --student vitl --devices 64 \\
+      --set distill.teacher=random:vit7b16
 """
 # Changes tried when a step does not fit, cheapest first, with what they cost.
 CHANGES = (
@@ -183,7 +184,7 @@ def run(args: argparse.Namespace) -> None:
             for args.size in range(1 + len(config.crops.more_rates)):
                 plans.append(_plan(args, overrides, way, alone=len(ways) == 1))
     if args.strategy != "all" and all("error" in plan for plan in plans):
-        raise ConfigError(plans[0]["error"])
+        raise ConfigError("\n".join(dict.fromkeys(plan["error"] for plan in plans)))
     if args.json:
         print(json.dumps(plans, indent=1))
         return
@@ -266,7 +267,7 @@ def _one(args, overrides: list[str]) -> dict:
         images=args.images_per_device,
         stage=args.stage,
         size=args.size,
-        timeout=args.timeout or TIMEOUT,
+        timeout=TIMEOUT if args.timeout is None else args.timeout,
         students=args.student,
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 @dataclasses.dataclass(frozen=True)
 class Shares:
-    """Devices of each student, contiguous in this order, and the idle share of each."""
+    """How many devices each student has, and the idle share of each."""
 
     devices: dict[str, int]
     idle: dict[str, float]  # of a student's time while the slowest one works, 0 to 1

@@ -222,6 +222,17 @@ def test_the_boxes_that_unequal_shares_copy_to_every_device_are_told(recipe):
     assert "boxes" not in told[1]
 
 
+def test_copies_of_the_teacher_are_as_many_as_of_the_student(recipe):
+    settings = ("mesh.strategy=hsdp", "mesh.replicas=4", "distill.strategy=hsdp")
+    found = load(recipe, *settings)
+    students = {name: config for name, (config,) in found.items()}
+    placement = family.placed(students, family.TURN, {"one": 1.0, "two": 1.0})
+    assert placement.teacher.mesh.shape == {"replica": 4, "fsdp": 2, "tensor": 1}
+    config = students["one"]
+    built = program.build(config, mesh.from_section(config.mesh))
+    assert built.teaching.layout == built.layout and built.layout == placement.teacher
+
+
 def test_shares_of_more_powers_of_two_come_first(recipe):
     """So that the copies of each lie within a machine: four devices, then three."""
     found = load(recipe, "distill.place=apart", "one:distill.share=3", "two:distill.share=4")

@@ -58,6 +58,13 @@ def test_a_copy_of_hsdp_is_spread_over_a_power_of_two(devices, copies):
     }
 
 
+def test_an_odd_number_of_devices_shards_nothing_and_that_is_said(caplog):
+    mesh.make("hsdp", 6)
+    assert not caplog.messages
+    mesh.make("hsdp", 7)
+    assert "weights are whole on each of 7 devices" in caplog.text
+
+
 def test_all_that_is_wrong_with_a_mesh_is_one_message():
     with pytest.raises(ValueError) as error:
         mesh.make("hsdp", replicas=3, tensor=2)

@@ -84,20 +84,25 @@ def test_large_parameters_that_are_whole_are_marked():
 
 
 @pytest.mark.parametrize(
-    ("group", "near", "first", "speed"),
+    ("target", "devices", "first", "group", "near", "speed"),
     [
-        (8, True, 0, 450e9),
-        (4, True, 4, 450e9),
-        (4, True, 6, 50e9),  # over two machines
-        (16, True, 8, 8 * 50e9),  # all cards of two
-        (16, True, 6, 50e9),
-        (15, True, 0, 50e9),  # some cards of two
-        (30, False, 0, 50e9),
+        ("h100:30x8", 240, 0, 8, True, 450e9),
+        ("h100:30x8", 48, 4, 4, True, 450e9),
+        ("h100:30x8", 8, 6, 4, True, 50e9),  # over two machines
+        ("h100:30x8", 48, 8, 16, True, 8 * 50e9),  # all cards of two
+        ("h100:30x8", 48, 6, 16, True, 50e9),
+        ("h100:30x8", 15, 0, 15, True, 50e9),  # some cards of two
+        ("h100:30x8", 240, 0, 30, False, 50e9),
+        ("h100:30x8", 6, 8, 3, False, 450e9),  # all in one machine
+        ("h100:1x6", 6, 0, 6, True, 450e9),
+        ("h100:8x4", 32, 0, 8, True, 4 * 50e9),
     ],
 )
-def test_bytes_between_gpus_go_by_the_machines_they_lie_in(group, near, first, speed):
+def test_bytes_between_gpus_go_by_the_machines_they_lie_in(
+    target, devices, first, group, near, speed
+):
     found = {"kind": "all-gather", "group": group, "near": near, "overlapped": False, "count": 1}
-    one = {**found, "wire": speed}
-    program = {**FOUND, "flops": 0.0, "collectives": [one], "first": first}
-    seconds = report._seconds(program, targets.parse("h100:30x8"))
+    program = {"flops": 0.0, "collectives": [{**found, "wire": speed}]}
+    program |= {"devices": devices, "first": first}
+    seconds = report._seconds(program, targets.parse(target))
     assert seconds["step_seconds"] == pytest.approx(1.0)

@@ -63,7 +63,7 @@ def _seconds(program: dict, target: Target) -> dict[str, float]:
     """Of one program on its devices, which may be a part of the target's."""
     compute = program["flops"] / program["devices"] / (target.chip.flops * UTILISATION)
     times = [
-        (one["overlapped"], one["wire"] / _bandwidth(target, one, program.get("first", 0)))
+        (one["overlapped"], one["wire"] / _bandwidth(target, one, program))
         for one in program.get("collectives", ())
     ]
     waiting = sum(seconds for overlapped, seconds in times if not overlapped)
@@ -86,17 +86,20 @@ def together(plan: dict, numbers: Sequence[float]) -> float:
     return rest + (max(own) if plan.get("apart") else sum(own))
 
 
-def _bandwidth(target: Target, one: dict, first: int) -> float:
-    """Bytes/s out of a device for this collective. first: device of the program, of all."""
+def _bandwidth(target: Target, one: dict, program: dict) -> float:
+    """Bytes/s out of a device for this collective of a program."""
     chip, devices = target.chip, target.num_devices
     if chip.platform == "gpu":
-        group = one["group"]
-        if one["near"] and first % min(group, 8) == 0:
-            # Within a machine, or over machines with all cards of each: every byte crosses once.
-            if group <= 8:
-                return chip.fast if 8 % group == 0 else chip.slow or chip.fast
-            return (8 if group % 8 == 0 else 1) * (chip.slow or chip.fast)
-        return chip.slow or chip.fast
+        group, machine, first = one["group"], target.shape[1], program.get("first", 0)
+        slow = chip.slow or chip.fast
+        if first % machine + program["devices"] <= machine:
+            return chip.fast
+        if not one["near"] or first % min(group, machine):
+            return slow
+        if machine % group == 0:
+            return chip.fast
+        # Over machines with all cards of each every byte crosses once.
+        return machine * slow if group % machine == 0 else slow
     if not chip.dims or one["group"] >= devices:
         return chip.fast
     spanned = max(1, round(chip.dims * math.log(one["group"]) / math.log(devices)))
