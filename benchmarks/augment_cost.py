@@ -21,7 +21,7 @@ from configs import base
 from dinojax.augment import resample
 from dinojax.augment.spec import NUM_GLOBAL, ViewSpec
 from dinojax.augment.views import make_views
-from dinojax.plan.count import count_flops
+from dinojax.ops.flops import count_flops
 
 BOXES = {"global": (0.4, 0.99), "local": (0.23, 0.56)}  # sides of test boxes over the box size
 

@@ -17,7 +17,9 @@ import numpy as np
 
 from benchmarks.rows import row
 from dinojax import config as configs
-from dinojax import mesh, program
+from dinojax.sharding import mesh
+from dinojax.sharding.batch import global_batch
+from dinojax.train import program
 
 KEPT = ("total", "dino_", "ibot", "koleo", "gram", "grad_norm", "bad_steps")
 
@@ -54,7 +56,7 @@ def main(argv=None) -> None:
     sizes = np.tile(np.int32(built.batch_shape[1:3]), (config.batch_size, 1))
     with mesh.use(layout):
         images = rng.integers(0, 256, built.batch_shape, dtype=np.uint8)
-        batch = mesh.global_batch(layout, {"images": images, "sizes": sizes})
+        batch = global_batch(layout, {"images": images, "sizes": sizes})
         steps = {health: compiled(built, health=health) for health in (True, False)}
         states = {health: built.new_state() for health in steps}
         seconds: dict[bool, list[float]] = {health: [] for health in steps}

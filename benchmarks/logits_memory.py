@@ -16,8 +16,8 @@ import os
 import subprocess
 import sys
 
-from dinojax import axes
 from dinojax.plan import targets
+from dinojax.sharding import axes
 
 TEMPERATURES = 0.1, 0.07  # of student and teacher
 NUM_GLOBAL, NUM_LOCAL, MASKED = 2, 8, 76  # crops; masked patches of an image of the 7B recipe
@@ -44,7 +44,7 @@ def main() -> None:
 def measure(args: argparse.Namespace) -> None:
     """Compile both, compare them at a small size, print the line."""
     from benchmarks.rows import row
-    from dinojax import mesh
+    from dinojax.sharding import mesh
 
     target = targets.parse(args.target)
     layout = mesh.make(args.strategy, targets.devices(target))
@@ -67,8 +67,8 @@ def peak(function, args, layout) -> int:
     import jax
     import jax.numpy as jnp
 
-    from dinojax import compilers
-    from dinojax.plan.count import compiled_memory
+    from dinojax.ops.flops import compiled_memory
+    from dinojax.sharding import compiler_options
 
     def abstract(path, shape):
         is_kernel = path[-1].key == "kernel"
@@ -84,7 +84,7 @@ def peak(function, args, layout) -> int:
     step = jax.jit(
         jax.value_and_grad(function),
         out_shardings=(layout.sharding(), stored),
-        compiler_options=compilers.options(layout.mesh.devices.flat[0]),
+        compiler_options=compiler_options.options(layout.mesh.devices.flat[0]),
     )
     platform = targets.parse(args.target).chip.platform
     options = targets.OPTIONS[platform]
@@ -116,13 +116,13 @@ def _half(tree: dict) -> dict:
 
 def in_blocks(student, teacher):
     """Losses as training takes them."""
-    from dinojax.losses import blocks
+    from dinojax.losses import blockwise
     from dinojax.losses.dino import pair_mean
 
     student, teacher, total = _half(student), _half(teacher), 0.0
     for name in ("cls", "masked"):
-        targets = blocks.sinkhorn_factors(teacher[name], teacher["kernel"], TEMPERATURES[1])
-        loss_BST, _ = blocks.cross_entropy(
+        targets = blockwise.sinkhorn_factors(teacher[name], teacher["kernel"], TEMPERATURES[1])
+        loss_BST, _ = blockwise.cross_entropy(
             student[name], student["kernel"], targets, TEMPERATURES[0]
         )
         total += pair_mean(loss_BST)
@@ -133,13 +133,13 @@ def plainly(student, teacher):
     """The same by the definitions."""
     import jax.numpy as jnp
 
-    from dinojax import gathering
     from dinojax.losses.dino import dino_loss
     from dinojax.losses.ibot import ibot_loss
     from dinojax.losses.sinkhorn import sinkhorn
+    from dinojax.sharding import gather
 
     student, teacher, total = _half(student), _half(teacher), 0.0
-    kernels = [gathering.gather(tree["kernel"], None, "prototype") for tree in (student, teacher)]
+    kernels = [gather.gather(tree["kernel"], None, "prototype") for tree in (student, teacher)]
     for name in ("cls", "masked"):
         logits = teacher[name] @ kernels[1]
         targets = sinkhorn(logits.reshape(-1, logits.shape[-1]), TEMPERATURES[1])
@@ -163,7 +163,7 @@ def agree() -> bool:
     import jax
     import numpy as np
 
-    from dinojax.losses import scores
+    from dinojax.losses import blockwise_logits
 
     rng = np.random.default_rng(0)
     made = jax.tree.map(
@@ -171,7 +171,7 @@ def agree() -> bool:
         sizes(2, 64, 512),
         is_leaf=_is_shape,
     )
-    scores.BLOCK_BYTES = 1
+    blockwise_logits.BLOCK_BYTES = 1
     on_cpu = jax.default_device(jax.devices("cpu")[0])
     with on_cpu:
         found = [jax.jit(jax.value_and_grad(f))(*made) for f in (in_blocks, plainly)]

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from benchmarks import sharding
 from benchmarks.rows import row
-from dinojax import axes
 from dinojax.plan import report as reports
 from dinojax.plan.targets import GIB, replaced
+from dinojax.sharding import axes
 
 # Kind -> machines of 8 to 4,096 chips, or to the largest there is.
 SIZES = {

@@ -23,10 +23,11 @@ import json
 import sys
 from pathlib import Path
 
-from dinojax import axes, cli_plan
+from dinojax.cli import plan as cli_plan
 from dinojax.config import ConfigError
 from dinojax.plan import report as reports
 from dinojax.plan.targets import replaced
+from dinojax.sharding import axes
 
 TOLERANCE = 0.02
 

@@ -19,11 +19,13 @@ import numpy as np
 
 from benchmarks.rows import row
 from dinojax import config as configs
-from dinojax import mesh, program
-from dinojax.compiling import Compiles
 from dinojax.config import Config
-from dinojax.plan.count import compiled_memory, count_flops
-from dinojax.program import Program
+from dinojax.monitor.compilation import Compiles
+from dinojax.ops.flops import compiled_memory, count_flops
+from dinojax.sharding import mesh
+from dinojax.sharding.batch import global_batch
+from dinojax.train import program
+from dinojax.train.program import Program
 
 # ViT-S/16, 2 x 224 and 8 x 96 pixels, 4 images, 4,096 prototypes, float32, no drop path.
 VITS_CPU = [
@@ -77,7 +79,7 @@ def prepare(config: Config) -> Timed:
     sizes = np.tile(np.int32([height, width]), (num_images, 1))
     with mesh.use(layout):
         images = rng.integers(0, 256, built.batch_shape, dtype=np.uint8)
-        batch = mesh.global_batch(layout, {"images": images, "sizes": sizes})
+        batch = global_batch(layout, {"images": images, "sizes": sizes})
         start = time.perf_counter()
         step = built.lower().compile()
         compile_seconds = time.perf_counter() - start

@@ -23,12 +23,14 @@ import numpy as np
 
 from benchmarks.rows import row
 from dinojax import config as configs
-from dinojax import family, mesh, shares
-from dinojax.family import TURN
-from dinojax.passing import view_on
-from dinojax.plan.count import count_flops
-from dinojax.teacher import Teacher, open_teacher
-from dinojax.teaching import School, for_student
+from dinojax.distill import placement as placements
+from dinojax.distill import shares
+from dinojax.distill.placement import TURN
+from dinojax.ops.flops import count_flops
+from dinojax.sharding import batch, mesh
+from dinojax.sharding.view import view_on
+from dinojax.train.teacher import Teacher, open_teacher
+from dinojax.train.teacher_forward import School, for_student
 
 
 def students(recipe: str, overrides: list[str], number: int | None) -> dict:
@@ -40,9 +42,9 @@ def students(recipe: str, overrides: list[str], number: int | None) -> dict:
     return {f"{name}{i}": found[name] for i, name in enumerate(names)}
 
 
-def forward_flops(placement: family.Placement, configs_of: dict, teacher: Teacher) -> float:
+def forward_flops(placement: placements.Placement, configs_of: dict, teacher: Teacher) -> float:
     name = next(iter(configs_of))
-    teaching = family.programs(configs_of[name], placement, name, teacher)[0].teaching
+    teaching = placements.programs(configs_of[name], placement, name, teacher)[0].teaching
     assert teaching is not None
     with mesh.use(placement.teacher):
         return float(count_flops(teaching.forward, *teaching.abstract_inputs()))
@@ -54,14 +56,14 @@ def costs_and_shares(found: dict, teacher: Teacher, devices: int) -> tuple[dict,
         n: shares.fitting(c.batch_size, c.group_size, c.accumulate, devices)
         for n, c in found.items()
     }
-    return family.costs(found, teacher), valid
+    return placements.costs(found, teacher), valid
 
 
 def by_model(config: str, found: dict, teacher: Teacher, devices: int) -> None:
     """Rows of FLOPs, idle shares and bytes, without compiling anything."""
     one = {n: c.replaced({"mesh.devices": 1, "model.attention": "plain"}) for n, c in found.items()}
     cost, valid = costs_and_shares(one, teacher, devices)
-    forward = forward_flops(family.placed(one, TURN, cost), one, teacher)
+    forward = forward_flops(placements.placed(one, TURN, cost), one, teacher)
     what = {"config": config, "students": list(found), "devices": devices}
     together, apart = forward + sum(cost.values()), len(cost) * forward + sum(cost.values())
     flops = dict(value=together / 1e9, baseline=apart / 1e9, ratio=apart / together)
@@ -77,8 +79,8 @@ def by_model(config: str, found: dict, teacher: Teacher, devices: int) -> None:
 def moved(what: dict, config, teacher: Teacher) -> None:
     """The row of bytes of a step that one student needs."""
     name = "one"
-    placement = family.placed({name: config}, TURN, {name: 1.0})
-    teaching = family.programs(config, placement, name, teacher)[0].teaching
+    placement = placements.placed({name: config}, TURN, {name: 1.0})
+    teaching = placements.programs(config, placement, name, teacher)[0].teaching
     assert teaching is not None
     taught = teaching.shapes()
     sent = [taught.dino_BGZ, taught.ibot_UMZ]
@@ -108,9 +110,9 @@ class Class:
     """Students placed and compiled, with a batch of noise."""
 
     def __init__(self, found: dict, kind: str, teacher: Teacher, cost: dict):
-        self.placement = family.placed(found, kind, cost)
+        self.placement = placements.placed(found, kind, cost)
         self.programs = {
-            n: family.programs(c, self.placement, n, teacher)[0] for n, c in found.items()
+            n: placements.programs(c, self.placement, n, teacher)[0] for n, c in found.items()
         }
         first = next(iter(self.programs.values()))
         self.school = School([first.teaching], self.placement.images)  # type: ignore[list-item]
@@ -119,7 +121,7 @@ class Class:
         images = rng.integers(0, 256, shape, dtype=np.uint8)
         sizes = np.tile(np.int32(shape[1:3]), (shape[0], 1))
         named = {"images": images, "sizes": sizes}
-        self.batch = mesh.global_batch(self.placement.teacher, named)
+        self.batch = batch.global_batch(self.placement.teacher, named)
         self.steps, self.states, self.heads = {}, {}, {}
         for name, built in self.programs.items():
             with mesh.use(built.layout):
@@ -154,7 +156,7 @@ def measured(config: str, found: dict, teacher: Teacher, steps: int) -> None:
         "students": list(found),
         "batch": next(iter(found.values())).batch_size,
     }
-    cost = dict.fromkeys(found, 1.0) if len(found) == 1 else family.costs(found, teacher)
+    cost = dict.fromkeys(found, 1.0) if len(found) == 1 else placements.costs(found, teacher)
     together = Class(found, TURN, teacher, cost)
     alone = {name: Class({name: one}, TURN, teacher, {name: 1.0}) for name, one in found.items()}
     times: dict[str, list[float]] = {"together": [], "separate": []}

@@ -238,7 +238,9 @@ def get_config() -> ConfigDict:
     c.precision.matmul = "default"  # default | highest: passes of a float32 matmul on TPU; [ours]
 
     c.mesh = ConfigDict()
-    c.mesh.strategy = "fsdp"  # dp | fsdp | hsdp | fsdp_tp; a row of dinojax/axes.py; [ours]
+    c.mesh.strategy = (
+        "fsdp"  # dp | fsdp | hsdp | fsdp_tp; a row of dinojax/sharding/axes.py; [ours]
+    )
     c.mesh.devices = None  # number of devices, None = all that jax sees; [ours]
     c.mesh.replicas = None  # copies of the weights; hsdp: None = leaves each 2^n devices; [ours]
     c.mesh.tensor = None  # devices that share prototypes, fsdp_tp; None = up to 8; [ours]
@@ -249,7 +251,8 @@ def get_config() -> ConfigDict:
     c.expect.devices = None  # number of devices over all hosts, None = any; [ours]
     c.expect.hosts = None  # number of processes, None = any; [ours]
 
-    # A run in which nothing happens any more is ended with exit code 77 (dinojax/watchdog.py).
+    # A run in which nothing happens any more is ended with exit code 77
+    # (dinojax/monitor/watchdog.py).
     c.hang = ConfigDict()
     c.hang.factor = 20.0  # times the median step without a step, None = never ended; [ours]
     c.hang.seconds = 300.0  # without a step at least, however short steps are; [ours]

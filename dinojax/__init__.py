@@ -2,7 +2,7 @@
 
 
 def load(path, **options):
-    """A backbone from a file, a folder or a run; see `dinojax.convert.load` for the options."""
-    from dinojax import convert  # imports jax, which `dinojax --help` should not
+    """A backbone from a file, a folder or a run; see `dinojax.weights.run.load` for the options."""
+    from dinojax.weights import run  # imports jax, which `dinojax --help` should not
 
-    return convert.load(path, **options)
+    return run.load(path, **options)

@@ -2,7 +2,7 @@
 
 import sys
 
-from dinojax.cli import main
+from dinojax.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

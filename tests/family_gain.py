@@ -24,7 +24,7 @@ from pathlib import Path
 from configs import base, distill_tiny, tiny
 from dinojax import config as configs
 from dinojax.config import Config
-from dinojax.directory import FREE_KEYS
+from dinojax.runs.directory import FREE_KEYS
 
 ROOT = Path(__file__).parent.parent
 RECORDED = Path(__file__).parent / "data" / "family_gain.json"

@@ -16,14 +16,15 @@ SPLITS = {"train": 64, "bank": 48, "val": 32, "test": 32}
 
 
 def main() -> int:
-    from dinojax import cli, hosts
-    from dinojax.autopsy import Autopsy
+    from dinojax.cli import main as cli
+    from dinojax.distributed import process_group
+    from dinojax.monitor.autopsy import Autopsy
 
     tiles.SPLITS = SPLITS
     keep, told = Autopsy.keep, os.environ.get("ACT")
 
     def watched(self, number, batch):
-        index = hosts.current().index
+        index = process_group.current().index
         if "ids" in batch:  # of a student apart others have the images
             with open(f"{os.environ['ORDER']}.{index}", "a") as file:
                 file.write(json.dumps({"step": number, "ids": batch["ids"].tolist()}) + "\n")

@@ -13,7 +13,7 @@ import sys
 import time
 import warnings
 
-from dinojax.metrics import duration
+from dinojax.runs.scalars import duration
 from tests import fuzz_configs, fuzz_images
 
 

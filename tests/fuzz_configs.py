@@ -14,9 +14,12 @@ import jax
 import numpy as np
 
 from configs import base
-from dinojax import cli, mesh, rules, train
+from dinojax.cli import main
+from dinojax.config import rules
+from dinojax.config.recipe import flat
 from dinojax.data import sources, tiles
-from dinojax.recipe import flat
+from dinojax.sharding import mesh
+from dinojax.train import loop
 
 DEFAULTS = flat(base.get_config())
 LARGEST = float(np.finfo(np.float32).max)
@@ -121,14 +124,14 @@ def checks_only(found: list) -> Iterator[None]:
             )
         return cut[channels, split, path]
 
-    before = train._train, dict(tiles.SPLITS), sources.SOURCES["tiles"]
-    train._train = lambda run, interrupt, accept, **_: found.append(run) or object()
+    before = loop._train, dict(tiles.SPLITS), sources.SOURCES["tiles"]
+    loop._train = lambda run, interrupt, accept, **_: found.append(run) or object()
     tiles.SPLITS.update(dict.fromkeys(tiles.SPLITS, 32))
     sources.SOURCES["tiles"] = small
     try:
         yield
     finally:
-        train._train, _, sources.SOURCES["tiles"] = before
+        loop._train, _, sources.SOURCES["tiles"] = before
         tiles.SPLITS.update(before[1])
 
 
@@ -146,14 +149,14 @@ def faults_of(mutant: Mutant, folder: Path, *, trace: bool) -> tuple[str, list[s
     told, found = io.StringIO(), []
     with checks_only(found), contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):
         try:
-            code = cli.main(args)
+            code = main.main(args)
         except BaseException as error:  # an uncaught one is what is looked for
             return "refused", [f"uncaught {type(error).__name__}: {str(error)[:300]}"]
     said = told.getvalue()
-    if code == cli.FINISHED:
+    if code == main.FINISHED:
         return "accepted", illegal(found[0], trace=trace)
     wrong = []
-    if code != cli.REFUSED or "Traceback" in said:
+    if code != main.REFUSED or "Traceback" in said:
         wrong.append(f"exit code {code}: {said[-600:]}")
     # Where one key of two is at fault the message names that one.
     if not any(key.strip(". ").split(".")[-1] in said for key in mutant.keys):
@@ -161,7 +164,7 @@ def faults_of(mutant: Mutant, folder: Path, *, trace: bool) -> tuple[str, list[s
     return "refused", wrong
 
 
-def illegal(run: train.Run, *, trace: bool) -> list[str]:
+def illegal(run: loop.Run, *, trace: bool) -> list[str]:
     """What is wrong with a run that was accepted; nothing here uses a device."""
     wrong = []
     for key, value in run.config.values().items():

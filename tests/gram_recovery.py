@@ -25,8 +25,8 @@ from pathlib import Path
 import numpy as np
 
 from configs import base, tiny
-from dinojax.convert import network_of_run
 from dinojax.weights.export import export
+from dinojax.weights.run import network_of_run
 from dinojax.weights.tensors import held
 
 ROOT = Path(__file__).parent.parent
@@ -155,8 +155,8 @@ def outcome(curves: dict[str, list[dict]]) -> dict[str, dict[str, float]]:
 
 def page(curves: dict[str, list[dict]]) -> str:
     """The two metrics of both runs as charts, in the style of report.html."""
+    from dinojax.monitor.report_style import STYLE
     from dinojax.viz.charts import line_chart
-    from dinojax.viz.style import STYLE
 
     figures = ""
     for key, title in (("dense", "Dense metric (mosaics)"), ("knn", "k-NN (cls)")):

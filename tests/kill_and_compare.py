@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dinojax.metrics import duration
+from dinojax.runs.scalars import duration
 from tests.killer import ALONE, Killer, Place, Point, Session
 from tests.stored_run import differences, order_differences
 

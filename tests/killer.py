@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dinojax.checkpoint import COMMITTED
-from dinojax.interrupt import LOST, NOT_SAVED, SAVED
+from dinojax.checkpoint.manager import COMMITTED
+from dinojax.distributed.interrupt import LOST, NOT_SAVED, SAVED
 from tests import several
 
 CODES = {signal.SIGKILL: (-signal.SIGKILL,), signal.SIGTERM: (SAVED, NOT_SAVED)}

@@ -38,10 +38,11 @@ def remember(number: int, ids) -> None:
 
 
 def main() -> int:
-    from dinojax import cli, train
-    from dinojax.autopsy import Autopsy
+    from dinojax.cli import main as cli
     from dinojax.data.loader import Loader
-    from dinojax.run import Run
+    from dinojax.monitor.autopsy import Autopsy
+    from dinojax.train import loop
+    from dinojax.train.stage import Run
     from dinojax.viz.probe import Probe
 
     stall = int(os.environ["STALL"])
@@ -56,12 +57,12 @@ def main() -> int:
         remember(number, host_batch["ids"])
         mark("step", number)
 
-    before(train, "_compile", lambda run: mark("compile"))
+    before(loop, "_compile", lambda run: mark("compile"))
     before(Loader, "__next__", waiting)
     before(Autopsy, "keep", stepping)
     before(Run, "save", lambda run, state, *, step, **_: mark("save", step))
     before(Probe, "look", lambda probe, embed, params, number: mark("evaluate", number))
-    before(train.finish, "finish", lambda run, state, **_: mark("finish", run.num_steps))
+    before(loop.finish, "finish", lambda run, state, **_: mark("finish", run.num_steps))
     if "FEW" in os.environ:
         from dinojax.data import tiles
         from tests import few_tiles_train, several_worker

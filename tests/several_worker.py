@@ -16,12 +16,14 @@ import jax
 import pytest
 from jax._src import cache_key
 
-from dinojax import cli_hosts, hosts, train
 from dinojax import config as configs
-from dinojax.autopsy import Autopsy
+from dinojax.cli import processes
 from dinojax.data import tiles
-from dinojax.interrupt import Interrupted, Lost
-from dinojax.program import Program
+from dinojax.distributed import process_group
+from dinojax.distributed.interrupt import Interrupted, Lost
+from dinojax.monitor.autopsy import Autopsy
+from dinojax.train import loop
+from dinojax.train.program import Program
 from tests import few_tiles_train, small
 
 # What a strategy's mesh is besides the strategy; where tensor is 4, it spans processes of two.
@@ -51,25 +53,25 @@ def begin(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(tiles, "SPLITS", few_tiles_train.SPLITS)
     small.share_programs(patch)
     patch.setattr(Program, "new_state", small.numbers)
-    patch.setattr(train.finish, "finish", lambda *args, **options: None)
+    patch.setattr(loop.finish, "finish", lambda *args, **options: None)
 
 
 def take(out: Path, strategies: str) -> None:
     """A run OUT/STRATEGY each: a step, SIGTERM to one process, a restore, a step, a k-NN."""
     for strategy in strategies.split(","):
-        chosen = config(strategy, num_hosts=hosts.current().count)
+        chosen = config(strategy, num_hosts=process_group.current().count)
         with pytest.MonkeyPatch.context() as patch:
             begin(patch)
             with patch.context() as stopping, pytest.raises(Interrupted) as told:
                 stopping.setattr(Autopsy, "keep", stop_all)
-                train.train(chosen, out / strategy)
+                loop.train(chosen, out / strategy)
             print(told.value, flush=True)
-            train.train(chosen, out / strategy)
+            loop.train(chosen, out / strategy)
 
 
 def stop_all(_, number: int, batch: dict) -> None:
     """In place of Autopsy.keep: one process gets SIGTERM, and all wait until they have heard."""
-    team = hosts.current()
+    team = process_group.current()
     if team.index == STOPS:
         os.kill(os.getpid(), signal.SIGTERM)
     while not team._turns._asked:
@@ -92,11 +94,11 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("what")
-    cli_hosts.add(parser)
+    processes.add(parser)
     args = parser.parse_args()
     code = 0
     try:
-        with cli_hosts.joined(args) as team:
+        with processes.joined(args) as team:
             print("joined", flush=True)
             if args.what == "fail" and team.index == 1:
                 raise OSError("no such luck")
@@ -113,7 +115,7 @@ def main() -> int:
     except Exception:
         traceback.print_exc()
         code = 1
-    cli_hosts.end_together(code)
+    processes.end_together(code)
     return code
 
 

@@ -13,15 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinojax import config as configs
-from dinojax import mesh, program, train
-from dinojax.checkpoint import Checkpoints
+from dinojax.checkpoint.manager import Checkpoints
 from dinojax.config import Config
 from dinojax.models.heads import Head, HeadSpec
+from dinojax.models.networks import Networks
 from dinojax.models.vit import Vit, VitSpec
-from dinojax.objective import Networks
-from dinojax.program import Program
-from dinojax.step import Step
-from dinojax.teacher import Teacher
+from dinojax.sharding import mesh
+from dinojax.sharding.batch import global_batch, merge_batch
+from dinojax.train import loop, program
+from dinojax.train.program import Program
+from dinojax.train.step import Step
+from dinojax.train.teacher import Teacher
 
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
@@ -64,7 +66,7 @@ class Recorder(Step):
 
     def targets(self, state, parts, now, teacher=None):
         targets, centers = super().targets(state, parts, now, teacher)
-        rows = mesh.merge_batch(dataclasses.replace(targets, columns=None))
+        rows = merge_batch(dataclasses.replace(targets, columns=None))
         self.seen["targets"] = dataclasses.replace(rows, columns=targets.columns)
         return targets, centers
 
@@ -216,7 +218,7 @@ def images(program: Program) -> dict[str, jax.Array]:
         "images": rng.integers(0, 256, program.batch_shape, np.uint8),
         "sizes": rng.integers(side // 2, side + 1, (num, 2)).astype(np.int32),
     }
-    return mesh.global_batch(program.layout, batch)
+    return global_batch(program.layout, batch)
 
 
 def saved_run(directory, *overrides: str):
@@ -285,6 +287,6 @@ def share_programs(patch) -> None:
 
         return get
 
-    patch.setattr(train, "_compile", once("step", lambda built: built.lower().compile(FAST)))
+    patch.setattr(loop, "_compile", once("step", lambda built: built.lower().compile(FAST)))
     patch.setattr(Program, "new_state", once("state", Program.new_state))
     patch.setattr(Program, "embed", once("embed", Program.embed))

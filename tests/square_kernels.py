@@ -12,9 +12,9 @@ import sys
 import jax
 import jax.numpy as jnp
 
-from dinojax import compilers, gathering, mesh
 from dinojax.plan import targets
 from dinojax.plan.hlo import collectives
+from dinojax.sharding import compiler_options, gather, mesh
 
 DEPTH, WIDTH, HEADS = 2, 4096, 32
 NAMES = ("heads", None, "width")
@@ -31,7 +31,7 @@ def main(asked: str) -> None:
             return jnp.tanh(jnp.einsum("bae,aed->bd", x_BAE, kernel)) + x_BD
 
         def body(x_BD, kernel):
-            return gathering.with_weights(layer, kernel, NAMES, x_BD), None
+            return gather.with_weights(layer, kernel, NAMES, x_BD), None
 
         return jnp.sum(jax.lax.scan(body, x_BD, kernels)[0].astype(jnp.float32) ** 2)
 
@@ -42,7 +42,9 @@ def main(asked: str) -> None:
         stored = layout.sharding("depth", *NAMES)
         arguments = shape(kernels, "depth", *NAMES), shape((4096, WIDTH), "image", None)
         grad = jax.jit(jax.grad(loss), out_shardings=stored).lower(*arguments)
-    text = grad.compile(compiler_options=compilers.options(targets.devices(machine)[0])).as_text()
+    text = grad.compile(
+        compiler_options=compiler_options.options(targets.devices(machine)[0])
+    ).as_text()
     sent: dict[str, float] = {}
     for one in collectives(text):
         sent[one.kind] = sent.get(one.kind, 0.0) + one.wire

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from dinojax.metrics import read_metrics
+from dinojax.runs.scalars import read_metrics
 
 # Columns that are no result.
 TIMES = ("data_wait", "images_per_second", "train_seconds", "compile_seconds")

@@ -7,14 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinojax import cli, convert, start, train, watch
 from dinojax import config as configs
+from dinojax.cli import main
 from dinojax.config import ConfigError
 from dinojax.data import tiles
-from dinojax.eval.online import Knn
-from dinojax.interrupt import ALARMED, Alarm
-from dinojax.metrics import read_metrics
+from dinojax.distributed.interrupt import ALARMED, Alarm
+from dinojax.eval.knn_evaluator import Knn
 from dinojax.models.rope import RopeSpec
+from dinojax.runs import early_stopping
+from dinojax.runs.scalars import read_metrics
+from dinojax.train import initialize, loop
+from dinojax.weights import run
 from dinojax.weights.export import export
 from tests import small
 from tests.networks_small import CONVNEXT, random_network
@@ -49,10 +52,10 @@ def cheap():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiles, "SPLITS", dict.fromkeys(tiles.SPLITS, 64))
-        patch.setattr(train.finish, "finish", lambda *args, **options: None)
-        patch.setattr(train, "_compile", compile_once)
+        patch.setattr(loop.finish, "finish", lambda *args, **options: None)
+        patch.setattr(loop, "_compile", compile_once)
         patch.setattr(Knn, "accuracy", lambda *args: {"cls": 50.0, "both": 50.0})
-        patch.setattr(watch, "ways_gone", lambda _, row: {"ibot": float(row["step"] >= 2)})
+        patch.setattr(early_stopping, "ways_gone", lambda _, row: {"ibot": float(row["step"] >= 2)})
         yield
 
 
@@ -60,7 +63,9 @@ def cheap():
 def source(tmp_path_factory):
     """The backbone of the recipe in the format of transformers: random, and no heads."""
     folder = tmp_path_factory.mktemp("weights") / "hf"
-    export(random_network(start.own_spec(stages(folder)[0])), folder, format="hf", certify=False)
+    export(
+        random_network(initialize.own_spec(stages(folder)[0])), folder, format="hf", certify=False
+    )
     return folder
 
 
@@ -75,25 +80,25 @@ OTHERS = {  # what a file holds -> what is said of it
 @pytest.mark.parametrize("what", OTHERS)
 def test_a_file_with_another_network_is_refused_key_by_key(what, tmp_path):
     changes, message = OTHERS[what]
-    own = start.own_spec(stages(tmp_path)[0])
+    own = initialize.own_spec(stages(tmp_path)[0])
     spec = CONVNEXT if changes is None else dataclasses.replace(own, **changes)
     export(random_network(spec), tmp_path / "out", format="dinojax", certify=False)
     with pytest.raises(ConfigError) as refused:
-        start.check(stages(tmp_path / "out")[0], tmp_path, began=False)
+        initialize.check(stages(tmp_path / "out")[0], tmp_path, began=False)
     assert message in str(refused.value)
 
 
 def test_a_file_with_other_arrays_is_refused_tensor_by_tensor(source):
-    found = convert.load(source).params
+    found = run.load(source).params
     like = {**found, "cls_token": np.zeros(9, np.float32)}
     with pytest.raises(ValueError, match=r"holds another backbone than model\.\*:\n.*cls_token"):
-        start._backbone(start.Place(source, None), like=like)
+        initialize._backbone(initialize.Place(source, None), like=like)
 
 
 @pytest.fixture(scope="module")
 def whole(source, tmp_path_factory):
     directory = tmp_path_factory.mktemp("whole") / "run"
-    return directory, train.train(stages(source), directory)
+    return directory, loop.train(stages(source), directory)
 
 
 @pytest.mark.slow
@@ -109,7 +114,7 @@ def test_heads_train_alone_until_they_left_chance_and_then_everything(whole, sou
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
         {"student": last.student, "ema": last.ema},
     )
-    given = convert.load(source).params
+    given = run.load(source).params
     begun, ended = (saved(directory, "heads", step, like) for step in (2, 4))
     for tree in (begun, ended):
         same_state(tree["student"]["backbone"], given)
@@ -122,21 +127,23 @@ def test_heads_train_alone_until_they_left_chance_and_then_everything(whole, sou
 
 @pytest.mark.slow
 def test_killed_between_two_looks_it_ends_at_the_same_step(whole, source, tmp_path, monkeypatch):
-    with at(monkeypatch, (train._Report, "add"), 3, die), pytest.raises(Stop):
-        train.train(stages(source), tmp_path / "run")
-    with at(monkeypatch, (train._Report, "add"), 4, die), pytest.raises(Stop):
-        train.train(stages(source, "log.every=7"), tmp_path / "run")  # looks are rows all the same
-    same_state(train.train(stages(source), tmp_path / "run"), whole[1])
+    with at(monkeypatch, (loop._Report, "add"), 3, die), pytest.raises(Stop):
+        loop.train(stages(source), tmp_path / "run")
+    with at(monkeypatch, (loop._Report, "add"), 4, die), pytest.raises(Stop):
+        loop.train(stages(source, "log.every=7"), tmp_path / "run")  # looks are rows all the same
+    same_state(loop.train(stages(source), tmp_path / "run"), whole[1])
     assert rows(tmp_path / "run") == rows(whole[0])
 
 
 @pytest.mark.slow
 def test_heads_that_never_left_chance_are_not_gone_on_from(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(watch, "ways_gone", lambda *_: {"ibot": 0.1})
+    monkeypatch.setattr(early_stopping, "ways_gone", lambda *_: {"ibot": 0.1})
     for _ in range(2):  # the same command says it again
         with pytest.raises(ConfigError, match="after 6 steps the losses have not left chance by"):
-            train.train(stages(source), tmp_path / "run")
-    assert "WARNING dinojax.watch: stage heads" in (tmp_path / "run/log.txt").read_text()
+            loop.train(stages(source), tmp_path / "run")
+    assert (
+        "WARNING dinojax.runs.early_stopping: stage heads" in (tmp_path / "run/log.txt").read_text()
+    )
 
 
 @pytest.mark.slow
@@ -148,14 +155,14 @@ def test_an_alarm_that_stops_saves_and_stops_the_same_command_again(
     asked = ("knn.alarm=0.2", "knn.alarm_stops=True", "knn.every=1")
     for _ in range(2):
         with pytest.raises(Alarm, match="knn/both fell to 30.0 % at step 2, from 50.0 %"):
-            train.train(stages(source, *asked), tmp_path / "run")
+            loop.train(stages(source, *asked), tmp_path / "run")
     assert {path.name for path in (tmp_path / "run/checkpoints/heads").iterdir()} >= {"2"}
 
     def alarm(*args, **options):
         raise Alarm("stopped by knn.alarm")
 
-    monkeypatch.setattr(cli, "_program", lambda name: alarm)
-    assert cli.main(["train", "--config", "tiny", "--run", "x"]) == ALARMED
+    monkeypatch.setattr(main, "_program", lambda name: alarm)
+    assert main.main(["train", "--config", "tiny", "--run", "x"]) == ALARMED
     assert "stopped by knn.alarm" in capsys.readouterr().err
 
 
@@ -166,7 +173,7 @@ def test_an_alarm_with_nothing_to_watch_is_refused(source, tmp_path):
         Image.fromarray(np.full((48, 48), number, np.uint8)).save(folder / f"{number}.png")
     plain = (f"data.path={folder}", "data.source=folder", "knn.alarm=0.1")
     with pytest.raises(ConfigError, match="knn.alarm=0.1 has nothing to watch, for want of labels"):
-        train.train(stages(source, *plain), tmp_path / "run")
+        loop.train(stages(source, *plain), tmp_path / "run")
     (folder / "0.png").unlink()
     with pytest.raises(ConfigError, match="knn.mosaics=8 puts 4 images into one; there are 3"):
-        train.train(stages(source, *plain, "knn.mosaics=8"), tmp_path / "other")
+        loop.train(stages(source, *plain, "knn.mosaics=8"), tmp_path / "other")

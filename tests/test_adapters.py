@@ -10,10 +10,12 @@ import numpy as np
 import optax
 import pytest
 
-from dinojax import adapters, config, mesh, optim, program
-from dinojax.adapters import AdapterSpec, kernels_of, merge, num_trained
-from dinojax.checkpoint import Checkpoints
-from dinojax.step import _towards
+from dinojax import config
+from dinojax.checkpoint.manager import Checkpoints
+from dinojax.sharding import mesh
+from dinojax.train import lora, optim, program
+from dinojax.train.lora import AdapterSpec, kernels_of, merge, num_trained
+from dinojax.train.step import _towards
 from tests import small
 
 SPEC = AdapterSpec(rank=2, alpha=4.0, targets=("qkv", "proj", "ffn"), norms=False)
@@ -51,7 +53,7 @@ def params():
 def build(spec=SPEC, layer_decay=0.9):
     factors = optim.multipliers(params(), depth=DEPTH, layer_decay=layer_decay, patch_embed_lr=0.2)
     make = lambda factors: optim.build(ADAM, multipliers=factors)  # noqa: E731
-    return adapters.wrap(spec, make, multipliers=factors, seed=0)
+    return lora.wrap(spec, make, multipliers=factors, seed=0)
 
 
 def gradients(step, tree):
@@ -98,7 +100,7 @@ def test_kernels_are_merged_and_everything_else_of_the_backbone_stays_to_the_las
     before, after, state = trained
     merged = merge(state.base, state.adapters, spec=SPEC)
     for path, leaf in jax.tree_util.tree_leaves_with_path(after["backbone"]):
-        name = adapters._name(path)
+        name = lora._name(path)
         old = functools.reduce(lambda tree, key: tree[key], name.split("-"), before["backbone"])
         if name in KERNELS:
             np.testing.assert_allclose(leaf, merged[name], rtol=1e-6, atol=1e-6)
@@ -144,7 +146,7 @@ def test_adapters_have_the_gradient_of_what_they_add_to_the_loss(optimizer):
         return optax.GradientTransformationExtraArgs(lambda params: (), update)
 
     factors = optim.multipliers(params(), depth=DEPTH, layer_decay=1.0, patch_embed_lr=1.0)
-    plain = adapters.wrap(SPEC, descend, multipliers=factors, seed=0)
+    plain = lora.wrap(SPEC, descend, multipliers=factors, seed=0)
     tree, state = params(), optimizer.init(params())
     noise = gradients(5, state.adapters)  # b is not 0, or a would have no gradient
     state = state._replace(adapters=jax.tree.map(jnp.add, state.adapters, noise), inner=())
@@ -157,7 +159,7 @@ def test_adapters_have_the_gradient_of_what_they_add_to_the_loss(optimizer):
 
     want = slopes_of(state.adapters)
     slopes = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: jnp.cos(merged.get(adapters._name(path), leaf)), tree["backbone"]
+        lambda path, leaf: jnp.cos(merged.get(lora._name(path), leaf)), tree["backbone"]
     )
     update = jax.jit(plain.update)
     _, after = update({**tree, "backbone": slopes}, state, tree, now=NOW)
@@ -181,7 +183,7 @@ def test_targets_and_norms_are_chosen():
     after, state = train(jitted(build(spec)), before)
     assert set(state.adapters) == {"blocks-attn-qkv-kernel"}
     moved = {
-        adapters._name(path)
+        lora._name(path)
         for (path, old), new in zip(
             jax.tree_util.tree_leaves_with_path(before["backbone"]),
             jax.tree.leaves(after["backbone"]),
@@ -222,7 +224,7 @@ def test_a_backbone_without_blocks_is_refused():
     convnext = {"backbone": {"stages_0": {"pwconv1": {"kernel": np.ones((4, 4))}}}}
     factors = optim.multipliers(convnext, depth=0, layer_decay=1.0, patch_embed_lr=1.0)
     with pytest.raises(ValueError, match=r"adapter.rank=2, but no kernel .* set adapter.rank=0"):
-        adapters.wrap(SPEC, lambda factors: None, multipliers=factors, seed=0)
+        lora.wrap(SPEC, lambda factors: None, multipliers=factors, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +273,7 @@ def test_the_step_moves_kernels_and_heads_alone_and_checkpoints_hold_adapters(tm
     merged = merge(state.opt_state.base, state.opt_state.adapters, spec=OF_THE_STEP)
     small.assert_close(kernels_of(state.student["backbone"], OF_THE_STEP), merged, 1e-6)
     moved = {
-        adapters._name(path)
+        lora._name(path)
         for (path, old), student, ema in zip(
             jax.tree_util.tree_leaves_with_path(before["backbone"]),
             jax.tree.leaves(state.student["backbone"]),

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinojax import mesh
-from dinojax.models import attention as module
-from dinojax.models.attention import attention, choose, find_fault
+from dinojax.ops import attention as module
+from dinojax.ops.attention import attention, choose, find_fault
+from dinojax.sharding import mesh
 
 
 def arrays(shape, count=4, seed=0):

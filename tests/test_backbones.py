@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinojax import mesh, program
 from dinojax.models import zoo
 from dinojax.models.convnext import ConvNext
 from dinojax.models.vit import Vit
+from dinojax.sharding import mesh
+from dinojax.train import program
 from tests import small
 
 DINOV2 = ("model.name=dinov2_vits", "rope.rescale=None")

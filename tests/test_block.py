@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import print_saved_residuals
 
-from dinojax import mesh
 from dinojax.models.block import REMAT, Block, VitSpec, block_axes, with_block
+from dinojax.sharding import mesh
 
 
 def test_the_backward_pass_keeps_no_gathered_weight(capsys):

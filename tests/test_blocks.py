@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from benchmarks import logits_memory
-from dinojax import mesh
-from dinojax.losses import blocks, scores
+from dinojax.losses import blockwise, blockwise_logits
 from dinojax.losses.dino import dino_loss, pair_mean
 from dinojax.losses.ibot import ibot_loss, weighted_mean
 from dinojax.losses.sinkhorn import sinkhorn, softmax_targets, update_center
+from dinojax.sharding import mesh
 from tests import small
 
 B, S, T, Z, K = 16, 3, 2, 8, 512
@@ -72,10 +72,10 @@ def in_blocks(rows, kernel, others, *, centering):
     """The same as factors; others: rows and kernel of the teacher, weights."""
     teacher, teacher_kernel, weights, center_K = others
     if centering == "sinkhorn":
-        targets = blocks.sinkhorn_factors(teacher, teacher_kernel, TEACHER)
+        targets = blockwise.sinkhorn_factors(teacher, teacher_kernel, TEACHER)
     else:
-        targets = blocks.softmax_factors(teacher, teacher_kernel, TEACHER, center_K=center_K)
-    loss_BST, entropy_BS = blocks.cross_entropy(rows, kernel, targets, STUDENT)
+        targets = blockwise.softmax_factors(teacher, teacher_kernel, TEACHER, center_K=center_K)
+    loss_BST, entropy_BS = blockwise.cross_entropy(rows, kernel, targets, STUDENT)
     dino = pair_mean(loss_BST[:, :T], skip_same_crop=True)
     ibot = weighted_mean(loss_BST[:, 2, 0], weights, num_crops=B)
     return dino + ibot, (targets, entropy_BS)
@@ -86,7 +86,7 @@ def in_blocks(rows, kernel, others, *, centering):
 def test_blocks_equal_the_definitions_wherever_prototypes_are(
     place, centering, numbers, monkeypatch
 ):
-    monkeypatch.setattr(scores, "BLOCK_BYTES", 1)  # blocks as small as they get
+    monkeypatch.setattr(blockwise_logits, "BLOCK_BYTES", 1)  # blocks as small as they get
     with jax.enable_x64(True):
         both = jnp.asarray(numbers["student"]), jnp.asarray(numbers["kernel"])
         (want, targets), grads = jax.value_and_grad(
@@ -103,7 +103,7 @@ def test_blocks_equal_the_definitions_wherever_prototypes_are(
 
     made = PLACES[place]
     layout = mesh.make("dp", 1) if made is None else mesh.make(made[0], **made[1])
-    assert scores.num_blocks(B * T, K, 1) == 4
+    assert blockwise_logits.num_blocks(B * T, K, 1) == 4
     with mesh.use(layout):
         kernel = jax.device_put(kernel, layout.sharding(None, "prototype"))
         found = jax.device_get(jax.jit(value_and_grad)(rows, kernel, others))
@@ -136,12 +136,12 @@ def test_losses_take_at_most_three_tenths_of_the_memory_of_the_definitions():
 
 
 def test_blocks_of_extreme_scores_are_finite(monkeypatch):
-    monkeypatch.setattr(scores, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(blockwise_logits, "BLOCK_BYTES", 1)
     rows, kernel = 1e3 * unit(B, T, Z, seed=0), unit(Z, K, seed=1)
     rows, kernel = (jnp.asarray(x, jnp.float32) for x in (rows, kernel))
-    targets = blocks.sinkhorn_factors(rows, kernel, 0.04)
+    targets = blockwise.sinkhorn_factors(rows, kernel, 0.04)
     np.testing.assert_allclose(small.dense(*targets).sum(-1), 1.0, rtol=1e-3)
-    loss = lambda *x: jnp.mean(blocks.cross_entropy(*x, targets, 0.1)[0])  # noqa: E731
+    loss = lambda *x: jnp.mean(blockwise.cross_entropy(*x, targets, 0.1)[0])  # noqa: E731
     for x in jax.tree.leaves(jax.value_and_grad(loss, (0, 1))(rows, kernel)):
         assert np.all(np.isfinite(x))
 
@@ -150,8 +150,8 @@ def test_targets_have_no_gradient_and_losses_widen_bfloat16():
     rows, kernel = (jnp.asarray(unit(*s, seed=0), jnp.bfloat16) for s in ((B, T, Z), (Z, K)))
 
     def loss(rows, kernel):
-        targets = blocks.sinkhorn_factors(rows, kernel, 0.07)
-        value, _ = blocks.cross_entropy(
+        targets = blockwise.sinkhorn_factors(rows, kernel, 0.07)
+        value, _ = blockwise.cross_entropy(
             jax.lax.stop_gradient(rows), jax.lax.stop_gradient(kernel), targets, 0.1
         )
         assert value.dtype == jnp.float32
@@ -163,7 +163,7 @@ def test_targets_have_no_gradient_and_losses_widen_bfloat16():
 def test_the_mean_logit_moves_the_center_as_the_definition_does(numbers):
     rows, kernel = (numbers[name].astype(np.float32) for name in ("teacher", "teacher_kernel"))
     want = update_center(jnp.zeros(K), jnp.asarray(rows @ kernel), 0.0)
-    got = blocks.mean_logits(jnp.asarray(rows), jnp.asarray(kernel))
+    got = blockwise.mean_logits(jnp.asarray(rows), jnp.asarray(kernel))
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
@@ -178,21 +178,21 @@ def test_the_mean_logit_moves_the_center_as_the_definition_does(numbers):
     ],
 )
 def test_the_number_of_blocks(rows, columns, want):
-    assert scores.num_blocks(rows, columns) == want
+    assert blockwise_logits.num_blocks(rows, columns) == want
 
 
 def test_sinkhorn_without_iterations_is_an_error():
     with pytest.raises(ValueError, match="sinkhorn_iterations=0"):
-        blocks.sinkhorn_factors(jnp.ones((2, 1, 3)), jnp.ones((3, 4)), 0.1, num_iterations=0)
+        blockwise.sinkhorn_factors(jnp.ones((2, 1, 3)), jnp.ones((3, 4)), 0.1, num_iterations=0)
 
 
 def test_no_rows_have_no_loss():
     """With masks.rate=0 nothing is masked."""
     rows, kernel = jnp.ones((0, 1, Z)), jnp.ones((Z, K))
-    targets = blocks.sinkhorn_factors(rows, kernel, TEACHER)
+    targets = blockwise.sinkhorn_factors(rows, kernel, TEACHER)
 
     def loss(kernel):
-        return jnp.sum(blocks.cross_entropy(rows, kernel, targets, STUDENT)[0])
+        return jnp.sum(blockwise.cross_entropy(rows, kernel, targets, STUDENT)[0])
 
     value, grad = jax.value_and_grad(loss)(kernel)
     assert value == 0 and not np.any(grad)

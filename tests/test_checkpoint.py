@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinojax import checksum, mesh
-from dinojax.checkpoint import FORMAT_VERSION, Checkpoints, Damaged
-from dinojax.interrupt import StorageError
-from dinojax.state import State
+from dinojax.checkpoint import checksum
+from dinojax.checkpoint.manager import FORMAT_VERSION, Checkpoints, Damaged
+from dinojax.distributed.interrupt import StorageError
+from dinojax.sharding import mesh
+from dinojax.train.state import State
 from tests import small
 
 

@@ -4,8 +4,10 @@ import json
 
 import pytest
 
-from dinojax import cli, cli_plan, compilers
+from dinojax.cli import main
+from dinojax.cli import plan as cli_plan
 from dinojax.config import ConfigError
+from dinojax.plan import partitioner_log
 from tests.test_plan_report import FOUND
 
 
@@ -28,7 +30,7 @@ def planned(monkeypatch, answer):
 def test_every_strategy_is_planned(monkeypatch, capsys):
     asked = planned(monkeypatch, lambda overrides: {"strategy": overrides[-1].split("=")[1]})
     argv = ["plan", "--config", "tiny", "--target", "v5p:2x2x2", "--strategy", "all", "--json"]
-    assert cli.main(argv) == 0
+    assert main.main(argv) == 0
     assert [plan["strategy"] for plan in json.loads(capsys.readouterr().out)] == [
         *("dp", "fsdp", "hsdp", "fsdp_tp")
     ]
@@ -38,7 +40,7 @@ def test_every_strategy_is_planned(monkeypatch, capsys):
 def test_every_size_of_every_stage_is_planned(monkeypatch, capsys):
     planned(monkeypatch, lambda overrides: {})
     argv = ["plan", "--config", "vit7b16", "--target", "v5p:2x2x2", "--stage", "all", "--json"]
-    assert cli.main(argv) == 0
+    assert main.main(argv) == 0
     plans = json.loads(capsys.readouterr().out)
     sizes = [("pretrain", 0), ("gram", 0), *(("highres", size) for size in range(5))]
     assert [(plan["stage"], plan["size"]) for plan in plans] == sizes
@@ -59,7 +61,7 @@ PLACES = ["distill.place=turn", "distill.place=apart"]
 def test_students_are_planned_together_wherever_they_may_lie(options, places, names, monkeypatch):
     asked = planned(monkeypatch, lambda overrides: {})
     argv = ["plan", "--config", "distill_tiny", "--target", "v5p:2x2x2", *options]
-    assert cli.main(argv) == 0
+    assert main.main(argv) == 0
     assert [one[-1 - len(names) :] for one in asked] == [[place, *names] for place in places]
 
 
@@ -72,7 +74,7 @@ def test_students_are_planned_together_wherever_they_may_lie(options, places, na
     ],
 )
 def test_of_students_one_that_is_there_is_wanted(options, message, capsys):
-    assert cli.main([*options, "--config", "distill_tiny"]) == cli.REFUSED
+    assert main.main([*options, "--config", "distill_tiny"]) == main.REFUSED
     assert message in capsys.readouterr().err
 
 
@@ -81,13 +83,13 @@ def test_of_students_one_that_is_there_is_wanted(options, message, capsys):
     [("--student", "narrow"), ("--target", "cpu:8"), ("--price", "0")],
 )
 def test_words_take_no_option_that_they_would_not_read(flag, value, capsys):
-    assert cli.main(["plan", "--words", "distill_tiny", flag, value]) == cli.REFUSED
+    assert main.main(["plan", "--words", "distill_tiny", flag, value]) == main.REFUSED
     assert f"{flag} goes with --config" in capsys.readouterr().err
 
 
 def test_a_recipe_without_students_has_none_to_plan(capsys):
     argv = ["plan", "--config", "tiny", "--target", "cpu:2", "--student", "narrow"]
-    assert cli.main(argv) == cli.REFUSED
+    assert main.main(argv) == main.REFUSED
     assert "--student narrow: tiny has no STUDENTS" in capsys.readouterr().err
 
 
@@ -96,7 +98,7 @@ def test_what_can_lie_nowhere_is_refused(monkeypatch, capsys):
         raise ConfigError("distill.teacher is empty")
 
     planned(monkeypatch, answer)
-    assert cli.main(["plan", "--config", "distill_tiny", "--target", "cpu:2"]) == cli.REFUSED
+    assert main.main(["plan", "--config", "distill_tiny", "--target", "cpu:2"]) == main.REFUSED
     assert "distill.teacher is empty" in capsys.readouterr().err
 
 
@@ -106,7 +108,7 @@ def test_what_several_strategies_refuse_is_told_whole_and_in_a_row(monkeypatch, 
 
     planned(monkeypatch, answer)
     argv = ["plan", "--config", "tiny", "--target", "cpu:2", "--strategy", "all"]
-    assert cli.main(argv) == 0
+    assert main.main(argv) == 0
     told = capsys.readouterr().out
     assert told.count("refused: cannot shard:\n  axis 1") == 4
     assert told.count("| refused: cannot shard: |") == 4
@@ -115,7 +117,7 @@ def test_what_several_strategies_refuse_is_told_whole_and_in_a_row(monkeypatch, 
 def test_when_it_does_not_fit_the_first_changes_that_do_are_told(monkeypatch, capsys):
     asked = planned(monkeypatch, lambda overrides: {"fits": "model.remat=full" in overrides})
     given = ["--set", "model.remat=dots", "--strategy", "dp"]
-    assert cli.main(["plan", "--config", "tiny", "--target", "v5p:2x2x2", *given]) == 0
+    assert main.main(["plan", "--config", "tiny", "--target", "v5p:2x2x2", *given]) == 0
     assert ["model.remat=full", "mesh.strategy=dp"] in asked, "each key once"
     told = capsys.readouterr().out
     assert told.count("fits with") == 3
@@ -134,18 +136,20 @@ def test_when_it_does_not_fit_the_first_changes_that_do_are_told(monkeypatch, ca
     ],
 )
 def test_what_cannot_be_planned_is_refused_before_compiling(options, message, capsys):
-    assert cli.main(["plan", "--config", "tiny", *options]) == cli.REFUSED
+    assert main.main(["plan", "--config", "tiny", *options]) == main.REFUSED
     assert message in capsys.readouterr().err
 
 
 def test_what_becomes_whole_on_every_device_is_told_by_operation_array_and_parts():
     """From the log of a real compiler, in a process of its own."""
     _, log = cli_plan._process("tests.replicating", "cpu:8", {})
-    found = compilers.replicated(log)
+    found = partitioner_log.replicated(log)
     assert found[0].startswith("jit(move)/layer/")
     assert found[0].endswith(": f32[8,16,4], from 2 x 1 x 4 parts to 1 x 8 x 1 parts")
     other = "W1 x.cc:1] [SPMD] Involuntary full rematerialization. In other words."
-    assert compilers.replicated(f"{other}\n{other}\nanything else") == [other.split("[SPMD] ")[1]]
+    assert partitioner_log.replicated(f"{other}\n{other}\nanything else") == [
+        other.split("[SPMD] ")[1]
+    ]
 
 
 @pytest.mark.parametrize("lines", [[], ["jit(step)/dot: f32[8], from 8 parts to 1 parts"]])
@@ -157,27 +161,27 @@ def test_a_report_and_a_plan_tell_what_the_compiler_makes_whole(lines, monkeypat
     report = ["shard", "report", "--config", "tiny", "--devices", "8"]
     plan = ["plan", "--config", "tiny", "--target", "cpu:8"]
     for argv in ([*report, "--compile"], plan):
-        assert cli.main(argv) == 0
+        assert main.main(argv) == 0
         told = capsys.readouterr().out
         assert ("makes nothing else whole" in told) == (not lines)
         assert all(f"! {line}" in told for line in lines)
-    assert cli.main([*report, "--compile", "--json"]) == 0
+    assert main.main([*report, "--compile", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"parameters": rows, "replicated": lines}
-    assert cli.main([*report, "--json"]) == 0
+    assert main.main([*report, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == rows
 
 
 @pytest.mark.slow
 def test_a_process_says_where_parameters_live_and_what_cannot_be_sharded(capsys):
     sharded = ["shard", "report", "--config", "tiny", "--set", "mesh.strategy=fsdp", "--devices"]
-    assert cli.main([*sharded, "8", "--json"]) == 0
+    assert main.main([*sharded, "8", "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     kernel = rows["dino_head/prototypes/kernel"]
     assert kernel["sharded"] == {"prototype": "fsdp=8"}
     assert kernel["device_bytes"] * 8 == kernel["bytes"] == 64 * 512 * 4
     family = ["shard", "report", "--config", "distill_tiny", "--student", "narrow", "--json"]
-    assert cli.main([*family, "--set", "distill.teacher=smoke:tiny"]) == 0
+    assert main.main([*family, "--set", "distill.teacher=smoke:tiny"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert rows["backbone/patch_embed/kernel"]["shape"][-1] == 48, "of the narrow one"
-    assert cli.main([*sharded, "7"]) == cli.REFUSED
+    assert main.main([*sharded, "7"]) == main.REFUSED
     assert "Cannot shard with mesh.strategy=fsdp" in capsys.readouterr().err

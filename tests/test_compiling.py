@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dinojax import compiling
+from dinojax.monitor import compilation
 
 
 @pytest.fixture
@@ -12,31 +12,31 @@ def unset(monkeypatch, tmp_path):
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv(compiling.VARIABLE, raising=False)
+    monkeypatch.delenv(compilation.VARIABLE, raising=False)
     yield tmp_path
     jax.config.update("jax_compilation_cache_dir", before)
 
 
 def test_programs_are_kept_unless_told_otherwise(unset, monkeypatch):
-    folder = compiling.keep_programs()
+    folder = compilation.keep_programs()
     assert folder is not None and unset in folder.parents and folder.is_dir()
     assert jax.config.jax_compilation_cache_dir == str(folder)
-    monkeypatch.setenv(compiling.VARIABLE, "off")
-    assert compiling.keep_programs() == folder, "what is set stays"
+    monkeypatch.setenv(compilation.VARIABLE, "off")
+    assert compilation.keep_programs() == folder, "what is set stays"
 
 
 def test_programs_can_be_kept_elsewhere_or_not_at_all(unset, monkeypatch):
-    monkeypatch.setenv(compiling.VARIABLE, "off")
-    assert compiling.keep_programs() is None
+    monkeypatch.setenv(compilation.VARIABLE, "off")
+    assert compilation.keep_programs() is None
     assert jax.config.jax_compilation_cache_dir is None
-    monkeypatch.setenv(compiling.VARIABLE, str(unset / "mine"))
-    assert compiling.keep_programs() == unset / "mine"
+    monkeypatch.setenv(compilation.VARIABLE, str(unset / "mine"))
+    assert compilation.keep_programs() == unset / "mine"
 
 
 def test_a_folder_that_cannot_be_made_is_told_and_harms_nothing(unset, monkeypatch, caplog):
     (unset / "file").write_text("")
-    monkeypatch.setenv(compiling.VARIABLE, str(unset / "file" / "below"))
-    assert compiling.keep_programs() is None
+    monkeypatch.setenv(compilation.VARIABLE, str(unset / "file" / "below"))
+    assert compilation.keep_programs() is None
     assert "not kept" in caplog.text
 
 
@@ -45,7 +45,7 @@ def test_a_step_that_compiles_anew_is_told_with_the_argument(caplog):
     def step_of_a_test(pixels):
         return pixels * 2
 
-    with compiling.Compiles() as compiles:
+    with compilation.Compiles() as compiles:
         for number in range(1, 5):
             step_of_a_test(jnp.ones(3))
             compiles.step_ended(number)
@@ -64,17 +64,17 @@ def test_a_step_that_compiles_anew_is_told_with_the_argument(caplog):
 
 
 def test_a_benchmark_that_compiles_is_an_error():
-    with compiling.Compiles() as compiles:
+    with compilation.Compiles() as compiles:
         jax.jit(lambda x: x + 43)(jnp.ones(6))
     with pytest.raises(RuntimeError, match="the timed step compiled .*lambda"):
         compiles.refuse("the timed step")
-    with compiling.Compiles() as compiles:
+    with compilation.Compiles() as compiles:
         pass
     compiles.refuse("the timed step")
 
 
 def test_after_it_has_ended_nothing_is_counted():
-    with compiling.Compiles() as compiles:
+    with compilation.Compiles() as compiles:
         pass
     jax.jit(lambda x: x + 41)(jnp.ones(5))
     assert compiles.seconds() == 0.0

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from configs import base
-from dinojax import config, recipe, rules
+from dinojax import config
+from dinojax.config import recipe, rules
 
 ROOT = Path(__file__).parent.parent
 KEYS = recipe.flat(base.get_config())

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 import dinojax
-from dinojax import cli, convert, program
 from dinojax import config as configs
-from dinojax.checkpoint import Checkpoints
+from dinojax.checkpoint.manager import Checkpoints
+from dinojax.cli import main
 from dinojax.models.vit import Vit
+from dinojax.train import program
+from dinojax.weights import run as convert
 from dinojax.weights.export import export
 from dinojax.weights.inflate import inflate
 from dinojax.weights.load import load
@@ -40,8 +42,8 @@ def convert_state(config, rng):
     """A state of random numbers in the shapes of the config."""
     import jax
 
-    from dinojax import mesh
-    from dinojax.state import abstract
+    from dinojax.sharding import mesh
+    from dinojax.train.state import abstract
 
     layout = mesh.make("dp", 1)
     objective = program.build_objective(config, images_per_step=config.batch_size)
@@ -96,18 +98,18 @@ def test_an_earlier_stage_of_a_run_is_exported(run, tmp_path, capsys):
     later = config.replaced({"stage": "later"})
     configs.save(later, tmp_path / "run/config.json", stages=names)
     words = ["export", "--run", str(tmp_path / "run"), "--format", "hf", "--no-certificate"]
-    assert cli.main([*words, "--out", str(tmp_path / "none")]) == cli.REFUSED
+    assert main.main([*words, "--out", str(tmp_path / "none")]) == main.REFUSED
     assert "has no checkpoint" in capsys.readouterr().err
     out = tmp_path / "out"
-    assert cli.main([*words, "--stage", config.stage, "--out", str(out)]) == cli.FINISHED
+    assert main.main([*words, "--stage", config.stage, "--out", str(out)]) == main.FINISHED
     found = open_tensors(out / "model.safetensors")["embeddings.cls_token"].read()[0, 0]
     np.testing.assert_array_equal(found, state.ema["backbone"]["cls_token"])
     assert json.loads((out / "provenance.json").read_text())["stage"] == config.stage
     capsys.readouterr()
-    assert cli.main([*words, "--stage", "x", "--out", str(tmp_path / "x")]) == cli.REFUSED
+    assert main.main([*words, "--stage", "x", "--out", str(tmp_path / "x")]) == main.REFUSED
     assert f"has no stage x; it has {config.stage}, later" in capsys.readouterr().err
     file = ["export", "--weights", str(out), "--format", "meta", "--stage", "x", "--out", "y"]
-    assert cli.main(file) == cli.REFUSED
+    assert main.main(file) == main.REFUSED
     assert "choose a checkpoint of a --run" in capsys.readouterr().err
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from dinojax import mesh
 from dinojax.models import zoo
 from dinojax.models.convnext import Block, ConvNext, ConvNextSpec, make_draws
 from dinojax.models.layers import Named
+from dinojax.sharding import mesh
 from dinojax.weights import meta
 from tests.test_vit import crops, wave
 

@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinojax import convert, keys, measure, start
-from dinojax import train as training
 from dinojax.augment.views import Views, reduced
 from dinojax.config import ConfigError
 from dinojax.data import tiles
+from dinojax.eval import checkpoints
 from dinojax.losses.ibot import masked_patches
-from dinojax.metrics import read_metrics
 from dinojax.models.convnext import ConvNextSpec
-from dinojax.objective import Inputs
+from dinojax.ops import rng
+from dinojax.runs.scalars import read_metrics
+from dinojax.train import initialize
+from dinojax.train import loop as training
+from dinojax.train.batch_types import Inputs
+from dinojax.weights import run as convert
 from dinojax.weights.export import export
 from tests import small
 from tests.networks_small import RELEASED, random_network
@@ -43,7 +46,7 @@ def at(request):
     built = small.convnext("mesh.devices=1", "batch_size=4", "model.drop_path=0.0", *request.param)
     reduction = built.step.view_spec.reduction
     objective = built.step.objective
-    draws = [keys.group_keys(jax.random.key(0), name, B // V) for name in ("drop", "rope")]
+    draws = [rng.group_keys(jax.random.key(0), name, B // V) for name in ("drop", "rope")]
 
     def patches(student, teacher, views):
         inputs = Inputs(views, *draws)
@@ -225,7 +228,7 @@ def test_a_convnext_is_distilled_measured_and_exported(teacher, tmp_path, monkey
     assert {"knn/both", "dense/mosaic", "locality", "ibot", "probe/drift"} <= seen
     with Image.open(run / "pictures/crops.png") as sheet:  # two global, a local, two of the teacher
         assert sheet.size[0] == 2 * 64 + 32 + 2 * 32 + 6 * 4
-    measure.evaluate_knn(run, (), None)
+    checkpoints.evaluate_knn(run, (), None)
     assert "step 2, 64 images in the bank" in capsys.readouterr().out
     images = np.random.default_rng(0).normal(size=(2, 64, 96, 1)).astype(np.float32)
     ema = convert.load(run)
@@ -247,7 +250,7 @@ def test_a_convnext_starts_from_weights_of_its_own_shape_only(teacher, tmp_path)
 
     def check(name):
         config = small.config(*given, f"start.source={tmp_path / name}")
-        start.check(config, tmp_path / "run", began=False)
+        initialize.check(config, tmp_path / "run", began=False)
 
     check("same")
     with pytest.raises(ConfigError, match=r"depths: \(1, 2, 1, 1\) there, \(1, 1, 1, 1\) here"):

@@ -8,15 +8,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dinojax import boundaries, chooser, crews, hosts, replay
-from dinojax.autopsy import Autopsy, NonFiniteError
-from dinojax.ending import Ending
-from dinojax.hosts import Team
-from dinojax.interrupt import Alarm, Asked, Interrupt, Interrupted
-from dinojax.launcher import Place
-from dinojax.line import HostError
-from dinojax.pupil import Pupil, StudentFailed
-from dinojax.watchdog import Watchdog
+from dinojax.distill import placement_search
+from dinojax.distill.shutdown import Ending
+from dinojax.distributed import process_group, subgroup
+from dinojax.distributed.channel import HostError
+from dinojax.distributed.cluster import Place
+from dinojax.distributed.interrupt import Alarm, Asked, Interrupt, Interrupted
+from dinojax.distributed.process_group import Team
+from dinojax.monitor.autopsy import Autopsy, NonFiniteError
+from dinojax.monitor.watchdog import Watchdog
+from dinojax.train import periodic, replay
+from dinojax.train.trainer import Pupil, StudentFailed
 from tests import several
 
 COUNT = 3
@@ -33,7 +35,7 @@ def teams():
 
     def act(function):
         def of(team):
-            with hosts.acting(team):
+            with process_group.acting(team):
                 return function(team)
 
         return together(of, found)
@@ -48,8 +50,8 @@ def teams():
 
 def test_a_crew_settles_what_is_its_own_while_others_do_something_else(teams):
     def work(team):
-        crew, found = crews.of(team, (1, 2)), []
-        assert crews.of(team, (1, 2)) is crew and crews.of(team, (0, 1, 2)) is team
+        crew, found = subgroup.of(team, (1, 2)), []
+        assert subgroup.of(team, (1, 2)) is crew and subgroup.of(team, (0, 1, 2)) is team
         for number in range(3 * crew.has_me):
             found.append(crew.settle("number", 10 * number + team.index, sum))
         name = crew.settle("main", f"process {team.index}") if crew.has_me else None
@@ -64,8 +66,8 @@ def test_a_crew_settles_what_is_its_own_while_others_do_something_else(teams):
 
 def test_a_crew_of_one_process_asks_nobody(teams):
     def work(team):
-        with hosts.acting(crews.of(team, (team.index,))):
-            alone = hosts.current()
+        with process_group.acting(subgroup.of(team, (team.index,))):
+            alone = process_group.current()
             assert alone.is_main and alone.index == team.index and alone.count == 1
             return alone.settle("me", team.index), alone.settle("sum", 5, sum)
 
@@ -75,7 +77,7 @@ def test_a_crew_of_one_process_asks_nobody(teams):
 def test_who_of_a_crew_does_not_come_is_named(teams):
     def work(team):
         try:
-            return team.index or crews.of(team, (0, 2)).settle("step", seconds=0.2)
+            return team.index or subgroup.of(team, (0, 2)).settle("step", seconds=0.2)
         except HostError as error:
             return str(error)
 
@@ -108,7 +110,7 @@ def ended(teams, members, error, where):
     """What ends every process when a student of `members` meets an error `where`; its students."""
 
     def work(team):
-        own, other = Student("one", crews.of(team, members)), Student("two", team)
+        own, other = Student("one", subgroup.of(team, members)), Student("two", team)
         pupils = [own, other] if own.run.team.has_me else [other]
         ending = Ending(Watchdog(lambda why: None, factor=None, seconds=1, minutes=1), minutes=1)
         with Interrupt(team=team) as interrupt:
@@ -146,7 +148,7 @@ def test_a_student_who_cannot_go_on_waits_for_the_others_to_be_saved(teams, erro
 
 def test_an_error_that_others_of_the_student_cannot_know_of_is_raised_at_once(teams):
     def work(team):
-        student = Student("one", crews.of(team, (0, 2)))
+        student = Student("one", subgroup.of(team, (0, 2)))
         ending = Ending(Watchdog(lambda why: None, factor=None, seconds=1, minutes=1), minutes=1)
         with pytest.raises(StudentFailed, match="student one failed: out of memory") as raised:
             with ending.naming(student):
@@ -165,7 +167,7 @@ def test_an_error_of_a_student_of_one_process_stops_all_with_its_name(teams):
 
 def test_a_student_that_cannot_be_saved_ends_with_its_name_and_the_others_are_saved(teams):
     def work(team):
-        full, other = Student("one", crews.of(team, (1,))), Student("two", team)
+        full, other = Student("one", subgroup.of(team, (1,))), Student("two", team)
         full.save = lambda position: (_ for _ in ()).throw(OSError("disk full"))
         pupils = [full, other] if full.run.team.has_me else [other]
         ending = Ending(Watchdog(lambda why: None, factor=None, seconds=1, minutes=1), minutes=1)
@@ -181,13 +183,13 @@ def test_an_evaluation_of_a_crew_is_put_off_when_a_stop_is_asked_for(teams, monk
             if batch == 2 and run.team.is_main:
                 run.team.ask("stop", "SIGTERM")
 
-    monkeypatch.setattr(boundaries, "look", look)
-    monkeypatch.setattr(boundaries, "is_due", lambda run, number, done: number not in done)
+    monkeypatch.setattr(periodic, "look", look)
+    monkeypatch.setattr(periodic, "is_due", lambda run, number, done: number not in done)
 
     def work(team):
         pupil = object.__new__(Pupil)
         pupil.name, pupil.number, pupil.state, pupil._done, pupil._pending = "one", 4, None, {0}, []
-        pupil.run = SimpleNamespace(team=crews.of(team, (0, 1)), matmul="highest", seen=[])
+        pupil.run = SimpleNamespace(team=subgroup.of(team, (0, 1)), matmul="highest", seen=[])
         pupil.run.hang = {"minutes": 1}
         pupil.layout = pupil._metrics = None
         pupil._watchdog = Watchdog(lambda why: None, factor=None, seconds=1, minutes=1)
@@ -196,7 +198,9 @@ def test_an_evaluation_of_a_crew_is_put_off_when_a_stop_is_asked_for(teams, monk
             pupil.evaluate()
         return pupil.run.seen, pupil._done
 
-    monkeypatch.setattr("dinojax.mesh.use", lambda layout: hosts.contextlib.nullcontext())
+    monkeypatch.setattr(
+        "dinojax.sharding.mesh.use", lambda layout: process_group.contextlib.nullcontext()
+    )
     one, two, three = teams(work)
     assert one == two and 3 <= len(one[0]) < 1000 and one[1] == {0}
     assert three == ([], {0})
@@ -214,7 +218,7 @@ def test_the_images_of_a_bad_step_are_written_once_by_the_first_of_the_students_
 
     def work(team):
         autopsy = Autopsy(tmp_path, seed=0)
-        with hosts.acting(crew := crews.of(team, (1, 2))):
+        with process_group.acting(crew := subgroup.of(team, (1, 2))):
             if crew.has_me:
                 autopsy.keep(7, batch)
                 autopsy.check(7, {"bad_steps": 1, "total": np.nan, "ibot": np.nan}, {"lr": 0.1})
@@ -230,4 +234,4 @@ def test_the_images_of_a_bad_step_are_written_once_by_the_first_of_the_students_
 def test_a_step_is_as_long_as_for_the_process_that_came_last():
     """The first one to come has waited for it, in the same collective."""
     rows = [{"one": 3.0, "two": 9.0}, {"two": 4.0}, {}]
-    assert chooser.shortest(rows) == {"one": 3.0, "two": 4.0}
+    assert placement_search.shortest(rows) == {"one": 3.0, "two": 4.0}

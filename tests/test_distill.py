@@ -9,29 +9,26 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from dinojax import (
-    chooser,
-    cli,
-    convert,
-    distill,
-    family,
-    inspect_checkpoint,
-    mesh,
-    program,
-    shares,
-    train,
-)
 from dinojax import config as configs
-from dinojax.checkpoint import COMMITTED
+from dinojax.checkpoint import inspect
+from dinojax.checkpoint.manager import COMMITTED
+from dinojax.cli import main as cli
 from dinojax.config import ConfigError
 from dinojax.data import tiles
-from dinojax.interrupt import LOST
-from dinojax.metrics import read_metrics
+from dinojax.distill import loop as distill_loop
+from dinojax.distill import placement as placements
+from dinojax.distill import placement_search, shares
+from dinojax.distill.students import check_shared
+from dinojax.distributed.interrupt import LOST
 from dinojax.models.vit import Vit
-from dinojax.plan.count import count_flops
-from dinojax.pupil import Pupil, StudentFailed
-from dinojax.teacher import open_teacher
-from dinojax.teaching import School
+from dinojax.ops.flops import count_flops
+from dinojax.runs.scalars import read_metrics
+from dinojax.sharding import mesh
+from dinojax.train import loop, program
+from dinojax.train.teacher import open_teacher
+from dinojax.train.teacher_forward import School
+from dinojax.train.trainer import Pupil, StudentFailed
+from dinojax.weights import run as convert
 from tests import several, small
 from tests.test_recipes import FAMILIES, READ_BY_THE_RUN
 
@@ -85,7 +82,7 @@ def quick(tmp_path_factory):
         jax.config.update(name, value)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiles, "SPLITS", dict.fromkeys(tiles.SPLITS, 64))
-        patch.setattr(train.finish, "finish", lambda *args, **options: None)
+        patch.setattr(loop.finish, "finish", lambda *args, **options: None)
         yield
     for name, value in before.items():
         jax.config.update(name, value)
@@ -163,10 +160,10 @@ REFUSALS = {
 def test_students_who_cannot_learn_together_are_refused_before_compiling(
     keys, recipe, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(distill, "School", None)
-    monkeypatch.setattr(family, "costs", lambda *args: {"one": 1.0, "two": 2.1})
+    monkeypatch.setattr(distill_loop, "School", None)
+    monkeypatch.setattr(placements, "costs", lambda *args: {"one": 1.0, "two": 2.1})
     with pytest.raises(ValueError) as refused:
-        distill.distill(load(recipe, *keys.split(" ")), tmp_path / "run")
+        distill_loop.distill(load(recipe, *keys.split(" ")), tmp_path / "run")
     assert REFUSALS[keys] in str(refused.value)
 
 
@@ -174,7 +171,7 @@ def test_images_are_read_once_for_all_students(recipe):
     """Only the first student's config opens them, and is asked what nothing has read."""
     found = load(recipe, "data.source=folder", "data.path=/images", "mesh.devices=1")
     one, two = (configs[0] for configs in found.values())
-    family.check({"one": one, "two": two})
+    check_shared({"one": one, "two": two})
     shared = {"data.path", "mesh.devices"}
     assert not shared & set(two.unread()) and shared <= set(one.unread())
 
@@ -183,14 +180,14 @@ def test_a_directory_of_something_else_is_left_alone(recipe, tmp_path):
     (tmp_path / "lock").touch()
     (tmp_path / "photo.png").touch()
     with pytest.raises(ConfigError, match="is not empty and holds no family.json"):
-        distill.distill(load(recipe), tmp_path)
+        distill_loop.distill(load(recipe), tmp_path)
 
 
 def test_who_joins_and_who_leaves_is_said(tmp_path, caplog):
-    family.Notes(tmp_path, ["one", "two"]).tell()
+    placements.Notes(tmp_path, ["one", "two"]).tell()
     assert not caplog.messages
     with caplog.at_level("INFO", logger="dinojax"):
-        family.Notes(tmp_path, ["two", "three"]).tell()
+        placements.Notes(tmp_path, ["two", "three"]).tell()
     assert "student three is new" in caplog.text and "student one does not learn now" in caplog.text
 
 
@@ -217,7 +214,9 @@ def test_the_boxes_that_unequal_shares_copy_to_every_device_are_told(recipe):
             recipe, "data.box_size=1024", f"one:distill.share={one}", f"two:distill.share={two}"
         )
         students = {name: config for name, (config,) in found.items()}
-        told.append(family.placed(students, family.APART, dict.fromkeys(students, 1.0)).told())
+        told.append(
+            placements.placed(students, placements.APART, dict.fromkeys(students, 1.0)).told()
+        )
     assert "every device gets all boxes of a step, 48 MiB" in told[0]
     assert "boxes" not in told[1]
 
@@ -226,7 +225,7 @@ def test_copies_of_the_teacher_are_as_many_as_of_the_student(recipe):
     settings = ("mesh.strategy=hsdp", "mesh.replicas=4", "distill.strategy=hsdp")
     found = load(recipe, *settings)
     students = {name: config for name, (config,) in found.items()}
-    placement = family.placed(students, family.TURN, {"one": 1.0, "two": 1.0})
+    placement = placements.placed(students, placements.TURN, {"one": 1.0, "two": 1.0})
     assert placement.teacher.mesh.shape == {"replica": 4, "fsdp": 2, "tensor": 1}
     config = students["one"]
     built = program.build(config, mesh.from_section(config.mesh))
@@ -237,7 +236,9 @@ def test_shares_of_more_powers_of_two_come_first(recipe):
     """So that the copies of each lie within a machine: four devices, then three."""
     found = load(recipe, "distill.place=apart", "one:distill.share=3", "two:distill.share=4")
     students = {name: config for name, (config,) in found.items()}
-    placement = family.placed(students, family.APART, {"one": 1.0, "two": 1.0}, jax.devices()[:7])
+    placement = placements.placed(
+        students, placements.APART, {"one": 1.0, "two": 1.0}, jax.devices()[:7]
+    )
     one, two = (list(placement.students[name].mesh.devices.flat) for name in ("one", "two"))
     assert (two, one) == (jax.devices()[:4], jax.devices()[4:7])
     assert list(placement.students) == ["one", "two"]
@@ -257,14 +258,14 @@ def test_students_take_devices_in_the_order_of_the_teacher(recipe, places, monke
     kind, *settings = places
     found = load(recipe, "distill.strategy=fsdp", *settings)
     students = {name: config for name, (config,) in found.items()}
-    placement = family.placed(students, kind, dict.fromkeys(students, 1.0))
+    placement = placements.placed(students, kind, dict.fromkeys(students, 1.0))
     teacher = list(placement.teacher.mesh.devices.flat)
     assert teacher != jax.devices()
     begin = 0
     for layout in placement.students.values():
         own = list(layout.mesh.devices.flat)
         assert own == teacher[begin : begin + len(own)]
-        begin += len(own) if kind == family.APART else 0
+        begin += len(own) if kind == placements.APART else 0
 
 
 @pytest.mark.slow
@@ -298,15 +299,15 @@ def test_a_step_is_measured_when_all_students_have_come_as_far(monkeypatch):
 
     placement = SimpleNamespace(told=lambda: "somewhere")
     chooser = SimpleNamespace(measures=True, placements=lambda: [placement] * 9)
-    monkeypatch.setattr(distill, "Chooser", lambda *args: chooser)
-    stage = object.__new__(distill._Stage)
-    stage._configs, stage._teacher, stage._num_steps = {}, None, 50 + 2 * distill.MEASURED
+    monkeypatch.setattr(distill_loop, "Chooser", lambda *args: chooser)
+    stage = object.__new__(distill_loop._Stage)
+    stage._configs, stage._teacher, stage._num_steps = {}, None, 50 + 2 * distill_loop.MEASURED
     stage._notes = SimpleNamespace(add=lambda row: None)
     stage._ending = SimpleNamespace(meet=lambda what: None)
-    monkeypatch.setattr(distill._Stage, "_open", lambda self, *args: (pupils, None))
-    monkeypatch.setattr(distill._Stage, "_session", session)
+    monkeypatch.setattr(distill_loop._Stage, "_open", lambda self, *args: (pupils, None))
+    monkeypatch.setattr(distill_loop._Stage, "_session", session)
     stage.run(())
-    first, last = 50 + distill.MEASURED, 50 + 2 * distill.MEASURED
+    first, last = 50 + distill_loop.MEASURED, 50 + 2 * distill_loop.MEASURED
     assert sessions == [(0, 50, False), (50, first, True), (first, last, False)]
 
 
@@ -321,7 +322,7 @@ def test_a_family_resolves_says_what_it_does_and_shrinks(name, capsys):
     found = configs.load_students(name)
     stages = len(next(iter(found.values())))
     for number in range(stages):
-        family.check({student: each[number] for student, each in found.items()})
+        check_shared({student: each[number] for student, each in found.items()})
     assert cli.main(["plan", "--words", name]) == cli.FINISHED
     told = capsys.readouterr().out
     assert told.count("teacher: (none yet: set distill.teacher)") == stages * len(found)
@@ -338,8 +339,8 @@ def test_no_family_changes_a_key_that_nothing_reads(name):
     """Of every student's first stage, and of the first student's last, with all its sizes."""
     layout, read = mesh.make("fsdp", 1), ("start.", "mesh.", *READ_BY_THE_RUN)
     found = configs.load_students(name, [f"distill.teacher=random:{TEACHERS[name]}"])
-    family.check({student: each[0] for student, each in found.items()})
-    family.check({"last": (last := next(iter(found.values()))[-1])})
+    check_shared({student: each[0] for student, each in found.items()})
+    check_shared({"last": (last := next(iter(found.values()))[-1])})
     for config in (*(each[0] for each in found.values()), last):
         built = program.build_sizes(config, layout)
         assert all(one.teaching is not None for one in built)
@@ -382,7 +383,7 @@ def test_the_released_family_has_the_published_values():
 
 
 def run(found, directory, **options):
-    return distill.distill(found, directory, **options)
+    return distill_loop.distill(found, directory, **options)
 
 
 @pytest.fixture(scope="module")
@@ -460,7 +461,7 @@ def test_shares_and_a_student_who_fails_change_no_result(recipe, together, tmp_p
 def test_one_student_learns_like_in_train_and_another_joins_later(recipe, together, tmp_path):
     found = load(recipe)
     (config,) = load(recipe, "distill.place=auto")["one"]  # `train` has no use for the key
-    alone = train.train(config, tmp_path / "train")
+    alone = loop.train(config, tmp_path / "train")
     states = run({"one": found["one"]}, tmp_path / "family")
     assert small.same(jax.device_get(_plain(states["one"])), jax.device_get(_plain(alone)))
     meta = (tmp_path / "train/checkpoints/pretrain/2/meta/metadata").read_text()
@@ -470,7 +471,7 @@ def test_one_student_learns_like_in_train_and_another_joins_later(recipe, togeth
         small.assert_close(jax.device_get(states[name]), state, COMPOSED)
     other = load(recipe, "distill.teacher=smoke:tiny_stages")  # the same networks
     with pytest.raises(ConfigError, match="not the one that this run began with"):
-        train.train(other["one"][0].replaced({"distill.place": "auto"}), tmp_path / "train")
+        loop.train(other["one"][0].replaced({"distill.place": "auto"}), tmp_path / "train")
     with pytest.raises(ConfigError, match="not the one that this run began with"):
         run(other, tmp_path / "family")
 
@@ -483,10 +484,10 @@ def _plain(state):
 def test_placements_are_measured_and_the_faster_one_stays(recipe, tmp_path, monkeypatch):
     """With steps enough for it: apart, then in turn, then whatever took less time."""
     for name, steps in (("WARM", 0), ("ALONE", 1), ("TOGETHER", 1)):
-        monkeypatch.setattr(chooser, name, steps)
-    monkeypatch.setattr(distill, "MEASURED", 2)
-    monkeypatch.setattr(chooser, "BETTER", 0.0)  # no other shares
-    monkeypatch.setattr(family, "costs", lambda *args: {"one": 1.0, "two": 1.0})
+        monkeypatch.setattr(placement_search, name, steps)
+    monkeypatch.setattr(distill_loop, "MEASURED", 2)
+    monkeypatch.setattr(placement_search, "BETTER", 0.0)  # no other shares
+    monkeypatch.setattr(placements, "costs", lambda *args: {"one": 1.0, "two": 1.0})
     found = load(recipe, "distill.place=auto", "num_steps=6", "checkpoint.every=6")
     states = run(found, tmp_path / "run")
     assert {int(state.step) for state in states.values()} == {6}
@@ -556,7 +557,7 @@ def test_processes_teach_students_apart_like_one_even_if_one_is_killed(teach, al
     assert [ended.code for ended in killed] == [LOST, -9], "\n".join(e.told for e in killed)
     shutil.copytree(run, wide)
     for name, devices in {"one": 2, "two": 6}.items():
-        saved = inspect_checkpoint.read(run / f"{name}/checkpoints/pretrain/1")
+        saved = inspect.read(run / f"{name}/checkpoints/pretrain/1")
         assert saved.mesh == {"replica": devices, "fsdp": 1, "tensor": 1}
         assert not (run / f"{name}/checkpoints/pretrain/3").exists()
         shutil.rmtree(wide / f"{name}/checkpoints/pretrain/2", ignore_errors=True)

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from dinojax import config as configs
-from dinojax import doctor
-from dinojax.cli import main
-from dinojax.runs import loss_ranges, read_run
+from dinojax.cli.main import main
+from dinojax.monitor import doctor
+from dinojax.runs.files import read_run
+from dinojax.runs.loss_ranges import loss_ranges
 
 NUM_ROWS = 80
 

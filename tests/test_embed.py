@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from dinojax.data.folder import folder
-from dinojax.embed import Job, embed
+from dinojax.eval.embed import Job, embed
 from dinojax.eval.features import EvalTransform
 from dinojax.weights.export import export
 from dinojax.weights.load import load

@@ -6,8 +6,8 @@ import types
 
 import pytest
 
-from dinojax import energy
-from dinojax.energy import COUNTER, RATED, EnergyMeter, carbon
+from dinojax.monitor import energy
+from dinojax.monitor.energy import COUNTER, RATED, EnergyMeter, carbon
 
 H200 = "NVIDIA H200"
 

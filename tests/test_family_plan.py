@@ -2,10 +2,10 @@
 
 import pytest
 
-from dinojax import family_plan, mesh
-from dinojax import program as programs
-from dinojax.plan import formula, report, targets
+from dinojax.plan import formula, report, students, targets
 from dinojax.plan.targets import GIB
+from dinojax.sharding import mesh
+from dinojax.train import program as programs
 from tests.test_plan_report import FOUND
 
 OVERRIDES = ["distill.teacher=smoke:tiny", "narrow:mesh.strategy=fsdp"]
@@ -29,23 +29,23 @@ FAMILY = [
 
 
 def test_in_turn_a_device_keeps_the_state_of_all():
-    found = family_plan.with_peaks(FAMILY, apart=False)
+    found = students.with_peaks(FAMILY, apart=False)
     assert [one["peak"] for one in found] == [110 + 30, 5 + 130, 50 + 120, 40 + 110]
 
 
 def test_apart_a_device_keeps_the_teacher_and_one_student():
-    found = family_plan.with_peaks(FAMILY, apart=True)
+    found = students.with_peaks(FAMILY, apart=True)
     assert [one["peak"] for one in found] == [110 + 20, 5 + 120, 50 + 100, 40 + 100]
 
 
 def test_what_is_shared_counts_once_and_what_is_alive_as_well():
     more = [{**FAMILY[2], "shared": 7}, {**FAMILY[3], "alive": 3}]
-    found = family_plan.with_peaks([*FAMILY[:2], *more], apart=False)
+    found = students.with_peaks([*FAMILY[:2], *more], apart=False)
     assert [one["peak"] for one in found[2:]] == [50 + 120 - 7, 40 + 110 + 3]
 
 
 def test_a_program_that_fits_nowhere_has_no_peak():
-    found = family_plan.with_peaks([*FAMILY, program("c", 1000, None, learns=True)], apart=False)
+    found = students.with_peaks([*FAMILY, program("c", 1000, None, learns=True)], apart=False)
     assert "peak" not in found[-1] and found[2]["peak"] == 50 + 1120
 
 
@@ -53,7 +53,7 @@ def test_a_program_that_fits_nowhere_has_no_peak():
 def plans():
     asked = {"recipe": "distill_tiny", "target": "cpu:4", "students": ["narrow", "shallow"]}
     return {
-        place: family_plan.plan(**asked, images=8, overrides=[*OVERRIDES, f"distill.place={place}"])
+        place: students.plan(**asked, images=8, overrides=[*OVERRIDES, f"distill.place={place}"])
         for place in ("turn", "apart")
     }
 
@@ -106,7 +106,7 @@ def test_a_part_of_the_devices_holds_more_of_a_student(plans):
 @pytest.mark.parametrize("place", ["turn", "apart"])
 def test_the_teacher_s_prototypes_lie_where_students_want_them(place):
     """In turn `narrow`, sharded as it is, has its very arrays, `shallow` a copy; apart both."""
-    plan = family_plan.plan(
+    plan = students.plan(
         recipe="distill_tiny",
         target="cpu:4",
         students=["narrow", "shallow"],
@@ -129,7 +129,7 @@ def test_the_student_gathers_the_teacher_s_prototypes_and_the_teacher_does_not(m
     machine, layout = targets.parse("cpu:4"), mesh.make("fsdp", 4)
     asked = {"images": 8, "stage": None}
     names = ["narrow"]
-    found = family_plan.load("distill_tiny", machine, [*OVERRIDES, *HEADS], names, **asked)
+    found = students.load("distill_tiny", machine, [*OVERRIDES, *HEADS], names, **asked)
     built = programs.build(found["narrow"], layout)
     one = [formula.wire(built)["all-gather"], formula.forward_wire(built.teaching)["all-gather"]]
     monkeypatch.setattr(formula, "prototypes", lambda params: {})
@@ -141,7 +141,7 @@ def test_the_student_gathers_the_teacher_s_prototypes_and_the_teacher_does_not(m
 
 def test_what_is_measured_in_a_run_is_not_planned():
     with pytest.raises(ValueError, match="distill.place=auto is measured in a run"):
-        family_plan.plan(
+        students.plan(
             recipe="distill_tiny",
             target="cpu:1",
             overrides=OVERRIDES,

@@ -39,9 +39,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinojax import cli, program, train
-from dinojax.autopsy import NonFiniteError
-from dinojax.checkpoint import COMMITTED, Damaged
+from dinojax.checkpoint.manager import COMMITTED, Damaged
+from dinojax.cli import main
 from dinojax.config import ConfigError
 from dinojax.data.decode import decode
 from dinojax.data.encoded import EncodedSource
@@ -49,10 +48,12 @@ from dinojax.data.folder import folder
 from dinojax.data.loader import WorkerDied
 from dinojax.data.order import image_index
 from dinojax.data.quarantine import FILE, TooManyBadImages, read_list
-from dinojax.interrupt import StorageError
-from dinojax.metrics import MetricsLog, read_metrics
-from dinojax.program import Program
-from dinojax.step import Step
+from dinojax.distributed.interrupt import StorageError
+from dinojax.monitor.autopsy import NonFiniteError
+from dinojax.runs.scalars import MetricsLog, read_metrics
+from dinojax.train import loop, program
+from dinojax.train.program import Program
+from dinojax.train.step import Step
 from tests import small
 from tests.stored_data import saved
 from tests.stored_run import state
@@ -86,7 +87,7 @@ def shared():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(program, "build", poisonable)
-        patch.setattr(train.finish, "finish", lambda *args, **options: None)
+        patch.setattr(loop.finish, "finish", lambda *args, **options: None)
         small.share_programs(patch)
         yield
 
@@ -159,7 +160,7 @@ def test_every_kind_of_image_is_read_or_replaced_and_listed(images, tmp_path):
     good, bad = kinds()
     for name, data in (good | bad).items():
         (images / name).write_bytes(data)
-    train.train(config(images), tmp_path / "run")  # 96 images: more than two epochs
+    loop.train(config(images), tmp_path / "run")  # 96 images: more than two epochs
     assert steps(tmp_path / "run")[-1] == STEPS
     rows = read_list(tmp_path / "run" / FILE)
     told = {name: [row["reason"] for row in rows if name in row["reason"]] for name in good | bad}
@@ -175,9 +176,9 @@ def test_above_the_quota_the_run_stops_and_goes_on_once_it_is_raised(images, tmp
     (images / f"{ids[BATCH * 1 + 3]:02}.png").write_bytes(b"")  # an image of the second step
     settings = ("checkpoint.every=1", "data.prefetch=1")
     with pytest.raises(TooManyBadImages, match=r"data\.max_bad_share=0\.0 allows"):
-        train.train(config(images, *settings, "data.max_bad_share=0"), tmp_path / "run")
+        loop.train(config(images, *settings, "data.max_bad_share=0"), tmp_path / "run")
     assert whole(tmp_path / "run") == [1] and len(read_list(tmp_path / "run" / FILE)) == 1
-    train.train(config(images, *settings), tmp_path / "run")
+    loop.train(config(images, *settings), tmp_path / "run")
     assert steps(tmp_path / "run") == list(range(1, STEPS + 1))
     assert len(read_list(tmp_path / "run" / FILE)) == 1
 
@@ -205,13 +206,13 @@ def test_a_dead_worker_ends_the_run_with_its_cause_and_what_was_saved_stays(
     victim = int(image_index(SEED, np.array([23]), 24)[0])
     killer = Killer(**fields, victim=victim, parent=os.getpid())
     with monkeypatch.context() as patch:
-        patch.setattr(train, "open_train_source", lambda config: killer)
+        patch.setattr(loop, "open_train_source", lambda config: killer)
         with pytest.raises(WorkerDied, match="exit code -9"):
-            train.train(settings, tmp_path / "run")
+            loop.train(settings, tmp_path / "run")
     rows = [json.loads(x) for x in (tmp_path / "run" / "resumes.jsonl").read_text().splitlines()]
     assert "WorkerDied" in rows[-1]["reason"]
     saved_steps = whole(tmp_path / "run")
-    train.train(config(images, "checkpoint.every=1"), tmp_path / "run")
+    loop.train(config(images, "checkpoint.every=1"), tmp_path / "run")
     assert steps(tmp_path / "run") == list(range(1, STEPS + 1))
     assert whole(tmp_path / "run")[-1] == STEPS and saved_steps in ([], [1])
 
@@ -230,9 +231,9 @@ def test_a_disk_that_takes_no_more_is_reported_and_what_was_saved_stays(
     with monkeypatch.context() as patch:
         patch.setattr(MetricsLog, "write", failing)
         with pytest.raises(StorageError, match="cannot be written to"):
-            train.train(config(images), tmp_path / "run")
+            loop.train(config(images), tmp_path / "run")
     assert whole(tmp_path / "run") == [2]
-    train.train(config(images), tmp_path / "run")
+    loop.train(config(images), tmp_path / "run")
     assert steps(tmp_path / "run") == list(range(1, STEPS + 1))
 
 
@@ -257,7 +258,7 @@ def test_a_read_only_run_directory_is_refused_before_any_work(tmp_path):
     run.mkdir()
     command = [sys.executable, "-c", READ_ONLY, "train", "--config", "tiny", "--run", str(run)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == cli.REFUSED, done.stderr
+    assert done.returncode == main.REFUSED, done.stderr
     assert f"{run} cannot be written to" in done.stderr and "Traceback" not in done.stderr
     assert not list(run.iterdir())
 
@@ -267,28 +268,28 @@ def test_a_read_only_run_directory_is_refused_before_any_work(tmp_path):
 @pytest.mark.parametrize("hurt", ["truncated", "bit-flipped"])
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_is_good(hurt, images, tmp_path):
     run = tmp_path / "run"
-    last = train.train(config(images), run)
+    last = loop.train(config(images), run)
     newest = run / "checkpoints" / "pretrain" / str(STEPS)
     for file in [path for path in (newest / "state").rglob("*") if path.parent.name == "d"]:
         content = bytearray(file.read_bytes())
         content[len(content) // 2] ^= 4
         file.write_bytes(content[: len(content) // 2] if hurt == "truncated" else content)
     with pytest.raises(Damaged, match=rf"{STEPS} is damaged: .*Move it away .* step 4"):
-        train.train(config(images), run)
+        loop.train(config(images), run)
     gc.collect()  # the errors that Orbax dropped come to light here, not in a later test
     newest.rename(run / "damaged")
-    again = train.train(config(images), run)
+    again = loop.train(config(images), run)
     assert small.same(last.student, again.student) and small.same(last.ema, again.ema)
 
 
 def test_changed_images_are_refused_and_the_checkpoint_stays(images, tmp_path):
     run = tmp_path / "run"
-    train.train(config(images), run)
+    loop.train(config(images), run)
     (images / "00.png").unlink()
     with pytest.raises(ConfigError, match="24 images then, 23 now.*--accept-new-data"):
-        train.train(config(images), run)
+        loop.train(config(images), run)
     assert whole(run) == [2, 4, 6]
-    train.train(config(images), run, accept=["new-data"])
+    loop.train(config(images), run, accept=["new-data"])
 
 
 @pytest.mark.parametrize("name", POISONS)
@@ -304,7 +305,7 @@ def test_poison_in_a_term_or_a_gradient_stops_the_run_with_clean_weights_saved(
     with monkeypatch.context() as patch:
         patch.setattr(Program, "now", poisoned)
         with pytest.raises(NonFiniteError, match="3 steps in a row"):
-            train.train(config(images), run)
+            loop.train(config(images), run)
     seen = [json.loads((run / "autopsy" / str(s) / "step.json").read_text()) for s in (3, 4, 5)]
     culprit = "the gradient of backbone" if name == "grads" else f"{name} is nan"
     assert all(row["culprit"] == culprit for row in seen)
@@ -312,5 +313,5 @@ def test_poison_in_a_term_or_a_gradient_stops_the_run_with_clean_weights_saved(
     before, after = state(run, 2), state(run, 5)
     kept = [key for key in before if "student" in key or "ema" in key]
     assert kept and all(before[key] == after[key] for key in kept)
-    final = train.train(config(images), run)
+    final = loop.train(config(images), run)
     assert int(final.bad_steps) == 0 and steps(run) == list(range(1, STEPS + 1))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinojax import gathering, mesh
+from dinojax.sharding import gather, mesh
 
 NAMES = {"rows": ("width", None, None), "columns": ("mlp", "width"), "scale": (None,)}
 
@@ -26,7 +26,7 @@ def loss(weights, crops):
 
         return [once(x) for x in crops]
 
-    return sum(jnp.sum(x**2) for x in gathering.with_weights(layer, weights, NAMES, crops))
+    return sum(jnp.sum(x**2) for x in gather.with_weights(layer, weights, NAMES, crops))
 
 
 @pytest.mark.parametrize("strategy", ["dp", "fsdp", "hsdp", "fsdp_tp"])

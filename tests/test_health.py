@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinojax import health
+from dinojax.train import health
 from dinojax.viz.probe import drift
 
 

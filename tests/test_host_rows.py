@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from dinojax import mesh
-from dinojax.host_rows import from_own_rows, loaded_rows, own_rows
+from dinojax.sharding import mesh
+from dinojax.sharding.batch import from_own_rows, loaded_rows, own_rows
 
 
 @dataclasses.dataclass(frozen=True)

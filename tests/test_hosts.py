@@ -9,15 +9,25 @@ import jax
 import numpy as np
 import pytest
 
-from dinojax import cli, mesh, preflight, program, train
-from dinojax.checkpoint import Checkpoints
+from dinojax.checkpoint.manager import Checkpoints
+from dinojax.cli import main
 from dinojax.config import ConfigError
-from dinojax.hosts import Team
-from dinojax.interrupt import FAILED, LOST, NOT_SAVED, REFUSED, SAVED, Asked, Interrupt
-from dinojax.launcher import Place, find
-from dinojax.line import HostError
-from dinojax.metrics import read_metrics
-from dinojax.upkeep import within
+from dinojax.distributed.channel import HostError
+from dinojax.distributed.cluster import Place, find
+from dinojax.distributed.interrupt import (
+    FAILED,
+    LOST,
+    NOT_SAVED,
+    REFUSED,
+    SAVED,
+    Asked,
+    Interrupt,
+    within,
+)
+from dinojax.distributed.process_group import Team
+from dinojax.runs.scalars import read_metrics
+from dinojax.sharding import mesh
+from dinojax.train import loop, preflight, program
 from tests import several, several_worker, small
 from tests.stored_run import TIMES
 
@@ -83,7 +93,7 @@ def one(tmp_path_factory):
     run = tmp_path_factory.mktemp("one") / "run"
     with pytest.MonkeyPatch.context() as patch:
         several_worker.begin(patch)
-        train.train(several_worker.config("dp", 1), run)
+        loop.train(several_worker.config("dp", 1), run)
     return run
 
 
@@ -216,8 +226,8 @@ def stops(teams, monkeypatch):
         threading.Event().wait(0.5)  # the real one never returns
 
     monkeypatch.setattr(Team, "end", end)
-    monkeypatch.setattr("dinojax.interrupt.HURRY", 1.0)
-    monkeypatch.setattr("dinojax.hosts.HURRY", 1.0)
+    monkeypatch.setattr("dinojax.distributed.interrupt.HURRY", 1.0)
+    monkeypatch.setattr("dinojax.distributed.process_group.HURRY", 1.0)
 
     def run(process):
         def one(team):
@@ -262,10 +272,10 @@ def test_making_the_first_state_is_work_that_may_be_ended(tmp_path, monkeypatch)
     def first_state(*_):
         raise RuntimeError(f"would end with {opened[0]._last_words('SIGTERM')}")
 
-    monkeypatch.setattr(train, "Interrupt", Kept)
-    monkeypatch.setattr(train.start, "first_state", first_state)
+    monkeypatch.setattr(loop, "Interrupt", Kept)
+    monkeypatch.setattr(loop.start, "first_state", first_state)
     with pytest.raises(RuntimeError, match=f"would end with {NOT_SAVED}"):
-        train.train(small.config("mesh.devices=1"), tmp_path / "run")
+        loop.train(small.config("mesh.devices=1"), tmp_path / "run")
 
 
 def test_asked_while_some_compile_and_others_do_not_all_stop_at_the_next_turn(stops):
@@ -457,12 +467,12 @@ def test_a_process_that_a_launcher_started_among_others_does_not_run_alone(monke
 def test_commands_of_one_process_are_refused_to_several(command, monkeypatch, tmp_path, capsys):
     words = [str(tmp_path / "absent") if word == "{}" else word for word in command.split()]
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
-    assert cli.main(words) == REFUSED
+    assert main.main(words) == REFUSED
     told = capsys.readouterr().err
     assert "SLURM_STEP_NUM_TASKS=4 says" in told and "start it once" in told
     assert not list(tmp_path.iterdir())
     monkeypatch.setenv("DINOJAX_NUM_PROCESSES", "1")
-    assert cli.main(words) == REFUSED
+    assert main.main(words) == REFUSED
     assert "SLURM" not in capsys.readouterr().err
 
 

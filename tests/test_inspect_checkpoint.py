@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dinojax import cli, config
-from dinojax.checkpoint import FORMAT_VERSION, Checkpoints
-from dinojax.inspect_checkpoint import Checkpoint, Torn, inspect
-from dinojax.state import State
+from dinojax import config
+from dinojax.checkpoint.inspect import Checkpoint, Torn, inspect
+from dinojax.checkpoint.manager import FORMAT_VERSION, Checkpoints
+from dinojax.cli import main
+from dinojax.train.state import State
 
 VERSIONS = {"jax": "0.10.2", "numpy": "2.4.6"}
 
@@ -104,7 +105,7 @@ def test_config_keys_that_differ_from_base_are_named_with_both_values(saved):
 def test_saved_on_eight_devices_it_is_told_on_one_without_an_accelerator(saved):
     """In a process that sees one device and was told to use an accelerator that is not there."""
     script = (
-        "import sys; from dinojax.cli import main; code = main(sys.argv[1:]); "
+        "import sys; from dinojax.cli.main import main; code = main(sys.argv[1:]); "
         "import jax; assert jax.default_backend() == 'cpu' and jax.device_count() == 1; "
         "sys.exit(code)"
     )
@@ -122,7 +123,7 @@ def test_saved_on_eight_devices_it_is_told_on_one_without_an_accelerator(saved):
 
 
 def test_the_listing_for_people(saved, capsys):
-    assert cli.main(["ckpt", "inspect", str(saved)]) == cli.FINISHED
+    assert main.main(["ckpt", "inspect", str(saved)]) == main.FINISHED
     told = capsys.readouterr().out
     assert f"{stage_of(saved) / '10'}: complete" in told
     assert "step 10, position 320, fingerprint f00d" in told
@@ -134,9 +135,9 @@ def test_the_listing_for_people(saved, capsys):
 
 
 def test_json_has_arrays_for_one_step_only(saved, capsys):
-    assert cli.main(["ckpt", "inspect", str(saved), "--json"]) == cli.FINISHED
+    assert main.main(["ckpt", "inspect", str(saved), "--json"]) == main.FINISHED
     listed = json.loads(capsys.readouterr().out)
-    assert cli.main(["ckpt", "inspect", str(stage_of(saved) / "2"), "--json"]) == cli.FINISHED
+    assert main.main(["ckpt", "inspect", str(stage_of(saved) / "2"), "--json"]) == main.FINISHED
     (one,) = json.loads(capsys.readouterr().out)
     assert [record["complete"] for record in listed] == [True, True]
     assert all("arrays" not in record for record in listed)
@@ -150,7 +151,7 @@ def test_torn_checkpoints_are_told_beside_the_complete_one(run, capsys):
     found, _ = inspect(run)
     assert [type(one) for one in found] == [Checkpoint, Torn, Torn, Torn]
     assert "lacks commit_success.txt" in found[1].torn
-    assert cli.main(["ckpt", "inspect", str(run)]) == cli.FINISHED
+    assert main.main(["ckpt", "inspect", str(run)]) == main.FINISHED
     assert "11.orbax-checkpoint-tmp: TORN, being written, or its run" in capsys.readouterr().out
 
 
@@ -184,16 +185,16 @@ def test_only_torn_ones_are_an_error_that_names_each(run, capsys):
     shutil.rmtree(stage / "2")
     (stage / "10").rename(stage / "10.orbax-checkpoint-tmp")
     for path in (run, stage / "10.orbax-checkpoint-tmp"):
-        assert cli.main(["ckpt", "inspect", str(path)]) == cli.REFUSED
+        assert main.main(["ckpt", "inspect", str(path)]) == main.REFUSED
         told = capsys.readouterr().err
         assert "no complete checkpoint, only torn:" in told and "10.orbax-checkpoint-tmp: " in told
 
 
 def test_no_path_and_no_checkpoints_are_refused_with_the_way_on(tmp_path, capsys):
-    assert cli.main(["ckpt", "inspect", str(tmp_path / "absent")]) == cli.REFUSED
+    assert main.main(["ckpt", "inspect", str(tmp_path / "absent")]) == main.REFUSED
     assert "no directory" in capsys.readouterr().err
     (tmp_path / "checkpoints" / "pretrain").mkdir(parents=True)
-    assert cli.main(["ckpt", "inspect", str(tmp_path)]) == cli.REFUSED
+    assert main.main(["ckpt", "inspect", str(tmp_path)]) == main.REFUSED
     assert "holds no checkpoints. Give a run directory" in capsys.readouterr().err
 
 

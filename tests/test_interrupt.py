@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from dinojax.interrupt import NOT_SAVED, SAME, SAVED, SIGNALS, Asked, Interrupt, leaving
+from dinojax.distributed.interrupt import NOT_SAVED, SAME, SAVED, SIGNALS, Asked, Interrupt, leaving
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -52,7 +52,7 @@ def test_earlier_handlers_come_back():
 def test_asked_twice_the_program_ends_at_once():
     code = (
         "import os, signal, time\n"
-        "from dinojax.interrupt import Interrupt\n"
+        "from dinojax.distributed.interrupt import Interrupt\n"
         "with Interrupt():\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
@@ -69,7 +69,7 @@ def process(body):
     """A process that runs `body` where signals are caught, once it has said that it is ready."""
     lines = [
         "import hashlib, threading, time",
-        "from dinojax.interrupt import Interrupt, end_now",
+        "from dinojax.distributed.interrupt import Interrupt, end_now",
         "def busy():  # one instruction of the main thread, like a compile",
         "    hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)",
         "with Interrupt(grace=0.3) as interrupt:",
@@ -127,7 +127,11 @@ def test_a_thread_that_hangs_does_not_keep_the_exit_code_back():
 @pytest.mark.parametrize("number", SIGNALS)
 def test_before_a_run_is_opened_a_signal_ends_the_process_with_a_code(number):
     """`dinojax train` while it imports jax."""
-    lines = ("from dinojax import cli", "from dinojax.config import load", "def program(*_, **__):")
+    lines = (
+        "from dinojax import cli",
+        "from dinojax.config.config import load",
+        "def program(*_, **__):",
+    )
     lines += ("    print('ready', flush=True); time.sleep(60)", "cli._program = lambda _: program")
     lines = ("import time", *lines, "cli.main(['train', '--config', 'tiny', '--run', 'none'])")
     command = [sys.executable, "-c", "\n".join(lines)]

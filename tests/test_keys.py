@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from dinojax import keys
+from dinojax.ops import rng
 
 
 def words(key):
@@ -13,26 +13,26 @@ def words(key):
 
 def test_the_numbers_of_the_purposes_never_change():
     known = {"init": 0, "crop": 1, "photometric": 2, "mask": 3, "drop": 4, "rope": 5}
-    assert {name: keys.PURPOSES[name] for name in known} == known
-    assert len(set(keys.PURPOSES.values())) == len(keys.PURPOSES)
+    assert {name: rng.PURPOSES[name] for name in known} == known
+    assert len(set(rng.PURPOSES.values())) == len(rng.PURPOSES)
 
 
 def test_purposes_groups_and_steps_have_their_own_keys():
     found = []
     for step in range(2):
         key = jax.random.fold_in(jax.random.key(0), step)
-        for purpose in keys.PURPOSES:
-            found += [words(k) for k in keys.group_keys(key, purpose, 3)]
+        for purpose in rng.PURPOSES:
+            found += [words(k) for k in rng.group_keys(key, purpose, 3)]
     assert len({tuple(k) for k in found}) == len(found)
 
 
 def test_the_key_of_a_group_does_not_depend_on_how_many_there_are():
     key = jax.random.key(3)
-    few, many = (keys.group_keys(key, "mask", number) for number in (2, 8))
+    few, many = (rng.group_keys(key, "mask", number) for number in (2, 8))
     assert words(few) == words(many)[:2]
-    assert words(many[5]) == words(jax.random.fold_in(keys.stream(key, "mask"), 5))
+    assert words(many[5]) == words(jax.random.fold_in(rng.stream(key, "mask"), 5))
 
 
 def test_an_unknown_purpose_is_an_error():
     with pytest.raises(KeyError, match="lottery"):
-        keys.stream(jax.random.key(0), "lottery")
+        rng.stream(jax.random.key(0), "lottery")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dinojax import cli
+from dinojax.cli import main
 
 LAUNCH = Path(__file__).parent.parent / "launch"
 
@@ -23,7 +23,7 @@ def test_scripts_are_shell(path):
 
 def flags(words):
     """Parsed by the command line itself, so that a script cannot name a flag that is not there."""
-    return cli._parser().parse_args(["train", *words])
+    return main._parser().parse_args(["train", *words])
 
 
 def test_the_jobset_is_yaml_whose_hosts_and_flags_fit():

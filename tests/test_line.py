@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from dinojax.line import GONE, HostError, Line
-from dinojax.turns import Turns
+from dinojax.distributed.channel import GONE, HostError, Line
+from dinojax.distributed.sync_point import Turns
 from tests import several
 
 SECONDS = 30.0

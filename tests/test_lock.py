@@ -11,8 +11,9 @@ import sys
 
 import pytest
 
-from dinojax import cli, lock
-from dinojax.directory import occupy
+from dinojax.cli import main
+from dinojax.runs import lock
+from dinojax.runs.directory import occupy
 
 HOLD = """
 import sys, time
@@ -39,7 +40,7 @@ def holder(tmp_path):
 def test_a_second_process_is_refused_by_the_name_of_the_first(holder, tmp_path, capsys):
     (tmp_path / "run" / "config.json").write_text("{}")
     args = ["train", "--config", "tiny", "--run", str(tmp_path / "run")]
-    assert cli.main(args) == cli.REFUSED
+    assert main.main(args) == main.REFUSED
     told = capsys.readouterr().err
     assert f"in use by process {holder.pid} on {socket.gethostname()} since" in told
     assert "Traceback" not in told

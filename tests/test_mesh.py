@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from dinojax import axes, gathering, mesh
+from dinojax.sharding import axes, gather, mesh
+from dinojax.sharding.batch import (
+    check_groups,
+    global_batch,
+    images_per_shard,
+    merge_batch,
+    split_batch,
+)
 
 DATA = ("replica", "fsdp")
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
@@ -164,8 +171,8 @@ def test_check_accepts_what_fits():
 
 def test_groups_that_fit_are_accepted():
     layout = mesh.make("fsdp")
-    assert mesh.images_per_shard(layout, 64) == 8
-    mesh.check_groups(layout, batch_size=64, group_size=4, accumulate=2)
+    assert images_per_shard(layout, 64) == 8
+    check_groups(layout, batch_size=64, group_size=4, accumulate=2)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +187,7 @@ def test_groups_that_fit_are_accepted():
 )
 def test_groups_that_straddle_devices_are_refused(batch_size, group_size, accumulate, message):
     with pytest.raises(ValueError, match=message):
-        mesh.check_groups(
+        check_groups(
             mesh.make("fsdp"),
             batch_size=batch_size,
             group_size=group_size,
@@ -192,7 +199,7 @@ def test_everything_is_a_no_op_without_a_layout_and_on_one_device():
     x = jnp.asarray(rows((6, 3)))
     assert mesh.constrain(x, "image", "channel") is x
     assert mesh.per_group(lambda a, b: a + b, x, replicated=(1.0,)).shape == (6, 3)
-    assert gathering.gather(x, "width") is x
+    assert gather.gather(x, "width") is x
     with mesh.use(mesh.make("fsdp", 1)):
         assert mesh.active() is None
         assert mesh.constrain(x, "image", "channel") is x
@@ -292,13 +299,13 @@ def test_split_batch_takes_slices_of_each_device_and_moves_nothing():
     layout = mesh.make("fsdp")
     with mesh.use(layout):
         batch = jax.device_put(batch, layout.sharding("image"))
-        split = jax.jit(lambda tree: mesh.split_batch(tree, 2))(batch)
+        split = jax.jit(lambda tree: split_batch(tree, 2))(batch)
         assert split["images"].sharding.is_equivalent_to(
             jax.NamedSharding(layout.mesh, P(None, DATA)), 3
         )
-        assert collectives(lambda tree: mesh.split_batch(tree, 2), batch) == []
-        assert collectives(mesh.merge_batch, split) == []
-        merged = jax.jit(mesh.merge_batch)(split)
+        assert collectives(lambda tree: split_batch(tree, 2), batch) == []
+        assert collectives(merge_batch, split) == []
+        merged = jax.jit(merge_batch)(split)
     np.testing.assert_array_equal(split["groups"], [range(0, 16, 2), range(1, 16, 2)])
     owners = np.repeat(split["groups"], 2, axis=1)  # images follow their group
     want = np.asarray(batch["images"]).reshape(16, 2, 3)[owners[:, ::2]].reshape(2, 16, 3)
@@ -309,17 +316,15 @@ def test_split_batch_takes_slices_of_each_device_and_moves_nothing():
 
 def test_split_batch_without_a_layout_is_a_reshape():
     x = jnp.arange(12).reshape(6, 2)
-    np.testing.assert_array_equal(mesh.split_batch(x, 3), x.reshape(3, 2, 2))
-    np.testing.assert_array_equal(mesh.merge_batch(mesh.split_batch(x, 3)), x)
+    np.testing.assert_array_equal(split_batch(x, 3), x.reshape(3, 2, 2))
+    np.testing.assert_array_equal(merge_batch(split_batch(x, 3)), x)
     with pytest.raises(ValueError, match="leading axis 6 .* does not divide into 4 parts"):
-        mesh.split_batch(x, 4)
+        split_batch(x, 4)
 
 
 def test_global_batch_keeps_the_order_of_rows():
     layout = mesh.make("fsdp")
-    batch = mesh.global_batch(
-        layout, {"images": np.arange(32).reshape(16, 2), "ids": np.arange(16)}
-    )
+    batch = global_batch(layout, {"images": np.arange(32).reshape(16, 2), "ids": np.arange(16)})
     np.testing.assert_array_equal(batch["images"], np.arange(32).reshape(16, 2))
     for shard in batch["ids"].addressable_shards:
         position = list(layout.mesh.devices.flat).index(shard.device)
@@ -331,7 +336,7 @@ def test_a_sharded_gradient_equals_that_of_one_device(strategy):
     x, kernel = rows((16, 8)), rows((8, 24), seed=1)
 
     def loss(kernel, x):
-        kernel = gathering.gather(kernel, "width", "mlp")
+        kernel = gather.gather(kernel, "width", "mlp")
         return jnp.mean(jnp.tanh(mesh.constrain(x, "image", "channel") @ kernel) ** 2)
 
     want = jax.grad(loss)(kernel, x)
@@ -350,7 +355,7 @@ def test_the_gradient_of_a_gathered_weight_is_held_where_it_is_stored():
     place = layout.sharding("width")
 
     def grad(kernel, x):
-        loss = lambda kernel: jnp.sum(x @ gathering.gather(kernel, "width", None))  # noqa: E731
+        loss = lambda kernel: jnp.sum(x @ gather.gather(kernel, "width", None))  # noqa: E731
         return jax.grad(loss)(kernel)
 
     with mesh.use(layout):

@@ -7,7 +7,7 @@ import logging
 import numpy as np
 import pytest
 
-from dinojax.metrics import DataWait, MetricsLog, Progress, RunLog, duration, read_metrics
+from dinojax.runs.scalars import DataWait, MetricsLog, Progress, RunLog, duration, read_metrics
 
 
 class Clock:
@@ -124,8 +124,8 @@ def test_durations_read_like_a_clock():
 def test_run_log_writes_to_file_and_terminal_until_it_closes(tmp_path):
     stream = io.StringIO()
     with RunLog(tmp_path / "log.txt", stream=stream):
-        logging.getLogger("dinojax.train").info("resuming from step %d", 20)
-    logging.getLogger("dinojax.train").info("after the run")
+        logging.getLogger("dinojax.train.loop").info("resuming from step %d", 20)
+    logging.getLogger("dinojax.train.loop").info("after the run")
     assert stream.getvalue() == "resuming from step 20\n"
-    assert "INFO dinojax.train: resuming from step 20" in (tmp_path / "log.txt").read_text()
+    assert "INFO dinojax.train.loop: resuming from step 20" in (tmp_path / "log.txt").read_text()
     assert "after" not in (tmp_path / "log.txt").read_text()

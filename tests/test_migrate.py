@@ -5,11 +5,13 @@ import dataclasses
 import pytest
 import yaml
 
-from dinojax import cli, config, program
+from dinojax import config
+from dinojax.cli import main
+from dinojax.config.recipe import ConfigError
 from dinojax.migrate import tables
 from dinojax.migrate.files import read_yaml
 from dinojax.migrate.translate import migrate
-from dinojax.recipe import ConfigError
+from dinojax.train import program
 
 # Values of the released training configurations, with the dead keys they carry; as a mapping from
 # dotted keys, in an order of our own.
@@ -168,7 +170,7 @@ def test_a_released_file_becomes_our_recipe(name, tmp_path, capsys):
     given, gpus, different = RELEASED[name]
     source, out = write(tmp_path / "theirs.yaml", given), tmp_path / "mine.py"
     arguments = ["config", "migrate", str(source), "--gpus", str(gpus), "--out", str(out)]
-    assert cli.main(arguments) == cli.FINISHED
+    assert main.main(arguments) == main.FINISHED
     assert f"{out}: " in capsys.readouterr().out
     mine, ours = config.load(out), config.load(name)
     changed = {key: values for key, *values in config.diff(mine, ours)}
@@ -271,10 +273,10 @@ def test_several_sizes_come_over_with_their_shares(tmp_path, capsys):
     listed = {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}
     source, out = write(tmp_path / "theirs.yaml", listed), tmp_path / "mine.py"
     arguments = ["config", "migrate", str(source), "--gpus", "256", "--out", str(out)]
-    assert cli.main(arguments) == cli.FINISHED
+    assert main.main(arguments) == main.FINISHED
     assert config.load(out).crops.more_local == (160, 224)
     released = listed | {"crops.local_crops_size": [112, 168, 224]}
-    assert cli.main([*arguments[:2], str(write(source, released)), *arguments[3:]]) == cli.REFUSED
+    assert main.main([*arguments[:2], str(write(source, released)), *arguments[3:]]) == main.REFUSED
     assert "168 is not a multiple of model.patch_size=16; use 160" in capsys.readouterr().err
 
 
@@ -307,9 +309,9 @@ def test_several_sizes_come_over_with_their_shares(tmp_path, capsys):
 def test_what_would_be_another_run_is_refused_unless_partial(change, message, tmp_path, capsys):
     source = write(tmp_path / "theirs.yaml", VITL | change)
     arguments = ["config", "migrate", str(source), "--gpus", "32"]
-    assert cli.main(arguments) == cli.REFUSED
+    assert main.main(arguments) == main.REFUSED
     assert message in capsys.readouterr().err
-    assert cli.main([*arguments, "--partial"]) == cli.FINISHED
+    assert main.main([*arguments, "--partial"]) == main.FINISHED
     assert message.split(":")[0] in capsys.readouterr().out
 
 
@@ -343,7 +345,7 @@ def test_a_recipe_that_breaks_a_rule_is_not_written(tmp_path, capsys):
     source = write(tmp_path / "theirs.yaml", VITL | {"crops.local_crops_size": 97})
     out = tmp_path / "mine.py"
     arguments = ["config", "migrate", str(source), "--gpus", "32", "--out", str(out)]
-    assert cli.main(arguments) == cli.REFUSED
+    assert main.main(arguments) == main.REFUSED
     assert "crops.local_size=97 is not a multiple" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["theirs.yaml"]
 

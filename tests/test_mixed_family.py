@@ -4,7 +4,9 @@ import jax
 import pytest
 
 from dinojax import config as configs
-from dinojax import distill, family, train
+from dinojax.distill import loop as distill_loop
+from dinojax.distill import placement
+from dinojax.train import loop
 from tests import small
 from tests.test_distill import COMPOSED, quick, same_rows  # noqa: F401
 
@@ -36,12 +38,12 @@ def test_students_that_are_not_trained_shrink_to_ones_that_are():
 @pytest.mark.exhaustive  # apart: test_distill.py; a ConvNeXt: test_convnext_student.py
 def test_a_vit_and_a_convnext_learn_apart_as_each_alone(tmp_path, monkeypatch):
     """Each on a device of its own, from one forward pass over both; then each with `train`."""
-    monkeypatch.setattr(family, "costs", lambda students, teacher: dict.fromkeys(students, 1.0))
+    monkeypatch.setattr(placement, "costs", lambda students, teacher: dict.fromkeys(students, 1.0))
     shares = [f"{name}:distill.share=1" for name in NAMES]
     together = load("mesh.devices=2", "distill.place=apart", *shares)
-    states = jax.device_get(distill.distill(together, tmp_path / "family"))
+    states = jax.device_get(distill_loop.distill(together, tmp_path / "family"))
     for name, (config,) in load("mesh.devices=1").items():
-        alone = jax.device_get(train.train(config, tmp_path / "alone" / name))
+        alone = jax.device_get(loop.train(config, tmp_path / "alone" / name))
         assert states[name].step == alone.step == 2
         small.assert_close(states[name], alone, COMPOSED)
         same_rows(tmp_path / "family", tmp_path / "alone", name)

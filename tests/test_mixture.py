@@ -7,15 +7,18 @@ import numpy as np
 import pytest
 
 from configs import base
-from dinojax import autopsy, cli, config, train
+from dinojax import config
+from dinojax.cli import main
+from dinojax.config.stages import BoxDraw, SizeDraw
 from dinojax.data.decode import DecodeError
 from dinojax.data.loader import Loader
 from dinojax.data.mixture import NUM_CARDS, Deck, Mixture, Part, batch_ids, cards, num_drawn
 from dinojax.data.order import image_index
 from dinojax.data.quarantine import Quarantine, TooManyBadImages, read_list, read_or_replace
 from dinojax.data.sources import open_knn_sources, open_source
-from dinojax.metrics import read_metrics
-from dinojax.stages import BoxDraw, SizeDraw
+from dinojax.monitor import autopsy
+from dinojax.runs.scalars import read_metrics
+from dinojax.train import loop
 from tests import small, stored_data
 from tests.test_loader import NumberSource
 from tests.test_quarantine import Spoiled
@@ -274,14 +277,14 @@ def folders(tmp_path):
 def test_data_check_reads_every_source_of_a_recipe(folders, capsys):
     (folders / "b" / "bad.png").write_bytes(b"broken")
     sets = [word for setting in two_folders(folders) for word in ("--set", setting)]
-    assert cli.main(["data", "check", "--config", "tiny", *sets]) == cli.FINISHED
+    assert main.main(["data", "check", "--config", "tiny", *sets]) == main.FINISHED
     told = capsys.readouterr().out
     first, second, drawn = told.split("== ")[1:]
     assert first.startswith("a\nimages            5, ") and "unreadable        0" in first
     assert second.startswith("b\nimages            8, ") and "unreadable        1" in second
     assert "drawn from 5 images, 18.7% of all, 2,876.40 epochs" in drawn  # 0.75 / 4 = 18.75 %
     with pytest.raises(SystemExit):
-        cli.main(["data", "check", "--source", "tar", "--config", "tiny"])
+        main.main(["data", "check", "--source", "tar", "--config", "tiny"])
 
 
 def count_steps(state, batch, now):
@@ -295,9 +298,9 @@ def count_steps(state, batch, now):
 def test_a_run_on_a_mixture_logs_what_it_drew_and_resumes_exactly(folders, tmp_path, monkeypatch):
     settings = [*two_folders(folders), "num_steps=4", "log.every=1", "knn.every=none"]
     loaded = small.config(*settings, "mesh.devices=1", "checkpoint.every=2")
-    monkeypatch.setattr(train, "_compile", lambda run: count_steps)  # nothing need be learned
+    monkeypatch.setattr(loop, "_compile", lambda run: count_steps)  # nothing need be learned
     seen = []
-    keep = train.Autopsy.keep
+    keep = loop.Autopsy.keep
 
     def watch(self, number, batch):
         seen.append((number, batch["ids"].tolist()))
@@ -305,10 +308,10 @@ def test_a_run_on_a_mixture_logs_what_it_drew_and_resumes_exactly(folders, tmp_p
         if number == 4 and len(seen) == 4:
             raise RuntimeError("killed")
 
-    monkeypatch.setattr(train.Autopsy, "keep", watch)
+    monkeypatch.setattr(loop.Autopsy, "keep", watch)
     with pytest.raises(RuntimeError, match="killed"):
-        train.train(loaded, tmp_path / "run")
-    train.train(loaded, tmp_path / "run")
+        loop.train(loaded, tmp_path / "run")
+    loop.train(loaded, tmp_path / "run")
     assert [number for number, _ in seen] == [1, 2, 3, 4, 3, 4] and seen[2:4] == seen[4:]
     rows = read_metrics(tmp_path / "run/metrics.jsonl")
     ids = np.array([ids for _, ids in seen[:4]])

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from dinojax import config as configs
-from dinojax import mesh, program
-from dinojax import train as program_1
-from dinojax.autopsy import MAX_IN_A_ROW, Autopsy, NonFiniteError, culprits
-from dinojax.objective import Objective
-from dinojax.replay import replay
-from dinojax.step import Step
+from dinojax.monitor.autopsy import MAX_IN_A_ROW, Autopsy, NonFiniteError, culprits
+from dinojax.sharding import mesh
+from dinojax.train import loop as program_1
+from dinojax.train import program
+from dinojax.train.objective import Objective
+from dinojax.train.replay import replay
+from dinojax.train.step import Step
 from tests import small
 
 TERMS = ("dino_local", "dino_global", "ibot", "koleo")

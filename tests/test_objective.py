@@ -8,12 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinojax import keys, mesh, program
 from dinojax.augment.masks import mask_counts
 from dinojax.augment.views import Views
 from dinojax.losses.ibot import masked_patches
 from dinojax.losses.koleo import by_crop, koleo_loss
-from dinojax.objective import Inputs, Objective
+from dinojax.ops import rng as keys
+from dinojax.sharding import mesh
+from dinojax.train import program
+from dinojax.train.batch_types import Inputs
+from dinojax.train.objective import Objective
 from tests import small
 
 B, V, SIDE = 8, 4, 32  # images, images of a group, pixels of a global crop

@@ -9,7 +9,7 @@ from PIL import Image
 from dinojax.data.folder import folder
 from dinojax.data.quarantine import KNN_FILE, read_list
 from dinojax.eval.features import EvalTransform
-from dinojax.eval.online import Knn
+from dinojax.eval.knn_evaluator import Knn
 
 
 def stored(root, bad=()):

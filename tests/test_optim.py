@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from dinojax import optim
+from dinojax.train import optim
 
 NOW = {"lr": 1e-2, "last_layer_lr": 1e-2, "weight_decay": 0.1}
 ADAM = types.SimpleNamespace(beta1=0.9, beta2=0.99, eps=1e-8, clip=None)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import sharding
-from dinojax import cli_plan
+from dinojax.cli import plan
 from dinojax.plan import report, targets
 
 BASELINES = Path(__file__).parent.parent / "benchmarks" / "baselines" / "sharding.json"
@@ -40,7 +40,7 @@ def compiler_of(target: str) -> None:
 def test_square_kernels_are_not_summed_whole(target):
     """Those of the 7B network, which is too large to be planned here."""
     compiler_of(target)
-    found, _ = cli_plan._process("tests.square_kernels", target, {"target": target})
+    found, _ = plan._process("tests.square_kernels", target, {"target": target})
     sent, parts = found["sent"], found["parts"]
     assert sent["all-gather"] == sent["reduce-scatter"] == parts
     assert sent["all-reduce"] < 0.1 * parts, "of what is left of the parts, between copies"
@@ -49,7 +49,7 @@ def test_square_kernels_are_not_summed_whole(target):
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['target']}-{row['strategy']}")
 def test_a_target_s_compiler_sends_what_the_closed_form_says(row):
     compiler_of(row["target"])
-    found = cli_plan.one(row["recipe"], row["target"], row["overrides"])
+    found = plan.one(row["recipe"], row["target"], row["overrides"])
     assert found["fits"] and found["replicated"] == []
     wire, form = report.wire_by_kind(found), found["closed_form"]
     # In a network this small one gather of prototypes may serve several passes.

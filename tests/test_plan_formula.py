@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import pytest
 
 from dinojax import config as configs
-from dinojax import mesh, program
 from dinojax.models import zoo
 from dinojax.models.convnext import ConvNextSpec
-from dinojax.plan.count import count_flops, vit_flops
+from dinojax.ops.flops import count_flops, vit_flops
 from dinojax.plan.formula import closed_form, forward, head_layers, total, wire
+from dinojax.sharding import mesh
+from dinojax.train import program
 from tests import small
 
 ONE_DEVICE = ("mesh.devices=1", "mesh.strategy=dp", "model.attention=plain")

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinojax import gathering, mesh
 from dinojax.plan.hlo import Collective, collectives
+from dinojax.sharding import gather, mesh
 
 LOOP = """\
 HloModule step
@@ -98,7 +98,7 @@ def test_bytes_of_a_real_program():
     def loss(kernels, x):
         def layer(x, kernel):
             x = mesh.constrain(x, "image", "channel")
-            return jnp.tanh(x @ gathering.gather(kernel, "width", None)), None
+            return jnp.tanh(x @ gather.gather(kernel, "width", None)), None
 
         return jnp.sum(jax.lax.scan(jax.checkpoint(layer), x, kernels)[0])
 

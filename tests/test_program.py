@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinojax import mesh, optim, program
-from dinojax.objective import GramSpec
+from dinojax.sharding import mesh
+from dinojax.train import optim, program
+from dinojax.train.objective import GramSpec
 from tests import small
 
 

@@ -8,8 +8,10 @@ import flax.linen as nn
 import jax
 import pytest
 
-from dinojax import config, mesh, program
-from dinojax import state as states
+from dinojax import config
+from dinojax.models.params import init_params
+from dinojax.sharding import mesh
+from dinojax.train import program
 
 FOLDER = Path(__file__).parent.parent / "configs"
 NAMES = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in ("__init__", "base"))
@@ -95,7 +97,7 @@ COUNTS = {
 @pytest.fixture(scope="module")
 def shapes(built):
     def init():
-        params = states.init_params(built[2].step.objective, jax.random.key(0))
+        params = init_params(built[2].step.objective, jax.random.key(0))
         return nn.meta.unbox(params)
 
     with mesh.use(built[2].layout):

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from dinojax import config as configs
-from dinojax import train
-from dinojax.metrics import read_metrics
+from dinojax.runs.scalars import read_metrics
+from dinojax.train import loop
 from tests import small
 from tests.test_recipes import RECIPES
 from tests.test_resume import Stop, at, die
@@ -61,15 +61,15 @@ def test_a_recipe_trains_two_steps_of_each_stage(name, images, tmp_path, monkeyp
             compiled[key] = built.lower().compile(small.FAST)
         return compiled[key]
 
-    monkeypatch.setattr(train, "_compile", compile_once)
-    monkeypatch.setattr(train.finish, "finish", lambda *args, **options: None)
+    monkeypatch.setattr(loop, "_compile", compile_once)
+    monkeypatch.setattr(loop.finish, "finish", lambda *args, **options: None)
     settings = [f"data.path={images}", "mesh.devices=1", "log.pictures=False", "log.every=1"]
     settings += ["augment.blur_rates=0.0,0.0,0.0"]  # compiles longest and is tested elsewhere
     stages = configs.load_stages(name, [*settings, "batch_size=4", "group_size=2"], smoke=True)
     if len(stages) > 1:
-        with at(monkeypatch, (train._Report, "add"), 4, die), pytest.raises(Stop):
-            train.train(stages, tmp_path / "run")
-    state = train.train(stages, tmp_path / "run")
+        with at(monkeypatch, (loop._Report, "add"), 4, die), pytest.raises(Stop):
+            loop.train(stages, tmp_path / "run")
+    state = loop.train(stages, tmp_path / "run")
     assert state.step == 2
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2] * len(stages)

@@ -7,13 +7,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from dinojax.cli import main
+from dinojax.cli.main import main
 from dinojax.data.quarantine import KNN_FILE
-from dinojax.energy import summed
-from dinojax.metrics import MetricsLog
-from dinojax.runs import read_run
-from dinojax.tensorboard import EventLog
-from dinojax.viz import charts, report
+from dinojax.monitor import report
+from dinojax.monitor.energy import summed
+from dinojax.runs.files import read_run
+from dinojax.runs.scalars import MetricsLog
+from dinojax.runs.tensorboard import EventLog
+from dinojax.viz import charts
 from dinojax.viz.pictures import crop_sheet
 from tests.test_doctor import healthy, run_dir
 

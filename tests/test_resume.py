@@ -12,13 +12,13 @@ import jax
 import numpy as np
 import pytest
 
-from dinojax import train
-from dinojax.checkpoint import COMMITTED, Checkpoints
+from dinojax.checkpoint.manager import COMMITTED, Checkpoints
 from dinojax.config import ConfigError
 from dinojax.data import tiles
-from dinojax.interrupt import Interrupted, StorageError
-from dinojax.metrics import read_metrics
-from dinojax.run import check_data
+from dinojax.distributed.interrupt import Interrupted, StorageError
+from dinojax.runs.scalars import read_metrics
+from dinojax.train import loop
+from dinojax.train.stage import check_data
 from tests import small
 from tests.kill_and_compare import SMALLER, kill_and_compare
 from tests.killer import Place
@@ -46,7 +46,7 @@ def cheap():
     """Few tiles, no comparison at the end, and one compile for all runs: none is tested here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiles, "SPLITS", dict.fromkeys(tiles.SPLITS, 240))
-        patch.setattr(train.finish, "finish", lambda *args, **options: None)
+        patch.setattr(loop.finish, "finish", lambda *args, **options: None)
         small.share_programs(patch)
         yield
 
@@ -55,7 +55,7 @@ def cheap():
 def whole(config, tmp_path_factory):
     """A run that nothing disturbed: its directory and last state."""
     directory = tmp_path_factory.mktemp("whole") / "run"
-    return directory, train.train(config, directory)
+    return directory, loop.train(config, directory)
 
 
 def rows(directory):
@@ -105,9 +105,9 @@ def ask():
 @pytest.mark.slow
 def test_a_killed_run_ends_like_one_that_was_not(config, whole, tmp_path, monkeypatch, step):
     """Killed before the first checkpoint, between two, and right after one."""
-    with at(monkeypatch, (train._Report, "add"), step, die), pytest.raises(Stop):
-        train.train(config, tmp_path / "run")
-    state = train.train(config, tmp_path / "run")
+    with at(monkeypatch, (loop._Report, "add"), step, die), pytest.raises(Stop):
+        loop.train(config, tmp_path / "run")
+    state = loop.train(config, tmp_path / "run")
     same_state(state, whole[1])
     assert rows(tmp_path / "run") == rows(whole[0])
 
@@ -115,11 +115,11 @@ def test_a_killed_run_ends_like_one_that_was_not(config, whole, tmp_path, monkey
 @pytest.mark.parametrize(
     ("where", "number"),
     [
-        ((train, "_compile"), 1),
-        ((train.DataWait, "__next__"), 3),
-        ((train._Report, "add"), 2),
-        ((train, "_evaluate"), 4),
-        ((train.Saves, "save"), 1),
+        ((loop, "_compile"), 1),
+        ((loop.DataWait, "__next__"), 3),
+        ((loop._Report, "add"), 2),
+        ((loop, "_evaluate"), 4),
+        ((loop.Saves, "save"), 1),
     ],
     ids=["compile", "data wait", "step", "evaluation", "save"],
 )
@@ -128,10 +128,10 @@ def test_asked_to_stop_it_saves_and_the_rest_is_the_same(
     config, whole, tmp_path, monkeypatch, where, number
 ):
     with at(monkeypatch, where, number, ask), pytest.raises(Interrupted) as stopped:
-        train.train(config, tmp_path / "run")
+        loop.train(config, tmp_path / "run")
     assert (tmp_path / "run/checkpoints/pretrain" / str(stopped.value.step) / COMMITTED).exists()
     assert stopped.value.step < STEPS
-    state = train.train(config, tmp_path / "run")
+    state = loop.train(config, tmp_path / "run")
     same_state(state, whole[1])
     assert rows(tmp_path / "run") == rows(whole[0])
     lines = (tmp_path / "run/resumes.jsonl").read_text().splitlines()
@@ -147,19 +147,19 @@ def test_a_loader_that_hangs_does_not_keep_the_run(config, tmp_path, monkeypatch
         time.sleep(60)
 
     began = time.monotonic()
-    monkeypatch.setattr(train.DataWait, "__next__", hang)
+    monkeypatch.setattr(loop.DataWait, "__next__", hang)
     with pytest.raises(Interrupted):
-        train.train(config, tmp_path / "run")
+        loop.train(config, tmp_path / "run")
     assert time.monotonic() - began < 50
 
 
 @pytest.mark.slow
 def test_a_torn_checkpoint_is_set_aside(config, whole, tmp_path, monkeypatch):
-    with at(monkeypatch, (train._Report, "add"), 5, die), pytest.raises(Stop):
-        train.train(config, tmp_path / "run")
+    with at(monkeypatch, (loop._Report, "add"), 5, die), pytest.raises(Stop):
+        loop.train(config, tmp_path / "run")
     newest = max((tmp_path / "run/checkpoints/pretrain").iterdir(), key=lambda p: int(p.name))
     (newest / COMMITTED).unlink()
-    same_state(train.train(config, tmp_path / "run"), whole[1])
+    same_state(loop.train(config, tmp_path / "run"), whole[1])
     assert newest.with_name(newest.name + ".torn").exists()
 
 
@@ -187,7 +187,7 @@ def test_storage_that_fails_in_the_background_is_reported_and_what_was_saved_sta
 
     monkeypatch.setattr(Checkpoints, "__init__", init)
     with pytest.raises(StorageError, match=r"No space left.*stands"):
-        train.train(config, tmp_path / "run")
+        loop.train(config, tmp_path / "run")
     assert (tmp_path / "run/checkpoints/pretrain/2" / COMMITTED).exists()
     assert 6 not in saves
 
@@ -205,8 +205,8 @@ def test_saving_by_minutes_comes_before_saving_by_steps(tmp_path, monkeypatch):
             original(self, state, step=step, meta=meta),
         ),
     )
-    monkeypatch.setattr(train, "_evaluate", lambda *args, **options: None)
-    train.train(config, tmp_path / "run")
+    monkeypatch.setattr(loop, "_evaluate", lambda *args, **options: None)
+    loop.train(config, tmp_path / "run")
     assert saved == list(range(1, STEPS + 1))
 
 
@@ -227,13 +227,13 @@ def test_changed_images_are_refused_unless_accepted(caplog):
 
 def test_another_config_is_refused_unless_accepted_or_nothing_was_trained(tmp_path):
     other = small.config(*OVERRIDES, "seed=5")
-    train.claim(tmp_path / "trained", small.config(*OVERRIDES))
+    loop.claim(tmp_path / "trained", small.config(*OVERRIDES))
     (tmp_path / "trained/metrics.jsonl").write_text('{"step": 1}\n')
     with pytest.raises(ConfigError, match=r"seed: 0 there, 5 now[\s\S]*--accept-new-config"):
-        train.claim(tmp_path / "trained", other)
-    train.claim(tmp_path / "trained", other, ["new-config"])
-    train.claim(tmp_path / "fresh", small.config(*OVERRIDES))
-    train.claim(tmp_path / "fresh", other)
+        loop.claim(tmp_path / "trained", other)
+    loop.claim(tmp_path / "trained", other, ["new-config"])
+    loop.claim(tmp_path / "fresh", small.config(*OVERRIDES))
+    loop.claim(tmp_path / "fresh", other)
     assert json.loads((tmp_path / "fresh/config.json").read_text())["config"]["seed"] == 5
 
 

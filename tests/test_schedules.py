@@ -1,10 +1,10 @@
-"""Schedules of dinojax/optim.py: printed values of the reference, slow arrays, edges, errors."""
+"""Schedules of train/optim.py: printed values of the reference, slow arrays, edges, errors."""
 
 import numpy as np
 import pytest
 
 from configs.base import get_config, schedule
-from dinojax import optim
+from dinojax.train import optim
 
 
 def section(**changes):

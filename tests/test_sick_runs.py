@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from dinojax import doctor
-from dinojax.runs import read_run
+from dinojax.monitor import doctor
+from dinojax.runs.files import read_run
 from tests.make_sick_runs import RECORDED, RUNS
 
 # Run -> a finding, and words that must be in what is told: numbers seen, and the way out.

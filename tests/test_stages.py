@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from dinojax import config, stages
-from dinojax.config import ConfigError
-from dinojax.stages import Anchor, BoxDraw, SizeDraw
+from dinojax import config
+from dinojax.config import ConfigError, stages
+from dinojax.config.stages import Anchor, BoxDraw, SizeDraw
 
 RECIPE = """
 from configs import tiny

@@ -8,15 +8,17 @@ import jax
 import numpy as np
 import pytest
 
-from dinojax import cli, measure, train
 from dinojax import config as configs
-from dinojax.checkpoint import Checkpoints
+from dinojax.checkpoint.manager import Checkpoints
+from dinojax.cli import main
 from dinojax.config import ConfigError
 from dinojax.data import tiles
-from dinojax.interrupt import Interrupted
-from dinojax.metrics import read_metrics
-from dinojax.program import Program
-from dinojax.runs import read_run, read_whole
+from dinojax.distributed.interrupt import Interrupted
+from dinojax.eval import checkpoints as measure
+from dinojax.runs.files import read_run, read_whole
+from dinojax.runs.scalars import read_metrics
+from dinojax.train import loop
+from dinojax.train.program import Program
 from tests import small
 from tests.test_resume import Stop, ask, at, die, rows, same_state
 
@@ -47,8 +49,8 @@ def cheap():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiles, "SPLITS", dict.fromkeys(tiles.SPLITS, 64))
-        patch.setattr(train.finish, "finish", lambda *args, **options: None)
-        patch.setattr(train, "_compile", compile_once)
+        patch.setattr(loop.finish, "finish", lambda *args, **options: None)
+        patch.setattr(loop, "_compile", compile_once)
         patch.setattr(Program, "new_state", new_state_once)
         yield
 
@@ -57,7 +59,7 @@ def cheap():
 def whole(tmp_path_factory):
     """All three stages, undisturbed: the directory and the last state."""
     directory = tmp_path_factory.mktemp("whole") / "run"
-    return directory, train.train(stages(), directory)
+    return directory, loop.train(stages(), directory)
 
 
 def saved(directory: Path, stage: str, step: int, part: dict) -> dict:
@@ -113,11 +115,11 @@ def test_weights_and_optimizer_are_handed_over_as_each_stage_says(whole, monkeyp
 
     like = _shapes(last)
     for stage in ("gram", "highres"):
-        monkeypatch.setattr(train, "_compile", lambda built, stage=stage: look(built, stage))
+        monkeypatch.setattr(loop, "_compile", lambda built, stage=stage: look(built, stage))
         copy = directory.parent / f"copy-{stage}"
         _copy_without(directory, copy, stage)
         with pytest.raises(Stop):
-            train.train(stages(), copy, stage=stage)
+            loop.train(stages(), copy, stage=stage)
     before = saved(directory, "pretrain", 2, {n: like[n] for n in ("student", "ema", "opt_state")})
     for name in ("student", "ema", "opt_state"):
         same_state(seen["gram"][name], before[name])
@@ -133,7 +135,7 @@ def test_weights_and_optimizer_are_handed_over_as_each_stage_says(whole, monkeyp
 
 @pytest.mark.slow
 def test_gram_pick_scores_every_checkpoint_of_every_stage(whole, capsys):
-    assert cli.main(["gram", "pick", str(whole[0]), "--mosaics", "4"]) == cli.FINISHED
+    assert main.main(["gram", "pick", str(whole[0]), "--mosaics", "4"]) == main.FINISHED
     told = capsys.readouterr().out
     for stage in LAST:
         assert f"{stage}/1: " in told and f"{stage}/2: " in told
@@ -168,38 +170,38 @@ def _copy_without(directory: Path, copy: Path, stage: str) -> None:
 @pytest.mark.parametrize("step", [2, 4, 6])
 def test_a_run_killed_in_any_stage_ends_like_one_that_was_not(whole, tmp_path, monkeypatch, step):
     """Killed in the middle of the first, the second (after a refresh) and the last stage."""
-    with at(monkeypatch, (train._Report, "add"), step, die), pytest.raises(Stop):
-        train.train(stages(), tmp_path / "run")
-    state = train.train(stages(), tmp_path / "run")
+    with at(monkeypatch, (loop._Report, "add"), step, die), pytest.raises(Stop):
+        loop.train(stages(), tmp_path / "run")
+    state = loop.train(stages(), tmp_path / "run")
     same_state(state, whole[1])
     assert rows(tmp_path / "run") == rows(whole[0])
 
 
 @pytest.mark.slow
 def test_asked_to_stop_in_the_second_stage_it_goes_on_there(whole, tmp_path, monkeypatch):
-    with at(monkeypatch, (train._Report, "add"), 3, ask), pytest.raises(Interrupted) as stopped:
-        train.train(stages(), tmp_path / "run")
+    with at(monkeypatch, (loop._Report, "add"), 3, ask), pytest.raises(Interrupted) as stopped:
+        loop.train(stages(), tmp_path / "run")
     assert stopped.value.step == 1
     assert json.loads((tmp_path / "run/config.json").read_text())["config"]["stage"] == "gram"
     with at(monkeypatch, (Program, "new_state"), 2, die):  # of highres alone: the first call
-        state = train.train(stages(), tmp_path / "run")
+        state = loop.train(stages(), tmp_path / "run")
     same_state(state, whole[1])
 
 
 @pytest.mark.slow
 def test_a_finished_stage_is_not_run_again_and_one_can_be_run_alone(whole, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="stage gram starts from stage pretrain, which has not"):
-        train.train(stages(), tmp_path / "run", stage="gram")
-    train.train(stages(), tmp_path / "run", stage="pretrain")
+        loop.train(stages(), tmp_path / "run", stage="gram")
+    loop.train(stages(), tmp_path / "run", stage="pretrain")
     assert read_metrics(tmp_path / "run/metrics.jsonl")[-1]["stage"] == "pretrain"
-    with at(monkeypatch, (train._Report, "add"), 1, die), pytest.raises(Stop):
-        train.train(stages(), tmp_path / "run")
+    with at(monkeypatch, (loop._Report, "add"), 1, die), pytest.raises(Stop):
+        loop.train(stages(), tmp_path / "run")
     assert json.loads((tmp_path / "run/config.json").read_text())["config"]["stage"] == "gram"
     with pytest.raises(ConfigError, match=r"another config in stage pretrain:\n  seed: 0 there, 7"):
-        train.train(stages("pretrain:seed=7"), tmp_path / "run")
-    train.claim(tmp_path / "run", stages("highres:seed=7"))  # nothing was trained there
+        loop.train(stages("pretrain:seed=7"), tmp_path / "run")
+    loop.claim(tmp_path / "run", stages("highres:seed=7"))  # nothing was trained there
     with pytest.raises(ConfigError, match="holds a stage pretrain, which the recipe does not have"):
-        train.claim(tmp_path / "run", stages()[1:])
+        loop.claim(tmp_path / "run", stages()[1:])
 
 
 REFUSALS = {
@@ -216,22 +218,22 @@ def test_sources_that_cannot_be_are_refused_before_the_first_stage(what, tmp_pat
     setting, message = REFUSALS[what]
     found = stages("gram:" + setting.format(file=file))
     with pytest.raises(ConfigError, match=message):
-        train.train(found, tmp_path / "run")
+        loop.train(found, tmp_path / "run")
     assert not list(tmp_path.glob("run/checkpoints/*/*"))
 
 
 def test_a_run_without_a_checkpoint_has_no_anchor_to_pick(tmp_path, capsys):
     (tmp_path / "checkpoints").mkdir()
     configs.save(stages()[0], tmp_path / "config.json")
-    assert cli.main(["gram", "pick", str(tmp_path), "--mosaics", "4"]) == cli.REFUSED
+    assert main.main(["gram", "pick", str(tmp_path), "--mosaics", "4"]) == main.REFUSED
     assert "has no checkpoint yet; train it first" in capsys.readouterr().err
 
 
 def test_config_show_tells_one_stage(capsys):
     args = ["config", "show", "--config", "tiny_stages", "--stage", "gram"]
-    assert cli.main([*args, "--set", "gram:seed=3"]) == cli.FINISHED
+    assert main.main([*args, "--set", "gram:seed=3"]) == main.FINISHED
     told = capsys.readouterr().out
     assert "stage = 'gram'" in told and "seed = 3  (--set)" in told
     assert "start.steps_before = 600  (recipe)" in told
-    assert cli.main([*args[:-1], "gramm"]) == cli.REFUSED
+    assert main.main([*args[:-1], "gramm"]) == main.REFUSED
     assert "no stage gramm; its stages are pretrain, gram, highres" in capsys.readouterr().err

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinojax import mesh, program
-from dinojax import state as states
+from dinojax.models import params
 from dinojax.models.layers import Named
+from dinojax.sharding import mesh
+from dinojax.train import program
 from tests import small
 
 
@@ -101,7 +102,7 @@ def test_the_seed_is_the_key_and_parameters_name_all_their_axes(made):
     built, state = made[1]
     assert small.same(jax.random.key_data(state.key), jax.random.key_data(jax.random.key(0)))
     boxes = jax.tree.leaves(
-        jax.eval_shape(lambda: states.init_params(built.step.objective, jax.random.key(0))),
+        jax.eval_shape(lambda: params.init_params(built.step.objective, jax.random.key(0))),
         is_leaf=lambda leaf: isinstance(leaf, Named),
     )
     assert all(len(box.names) == box.value.ndim for box in boxes)

@@ -10,8 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from dinojax import mesh, program
-from dinojax.step import Step
+from dinojax.sharding import mesh
+from dinojax.train import program
+from dinojax.train.step import Step
 from tests import small
 
 VARIANTS = {

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from dinojax import cli
-from dinojax.interrupt import NOT_SAVED, SAVED
+from dinojax.cli import main
+from dinojax.distributed.interrupt import NOT_SAVED, SAVED
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +20,7 @@ SETTINGS = (
     *("checkpoint.every=2", "log.pictures=False", "dino_head.prototypes=64"),
 )
 SETS = [word for setting in SETTINGS for word in ("--set", setting)]
-MAIN = "\nimport sys\nfrom dinojax.cli import main\nsys.exit(main(sys.argv[1:]))\n"
+MAIN = "\nimport sys\nfrom dinojax.cli.main import main\nsys.exit(main(sys.argv[1:]))\n"
 HANG = """
 import time
 from dinojax.data import loader
@@ -116,7 +116,7 @@ def test_a_loader_that_hangs_is_left_and_what_was_done_is_saved(tmp_path, cache)
 
 def test_a_full_disk_is_reported_and_keeps_what_was_saved(tmp_path, cache):
     code, told = end(start(tmp_path / "run", cache, FILL), 300)
-    assert code == cli.FAILED and "File too large" in told, told
+    assert code == main.FAILED and "File too large" in told, told
     assert "step 2 stands" in told or "cannot be written" in told, told
     code, told = end(start(tmp_path / "run", cache), 300)
-    assert code == cli.FINISHED and "continuing from step 2" in told, told
+    assert code == main.FINISHED and "continuing from step 2" in told, told

@@ -4,12 +4,14 @@ import jax
 import numpy as np
 import pytest
 
-from dinojax import convert, mesh, program
-from dinojax import run as runs
 from dinojax.config import ConfigError
-from dinojax.runs import loss_ranges
-from dinojax.teacher import open_teacher
-from dinojax.teaching import Lessons
+from dinojax.runs.loss_ranges import loss_ranges
+from dinojax.sharding import mesh
+from dinojax.train import program
+from dinojax.train import stage as runs
+from dinojax.train.teacher import open_teacher
+from dinojax.train.teacher_forward import Lessons
+from dinojax.weights import run
 from dinojax.weights.export import export
 from tests import small
 
@@ -32,7 +34,7 @@ def taught(tmp_path_factory):
 def exports(taught, tmp_path_factory):
     """Own exports of that run, with heads and without."""
     folder = tmp_path_factory.mktemp("exports")
-    network = convert.network_of_run(taught[0])
+    network = run.network_of_run(taught[0])
     for name in ("with_heads", "without_heads"):
         export(
             network,

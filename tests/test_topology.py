@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from dinojax.topology import arrange, process_rows
+from dinojax.sharding.topology import arrange, process_rows
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,12 +12,13 @@ import pytest
 from PIL import Image
 
 import dinojax
-from dinojax import cli, train
 from dinojax import config as configs
+from dinojax.cli import main
 from dinojax.data import tiles
 from dinojax.eval.features import EvalTransform
 from dinojax.eval.knn import knn_accuracy
-from dinojax.metrics import read_metrics
+from dinojax.runs.scalars import read_metrics
+from dinojax.train import loop
 from dinojax.weights import libraries
 from tests import small
 from tests.library_models import needs
@@ -66,15 +67,15 @@ def run(tmp_path_factory):
         if name == "/jax/core/compile/backend_compile_duration":
             compiled.append(name)
 
-    class Report(train._Report):
+    class Report(loop._Report):
         def add(self, *args):
             after_step.append(len(compiled))
             super().add(*args)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "_Report", Report)
-        state = train.train(config(), directory)
+        patch.setattr(loop, "_Report", Report)
+        state = loop.train(config(), directory)
     return directory, state, after_step
 
 
@@ -123,27 +124,27 @@ def test_nothing_is_compiled_after_the_first_step_and_the_first_save(run):
 @pytest.mark.slow
 def test_another_config_is_refused_and_free_keys_are_not(run):
     with pytest.raises(configs.ConfigError, match=r"(?s)another config.*seed: 0 there, 1 now"):
-        train.train(config("seed=1"), run[0])
-    train.claim(run[0], config("knn.every=2", "mesh.devices=2", "accumulate=2"))
-    train.claim(run[0], config())
+        loop.train(config("seed=1"), run[0])
+    loop.claim(run[0], config("knn.every=2", "mesh.devices=2", "accumulate=2"))
+    loop.claim(run[0], config())
 
 
 @pytest.mark.slow
 def test_changed_images_are_refused(run, monkeypatch):
     monkeypatch.setattr(tiles, "SPLITS", tiles.SPLITS | {"train": 80})
     with pytest.raises(configs.ConfigError, match="images changed since the checkpoint"):
-        train.train(config(), run[0])
+        loop.train(config(), run[0])
 
 
 @pytest.mark.slow
 def test_eval_knn_measures_the_checkpoint_of_a_run(run, capsys):
     directory = run[0]
-    assert cli.main(["eval", "knn", "--run", str(directory)]) == cli.FINISHED
+    assert main.main(["eval", "knn", "--run", str(directory)]) == main.FINISHED
     assert "step 4, 48 images in the bank, 32 queries" in capsys.readouterr().out
     row = json.loads((directory / "eval" / "knn.jsonl").read_text())
     during = [r for r in read_metrics(directory / "metrics.jsonl") if "knn/cls" in r][-1]
     assert {f"knn/{name}": row[name] for name in ("cls", "patches", "both")} | {"step": 4} == during
-    assert cli.main(["eval", "knn", "--run", str(directory), "--step", "3"]) == cli.REFUSED
+    assert main.main(["eval", "knn", "--run", str(directory), "--step", "3"]) == main.REFUSED
     assert "has no checkpoint 3; it has [2, 4]" in capsys.readouterr().err
 
 
@@ -171,7 +172,7 @@ def command(run: Path, *overrides: str) -> list[str]:
 def test_a_folder_without_labels_trains_by_setting_its_path(tmp_path):
     folder = pngs(tmp_path / "images", 24)
     args = command(tmp_path / "run", f"data.path={folder}")
-    assert cli.main(args) == cli.FINISHED
+    assert main.main(args) == main.FINISHED
     assert "no k-NN" in (tmp_path / "run" / "log.txt").read_text()
     assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == 2
     assert not (tmp_path / "run" / "quickstart.json").exists()
@@ -198,7 +199,7 @@ def test_what_cannot_work_is_refused_before_any_work(what, tmp_path, monkeypatch
     args = command(tmp_path / "run", REFUSALS[what][0])
     args[2] = str(Path(args[2]).absolute())
     monkeypatch.chdir(tmp_path)
-    assert cli.main(args) == cli.REFUSED
+    assert main.main(args) == main.REFUSED
     told = capsys.readouterr().err
     assert REFUSALS[what][1] in told and "Traceback" not in told
     assert not list(tmp_path.glob("run/checkpoints/*/*"))
@@ -206,11 +207,11 @@ def test_what_cannot_work_is_refused_before_any_work(what, tmp_path, monkeypatch
 
 def test_a_refused_attempt_does_not_occupy_its_run_directory(tmp_path, capsys):
     args = command(tmp_path / "run", "data.path=/absent")
-    assert cli.main(args) == cli.REFUSED
-    train.claim(tmp_path / "run", config())
+    assert main.main(args) == main.REFUSED
+    loop.claim(tmp_path / "run", config())
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
-    assert cli.main(command(tmp_path / "other")) == cli.REFUSED
+    assert main.main(command(tmp_path / "other")) == main.REFUSED
     assert "is not empty and no run directory" in capsys.readouterr().err
 
 
@@ -247,7 +248,7 @@ def test_a_run_exports_and_has_the_same_knn_in_every_library(run, tmp_path, caps
     needs(format)
     out = tmp_path / "out"
     words = ["export", "--run", str(run[0]), "--format", format, "--out", str(out)]
-    assert cli.main(words) == cli.FINISHED
+    assert main.main(words) == main.FINISHED
     told = capsys.readouterr().out
     assert "same features in torch" in told and "normalised by its own mean" in told
     backbone = dinojax.load(out)

@@ -10,10 +10,10 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from PIL import Image
 
 from configs import base
-from dinojax import keys
 from dinojax.augment import boxes, masks, views
 from dinojax.augment.spec import ViewSpec
 from dinojax.augment.views import make_views
+from dinojax.ops import rng as keys
 
 GROUP, PATCH, BOX = 2, 4, 24
 QUICK = {"xla_backend_optimization_level": 0}  # a quarter of the compile time

@@ -12,7 +12,7 @@ from flax import linen as nn
 from dinojax.models import rope as rope_lib
 from dinojax.models import zoo
 from dinojax.models.vit import Block, Draws, Vit, VitSpec, make_draws, num_kept
-from dinojax.plan.count import count_flops
+from dinojax.ops.flops import count_flops
 from dinojax.weights import meta
 
 TINY = VitSpec(width=32, depth=2, num_heads=2, num_registers=4, norm="layernorm_1e5")

@@ -5,11 +5,14 @@ import logging
 import numpy as np
 import pytest
 
-from dinojax import config, doctor, watch
-from dinojax.interrupt import Alarm
-from dinojax.metrics import MetricsLog, read_metrics
-from dinojax.runs import RunFiles, loss_ranges, read_run
-from dinojax.watch import Watch
+from dinojax import config
+from dinojax.distributed.interrupt import Alarm
+from dinojax.monitor import doctor
+from dinojax.runs import early_stopping
+from dinojax.runs.early_stopping import Watch
+from dinojax.runs.files import RunFiles, read_run
+from dinojax.runs.loss_ranges import loss_ranges
+from dinojax.runs.scalars import MetricsLog, read_metrics
 from tests.make_sick_runs import RECORDED
 
 VALUES = config.load("tiny").values() | {
@@ -39,19 +42,19 @@ def knn(step, accuracy):
 def test_a_stage_ends_at_the_third_look_in_a_row_with_every_loss_off_chance():
     ways = [0.0, 0.2, 0.2, 0.05, 0.2, 0.2, 0.2, 0.2]
     rows = [row(5 * n, way) for n, way in enumerate(ways, start=1)]
-    assert watch.left_chance(VALUES, rows) == 35
-    assert watch.left_chance(VALUES, rows[:6]) is None
-    assert watch.left_chance(VALUES | {"until.left_chance": None}, rows) is None
+    assert early_stopping.left_chance(VALUES, rows) == 35
+    assert early_stopping.left_chance(VALUES, rows[:6]) is None
+    assert early_stopping.left_chance(VALUES | {"until.left_chance": None}, rows) is None
     one = [row(5 * n, 0.2, 0.2, 0.09) for n in range(1, 12)]
-    assert watch.left_chance(VALUES, one) is None
-    assert watch.left_chance(VALUES | {"losses.ibot": 0.0}, one) == 15
+    assert early_stopping.left_chance(VALUES, one) is None
+    assert early_stopping.left_chance(VALUES | {"losses.ibot": 0.0}, one) == 15
 
 
 def test_rows_between_two_looks_and_losses_that_are_not_finite_do_not_count():
     rows = [row(n, 0.2) for n in (5, 7, 9, 10, 12)]
-    assert watch.left_chance(VALUES, rows) is None
-    assert watch.left_chance(VALUES, [*rows, row(15, 0.2)]) == 15
-    assert watch.left_chance(VALUES, [*rows, row(15, 0.2) | {"ibot": None}]) is None
+    assert early_stopping.left_chance(VALUES, rows) is None
+    assert early_stopping.left_chance(VALUES, [*rows, row(15, 0.2)]) == 15
+    assert early_stopping.left_chance(VALUES, [*rows, row(15, 0.2) | {"ibot": None}]) is None
 
 
 def test_a_watch_decides_as_the_file_does_also_after_a_stop(tmp_path):
@@ -70,7 +73,7 @@ def test_a_watch_decides_as_the_file_does_also_after_a_stop(tmp_path):
             log.write(number, {name: seen[name] for name in ("total", *TERMS)})
     saved = read_metrics(tmp_path / "metrics.jsonl")
     assert any(ends) and not ends[20]
-    assert watch.left_chance(VALUES, saved) == 1 + ends.index(True)
+    assert early_stopping.left_chance(VALUES, saved) == 1 + ends.index(True)
     for stop in range(0, 60, 7):
         resumed = watching()
         resumed.begin(saved[:stop])
@@ -98,11 +101,11 @@ VALUES |= SHORT
 
 def test_a_stage_that_never_left_chance_says_so_and_what_to_do(caplog):
     rows = [row(5 * n, 0.02, 0.2, 0.04) for n in range(1, 13)]
-    told = watch.never_left(VALUES, rows)
+    told = early_stopping.never_left(VALUES, rows)
     assert "after 60 steps" in told and "dino_local 2.0%, dino_global 20.0%, ibot 4.0%" in told
     assert "num_steps" in told and "until.left_chance" in told
-    assert watch.never_left(VALUES, [row(5 * n, 0.2) for n in range(1, 13)]) is None
-    assert watch.objection(VALUES | {"knn.alarm_stops": False}, rows) == told
+    assert early_stopping.never_left(VALUES, [row(5 * n, 0.2) for n in range(1, 13)]) is None
+    assert early_stopping.objection(VALUES | {"knn.alarm_stops": False}, rows) == told
     seen = watching()
     seen.begin(rows[:-1])
     with caplog.at_level(logging.WARNING):
@@ -112,15 +115,15 @@ def test_a_stage_that_never_left_chance_says_so_and_what_to_do(caplog):
 
 def test_knn_is_compared_with_step_0_and_without_labels_the_dense_metric_is():
     good, bad = [knn(0, 50.0), knn(20, 45.0)], [knn(0, 50.0), knn(20, 44.9)]
-    assert watch.fallen(VALUES, good) is None
-    told = watch.fallen(VALUES, bad)
+    assert early_stopping.fallen(VALUES, good) is None
+    told = early_stopping.fallen(VALUES, bad)
     assert "knn/cls fell to 44.9 % at step 20, from 50.0 % at step 0" in told
     assert "knn.alarm=0.1 allows 45.0 %" in told
-    assert watch.fallen(VALUES, [*bad, knn(40, 46.0)]) is None  # the last one counts
-    assert watch.fallen(VALUES | {"knn.alarm": None}, bad) is None
-    assert watch.fallen(VALUES, bad[1:]) is None  # nothing to compare with
+    assert early_stopping.fallen(VALUES, [*bad, knn(40, 46.0)]) is None  # the last one counts
+    assert early_stopping.fallen(VALUES | {"knn.alarm": None}, bad) is None
+    assert early_stopping.fallen(VALUES, bad[1:]) is None  # nothing to compare with
     dense = [{"step": 0, "dense/mosaic": 30.0}, {"step": 20, "dense/mosaic": 20.0}]
-    assert "dense/mosaic fell to 20.0 %" in watch.fallen(VALUES, dense)
+    assert "dense/mosaic fell to 20.0 %" in early_stopping.fallen(VALUES, dense)
 
 
 def test_an_alarm_warns_or_stops_the_run_and_what_comes_after_it(caplog):
@@ -136,8 +139,8 @@ def test_an_alarm_warns_or_stops_the_run_and_what_comes_after_it(caplog):
     with pytest.raises(Alarm, match="fell to 30.0 %"):  # the same command stops at once
         stops.begin([knn(0, 50.0), knn(20, 30.0)])
     rows = [knn(0, 50.0), *[row(5 * n, 0.2) for n in range(1, 5)], knn(20, 30.0)]
-    assert watch.objection(VALUES | {"knn.alarm_stops": False}, rows) is None
-    assert "fell to 30.0 %" in watch.objection(VALUES | {"knn.alarm_stops": True}, rows)
+    assert early_stopping.objection(VALUES | {"knn.alarm_stops": False}, rows) is None
+    assert "fell to 30.0 %" in early_stopping.objection(VALUES | {"knn.alarm_stops": True}, rows)
 
 
 def judged(**changes) -> dict[str, str]:

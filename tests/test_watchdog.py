@@ -6,9 +6,9 @@ import subprocess
 import sys
 import time
 
-from dinojax import hosts
-from dinojax.interrupt import LOST
-from dinojax.watchdog import Watchdog, dump_stacks
+from dinojax.distributed import process_group
+from dinojax.distributed.interrupt import LOST
+from dinojax.monitor.watchdog import Watchdog, dump_stacks
 
 TICK = 0.01
 
@@ -66,7 +66,7 @@ def test_without_a_factor_nothing_is_watched():
 def test_time_in_which_the_whole_process_stood_still_does_not_count(monkeypatch):
     told, skipped = queue.Queue(), [0.0]
     now = time.monotonic
-    monkeypatch.setattr("dinojax.watchdog.time.monotonic", lambda: now() + skipped[0])
+    monkeypatch.setattr("dinojax.monitor.watchdog.time.monotonic", lambda: now() + skipped[0])
     with watchdog(told, seconds=5.0) as watched:
         step(watched, 0.001)
         step(watched, 0.001)
@@ -97,4 +97,4 @@ def test_stacks_are_added_to_those_before(tmp_path):
     for _ in range(2):
         dump_stacks(tmp_path / "stacks.0.txt")
     assert (tmp_path / "stacks.0.txt").read_text().count("test_stacks_are_added") == 2
-    assert hosts.current().is_main and os.getpid()
+    assert process_group.current().is_main and os.getpid()

@@ -2,15 +2,15 @@
 
 import pytest
 
-from dinojax import cli
+from dinojax.cli import main
 from dinojax.config import load_stages
-from dinojax.words import stage_lines
+from dinojax.plan.describe import stage_lines
 from tests.test_recipes import RECIPES
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_can_be_said(name, capsys):
-    assert cli.main(["plan", "--words", name, "--images", "1000"]) == cli.FINISHED
+    assert main.main(["plan", "--words", name, "--images", "1000"]) == main.FINISHED
     told = capsys.readouterr().out
     assert told.count("learning rate:") == told.count("starts from:") == len(load_stages(name))
     assert " epochs" in told

@@ -1,0 +1,1 @@
+"""Crops and masks, made on the device."""

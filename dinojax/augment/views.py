@@ -12,9 +12,9 @@ import flax
 import jax
 import jax.numpy as jnp
 
-from dinojax import interpolate, keys
 from dinojax.augment import boxes, masks, photometric, resample
 from dinojax.augment.spec import NUM_GLOBAL, ViewSpec
+from dinojax.ops import interpolate, rng
 
 MAX_CROPS = 1024  # of an image; keeps the places of two images apart
 NUM_CROP_DRAWS = boxes.NUM_DRAWS + 1  # the box and the flip
@@ -71,7 +71,7 @@ def make_views(
     def merge(x):
         return x.reshape(B, *x.shape[2:])
 
-    streams = [keys.group_keys(key, name, B // V) for name in ("crop", "photometric", "mask")]
+    streams = [rng.group_keys(key, name, B // V) for name in ("crop", "photometric", "mask")]
     keys_U3 = jnp.stack(streams, axis=1)
     fn = per_group(jax.vmap(functools.partial(_group_views, spec=spec)))
     crops, masks_UVGP, masked_UM, weights_UM = fn(keys_U3, split(images_BSSC), split(sizes_B2))

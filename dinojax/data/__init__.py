@@ -1,0 +1,1 @@
+"""Sources of images, decoding, order and loading; the host alone."""

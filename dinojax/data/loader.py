@@ -5,10 +5,13 @@ all hosts have consumed since the start of the stage. That number is the only st
 exactly from it with any number of hosts, worker processes and threads.
 """
 
+import contextlib
 import dataclasses
+import logging
 import os
 import shutil
 import sys
+import threading
 import weakref
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -21,6 +24,8 @@ from dinojax.data.decode import fit_into_box
 from dinojax.data.example import Source
 from dinojax.data.mixture import batch_ids
 from dinojax.data.quarantine import BadImage, Quarantine, read_or_replace
+
+log = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
 
@@ -239,3 +244,19 @@ def _check_shared_memory(shape: tuple[int, ...], num_workers: int, prefetch: int
             f"{_SHARED_MEMORY} has {free / 2**20:.0f} MiB free. Enlarge it (docker: --shm-size), "
             "or lower data.num_workers, data.prefetch or data.box_size."
         )
+
+
+CLOSE_SECONDS = 10  # for the loader's threads and processes to end
+
+
+@contextlib.contextmanager
+def closed_in_time(loader: Loader) -> Iterator[None]:
+    """Close the loader at the end, but wait only so long for a decoder that hangs."""
+    try:
+        yield
+    finally:
+        closer = threading.Thread(target=loader.close, daemon=True)
+        closer.start()
+        closer.join(CLOSE_SECONDS)
+        if closer.is_alive():
+            log.warning("the data loader did not end within %d s", CLOSE_SECONDS)

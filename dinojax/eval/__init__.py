@@ -1,0 +1,1 @@
+"""Features of frozen backbones and what is measured on them."""

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 import grain
 import numpy as np
 
-from dinojax import host_rows, hosts
 from dinojax.data.decode import DecodeError, resize_pixels
 from dinojax.data.example import Source
+from dinojax.distributed import process_group
+from dinojax.sharding import batch
 
 _MIN_STD = 1e-6  # of values in 0..1; a crop of one colour becomes zeros, not NaN
 
@@ -142,7 +143,7 @@ def extract(
     """
     if batch_size < 1:
         raise ValueError(f"knn.batch_size={batch_size} must be at least 1.")
-    own = frozenset(host_rows.own_rows(batch_size) if shared else range(batch_size))
+    own = frozenset(batch.own_rows(batch_size) if shared else range(batch_size))
     read = _ReadBatch(source=source, transform=transform, batch_size=batch_size, own=own)
     batches = grain.MapDataset.range(-(-len(source) // batch_size)).map(read)
     options = grain.ReadOptions(
@@ -153,12 +154,13 @@ def extract(
     for number, (images_BHWC, num_real, reasons) in enumerate(batches.to_iter_dataset(options)):
         bad |= {number * batch_size + row: reason for row, reason in reasons.items()}
         cls_BD, patches_BD = (
-            hosts.fetch(found).astype(np.float32, copy=False) for found in apply_fn(images_BHWC)
+            process_group.fetch(found).astype(np.float32, copy=False)
+            for found in apply_fn(images_BHWC)
         )
         cls.append(cls_BD[:num_real])
         patches.append(patches_BD[:num_real])
     if shared:
-        everywhere = hosts.current().settle("bad images", list(bad.items()), _all_of)
+        everywhere = process_group.current().settle("bad images", list(bad.items()), _all_of)
         bad = dict(sorted((index, reason) for index, reason in everywhere))
     if len(bad) == len(source):
         raise ValueError(f"none of {len(bad)} images can be read, the first: {bad[0]}")

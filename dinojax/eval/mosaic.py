@@ -15,11 +15,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dinojax import hosts
+from dinojax.config import Config, ConfigError
 from dinojax.data.example import Source
 from dinojax.data.quarantine import read_or_replace
+from dinojax.data.sources import open_knn_sources
+from dinojax.distributed import process_group
 from dinojax.eval.features import EvalTransform
 from dinojax.eval.knn import knn_classes, shared_labels
+from dinojax.train.program import Program
 
 QUARTERS = 4
 SEED = 4517  # of which images meet in a mosaic; part of the metric's meaning
@@ -106,6 +109,26 @@ class Mosaics:
             part = pixels_NHWC[first : first + self.batch_size]
             fill = self.batch_size - len(part)
             whole = np.pad(part, ((0, fill), (0, 0), (0, 0), (0, 0)))
-            found.append(hosts.fetch(embed(params, whole)[2])[: len(part)])
+            found.append(process_group.fetch(embed(params, whole)[2])[: len(part)])
         patches_NPD = np.concatenate(found)
         return patches_NPD.reshape(-1, patches_NPD.shape[-1])
+
+
+def open_mosaics(config: Config, built: Program, source: Source, num: int) -> Mosaics | None:
+    """The dense metric on labelled images if there are any, else on those of training."""
+    if not num:
+        return None
+    found = open_knn_sources(config.data, config.knn, channels=config.image.channels)
+    bank, query = found or (source, source)
+    if (least := min(len(bank), len(query))) < QUARTERS:
+        raise ConfigError(f"knn.mosaics={num} puts {QUARTERS} images into one; there are {least}.")
+    return Mosaics(
+        bank,
+        query,
+        transform=built.eval_transform,
+        patch_size=config.model.patch_size,
+        num=num,
+        neighbors=config.knn.neighbors,
+        temperature=config.knn.temperature,
+        batch_size=min(num, config.knn.batch_size),
+    )

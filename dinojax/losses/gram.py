@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from dinojax import interpolate
+from dinojax.ops import interpolate
 
 CLIPS = {"none": (False, False), "both": (True, True), "teacher": (False, True)}
 

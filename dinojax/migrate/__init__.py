@@ -1,0 +1,1 @@
+"""Configuration files of the PyTorch references, read and translated."""

@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from dinojax.config.recipe import ConfigError, flat
 from dinojax.migrate.translate import Migration, Values
-from dinojax.recipe import ConfigError, flat
 
 
 def read_yaml(path: str | Path) -> Values:

@@ -10,9 +10,9 @@ import fnmatch
 from collections.abc import Iterable
 
 from configs import base
+from dinojax.config.recipe import flat, unknown
 from dinojax.migrate import tables
 from dinojax.migrate.schedules import Refusal, Values, has_schedules, schedules
-from dinojax.recipe import flat, unknown
 
 HUGE = 10**9  # steps; what stands for never in the reference
 SIGNS = {  # keys that the files of one implementation alone have

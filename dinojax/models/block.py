@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from flax.core import unfreeze
 
-from dinojax import gathering, mesh
 from dinojax.models import rope as rope_lib
-from dinojax.models.attention import attention
 from dinojax.models.layers import Ffn, Linear, Named, Norm, ffn_width, named
+from dinojax.ops.attention import attention
+from dinojax.sharding import gather, mesh
 
 
 def _all_but_gathered(primitive, *_, **__) -> bool:
@@ -97,7 +97,7 @@ def with_block(fn, params, axes, *arrays, dtype):
         return x.astype(dtype) if any(names) else x
 
     params = jax.tree.map(narrow, unfreeze(params), axes)
-    return gathering.with_weights(fn, params, axes, *arrays)
+    return gather.with_weights(fn, params, axes, *arrays)
 
 
 def _repeat(tables_UPE, count: int):

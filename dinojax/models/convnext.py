@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinojax import gathering, interpolate, mesh
 from dinojax.models.block import REMAT, axes_of, with_block
 from dinojax.models.layers import Linear, Norm, gelu, named, normal, wide
 from dinojax.models.vit import Features
+from dinojax.ops import interpolate
+from dinojax.sharding import gather as gathering
+from dinojax.sharding import mesh
 
 NUM_STAGES = 4
 NORM = "layernorm"  # every norm has epsilon 1e-6

@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dinojax import mesh
 from dinojax.models.layers import Linear, gelu, l2_normalize, named, normal, wide
+from dinojax.sharding import mesh
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from dinojax import gathering
+from dinojax.sharding import gather as gathering
 
 # name -> (subtract the mean, epsilon)
 NORMS = {

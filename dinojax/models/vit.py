@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from dinojax import gathering, mesh
 from dinojax.models import positions
 from dinojax.models import rope as rope_lib
 from dinojax.models.block import REMAT, Block, VitSpec, block_axes, with_block
 from dinojax.models.layers import Norm, named, normal
+from dinojax.sharding import gather, mesh
 
 
 @struct.dataclass
@@ -87,7 +87,7 @@ class PatchEmbed(nn.Module):
         rows, columns = spec.grid(*crops_BHWC.shape[1:3])
         x = crops_BHWC[:, : rows * size, : columns * size].astype(spec.dtype)
         x = x.reshape(-1, rows, size, columns, size, spec.channels).swapaxes(2, 3)
-        x_BPD = jnp.tensordot(x, gathering.gather(kernel, *axes), axes=3)
+        x_BPD = jnp.tensordot(x, gather.gather(kernel, *axes), axes=3)
         x_BPD = x_BPD.reshape(-1, rows * columns, spec.width)
         return x_BPD + bias.astype(spec.dtype)[None, None, :]
 

@@ -1,0 +1,1 @@
+"""A step compiled for machines one does not have, and a recipe told in words."""

@@ -9,18 +9,18 @@ import math
 
 import jax
 
-from dinojax import state as states
 from dinojax.augment.spec import ViewSpec
-from dinojax.axes import device_axes
 from dinojax.models.block import VitSpec
 from dinojax.models.convnext import ConvNextSpec
 from dinojax.models.heads import HeadSpec
 from dinojax.models.layers import FFNS, Named, ffn_width
+from dinojax.models.params import init_params
 from dinojax.models.vit import num_kept
 from dinojax.models.zoo import Spec
-from dinojax.program import Program
-from dinojax.teacher import prototypes
-from dinojax.teaching import Teaching
+from dinojax.sharding.axes import device_axes
+from dinojax.train.program import Program
+from dinojax.train.teacher import prototypes
+from dinojax.train.teacher_forward import Teaching
 
 
 def closed_form(built: Program) -> dict[str, dict[str, float]]:
@@ -184,7 +184,7 @@ def wire(built: Program) -> dict[str, float]:
     part. What is whole on every device, and copies of parts, take the sum of all devices.
     """
     objective, layout = built.step.objective, built.layout
-    boxed = jax.eval_shape(lambda: states.init_params(objective, jax.random.key(0)))
+    boxed = jax.eval_shape(lambda: init_params(objective, jax.random.key(0)))
     is_box = lambda leaf: isinstance(leaf, Named)  # noqa: E731
     found = {"all-gather": 0.0, "reduce-scatter": 0.0, "all-reduce": 0.0}
     for path, box in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=is_box):

@@ -13,11 +13,12 @@ import sys
 import jax
 
 from dinojax import config as configs
-from dinojax import mesh, program
-from dinojax import state as states
-from dinojax.axes import device_axes
 from dinojax.models.layers import Named
+from dinojax.models.params import init_params
 from dinojax.plan.targets import replaced
+from dinojax.sharding import mesh
+from dinojax.sharding.axes import device_axes
+from dinojax.train import program
 
 
 def main(argument: str) -> None:
@@ -42,7 +43,7 @@ def shards(recipe: str, overrides: list[str], student: str | None = None) -> lis
         config = configs.load_students(recipe, given)[student][0]
     layout = mesh.from_section(config.mesh)
     objective = program.build_objective(config, images_per_step=config.group_size)
-    boxed = jax.eval_shape(lambda: states.init_params(objective, jax.random.key(0)))
+    boxed = jax.eval_shape(lambda: init_params(objective, jax.random.key(0)))
     is_box = lambda leaf: isinstance(leaf, Named)  # noqa: E731
     params = {
         jax.tree_util.keystr(path, simple=True, separator="/"): box

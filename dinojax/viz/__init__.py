@@ -1,0 +1,1 @@
+"""Pictures: crops, PCA and similarity of patches, charts."""

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dinojax import hosts
 from dinojax.data.quarantine import read_or_replace
+from dinojax.distributed import process_group
 from dinojax.viz.pictures import patch_sheet
 
 NUM_IMAGES = 6
@@ -33,8 +33,8 @@ class Probe:
         """
         if self._images is None:
             self._images = self._read()
-        patches_BPD = hosts.fetch(embed(params, self._images)[2])
-        if not hosts.current().is_main:
+        patches_BPD = process_group.fetch(embed(params, self._images)[2])
+        if not process_group.current().is_main:
             return {}
         rows, columns = (side // self._patch_size for side in self._images.shape[1:3])
         path = self._directory / f"patches-{step:08d}.png"

@@ -1,0 +1,1 @@
+"""Published formats, in and out, with a certificate of equality."""

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinojax import mesh
-from dinojax.mesh import Layout
 from dinojax.models.convnext import ConvNextSpec
 from dinojax.models.vit import Features
 from dinojax.models.zoo import Spec, module
+from dinojax.sharding import mesh
+from dinojax.sharding.mesh import Layout
 from dinojax.weights import fingerprint, formats, meta, preprocess, specs
 from dinojax.weights.formats import check, detect
 from dinojax.weights.preprocess import Preprocessing

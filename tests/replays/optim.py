@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs.base import get_config, schedule
-from dinojax.optim import LR_FACTORS, multipliers, schedules
+from dinojax.train.optim import LR_FACTORS, multipliers, schedules
 from dinojax.weights.meta import BUFFERS, our_path, to_ours
 from tests.replays.record import FLOAT64_RELATIVE, Check, Record, Skip
 

@@ -9,17 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dinojax import objective as objectives
-from dinojax import optim
 from dinojax.augment.masks import mask_indices
 from dinojax.augment.views import Views
 from dinojax.losses.gram import gram_loss
 from dinojax.losses.ibot import masked_patches
 from dinojax.models.heads import Head, HeadSpec
+from dinojax.models.networks import Networks
 from dinojax.models.vit import Vit, VitSpec
-from dinojax.objective import GramSpec, Inputs, LossSpec, Networks, Objective
-from dinojax.state import State
-from dinojax.step import Step
+from dinojax.train import objective as objectives
+from dinojax.train import optim
+from dinojax.train.batch_types import Inputs
+from dinojax.train.objective import GramSpec, LossSpec, Objective
+from dinojax.train.state import State
+from dinojax.train.step import Step
 from dinojax.weights import meta
 from tests import small
 from tests.replays.networks import DTYPES, params_of, vit_spec

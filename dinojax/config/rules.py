@@ -1,0 +1,291 @@
+"""What a config may hold: choices, optional values, ranges, and what keys demand of each other."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from dinojax.config import distill_rules, stage_rules, stages
+from dinojax.config.limits import COUNT, FLOAT, HEADS, LIMITS, SCHEDULES
+
+Values = Mapping[str, Any]  # dotted key -> value
+
+# Every key with a closed list of values.
+CHOICES: dict[str, tuple] = {
+    "data.source": ("folder", "manifest", "tar", "arrayrecord", "tfds", "tiles"),
+    "start.what": ("ema", "state"),
+    "start.heads": ("keep", "new"),
+    "start.schedules": ("restart", "continue"),
+    "image.channels": (1, 3),
+    "image.normalize": ("fixed", "per_crop"),
+    "model.ffn": ("mlp", "swiglu", "swiglu32", "swiglu64", "swiglu128", "swiglu_fused"),
+    "model.position": ("rope", "learned"),
+    "model.norm": ("layernorm", "layernorm_1e5", "rmsnorm"),
+    "model.attention": ("auto", "plain", "xla", "cudnn", "splash"),
+    "model.remat": ("none", "dots", "full"),
+    "rope.coords": ("separate", "max", "min"),
+    "rope.dtype": ("float32", "bfloat16"),
+    "rope.periods_dtype": ("float32", "bfloat16"),
+    **{f"{head}.prototype_norm": ("none", "unit", "weight_norm") for head in HEADS},
+    "losses.centering": ("sinkhorn", "softmax"),
+    "gram.teacher": ("frozen", "ema"),
+    "gram.clip": ("none", "both", "teacher"),
+    "gram.tokens": ("all", "masked", "unmasked"),
+    "gram.resize": ("bicubic", "bilinear"),
+    "optim.lr_scaling": ("sqrt_1024", "linear_256", "none"),
+    "schedules.version": (1, 2),
+    "distill.targets": ("heads", "features"),
+    "distill.place": ("auto", "apart", "turn"),
+    "distill.compute": ("bfloat16", "float32"),
+    "distill.strategy": ("dp", "fsdp", "hsdp", "fsdp_tp"),
+    "precision.compute": ("bfloat16", "float32"),
+    "precision.matmul": ("default", "highest"),
+    "mesh.strategy": ("dp", "fsdp", "hsdp", "fsdp_tp"),
+    "expect.platform": ("cpu", "gpu", "tpu"),
+    "knn.features": ("cls", "patches", "both"),
+}
+
+# Every key that may be None, and its type otherwise.
+OPTIONAL: dict[str, type] = {
+    **{f"crops.{name}": int for name in ("gram_size", "patch_size")},
+    **{f"gram.{name}": int for name in ("refresh_every", "max_refreshes")},
+    **{f"model.{name}": int for name in ("width", "depth", "num_heads")},
+    "model.ffn": str,
+    "model.position": str,
+    "model.ffn_ratio": float,
+    "model.qkv_bias": bool,
+    "model.layer_scale": float,
+    **{f"rope.{name}": float for name in ("base", "min_period", "max_period")},
+    **{f"rope.{name}": float for name in ("shift", "jitter", "rescale")},
+    "losses.koleo_group": int,
+    **{f"distill.{name}": str for name in ("compute", "strategy")},
+    "distill.share": int,
+    "optim.clip": float,
+    **{f"{name}.cosine": int for name in SCHEDULES},
+    **{f"mesh.{name}": int for name in ("devices", "replicas", "tensor")},
+    "expect.platform": str,
+    "hang.factor": float,
+    **{f"expect.{name}": int for name in ("devices", "hosts")},
+    "checkpoint.keep_every": int,
+    "checkpoint.minutes": float,
+    "knn.every": int,
+    "knn.alarm": float,
+    "until.left_chance": float,
+}
+
+# Tuples of any length; all others have the length of their default.
+ANY_LENGTH = ("image.mean", "image.std", "adapter.targets")
+
+# Tuples of any number of rows: the types of a row's columns.
+TABLES: dict[str, tuple[type, ...]] = {"data.mixture": (str, str, str, float, float)}
+
+# Tuples that are empty by default may have any length, too: the type of their elements.
+ELEMENTS: dict[str, type] = {
+    "crops.more_rates": float,
+    **{f"crops.more_{name}": int for name in ("global", "local", "gram", "box")},
+}
+
+
+def violations(values: Values) -> list[str]:
+    """Every rule that the config breaks, one sentence each, ending with a move."""
+    # A value out of its range or list would make the rules between keys talk nonsense.
+    single = [*_choices(values), *_limits(values), *_stage(values)]
+    own = (_batch, _sizes, _more_sizes, _rope, _steps, _pairs, _mixture, _adapter)
+    staged = (stage_rules.start_rules, stage_rules.freeze_rules, stage_rules.end_rules)
+    rules = (*own, distill_rules.rules, *staged, stage_rules.gram_rules)
+    return single or [message for rule in rules for message in rule(values)]
+
+
+def valid_group_sizes(batch_size: int, num_shards: int, accumulate: int = 1) -> list[int]:
+    """Group sizes that divide the images one data shard holds of a micro-batch; ascending.
+
+    Empty when the batch itself does not split into num_shards * accumulate equal parts.
+    """
+    images, rest = divmod(batch_size, num_shards * accumulate)
+    return [] if rest else [size for size in range(1, images + 1) if images % size == 0]
+
+
+def _choices(values: Values) -> Iterator[str]:
+    for key, choices in CHOICES.items():
+        value = values[key]
+        if value not in choices and not (value is None and key in OPTIONAL):
+            yield f"{key}={value!r} is not a choice; use {', '.join(map(repr, choices))}."
+
+
+def _limits(values: Values) -> Iterator[str]:
+    for key, (low, high) in LIMITS.items():
+        value = values[key]
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is None:
+                continue
+            if not low <= number <= high:
+                is_open = number < low and high in (COUNT, FLOAT)
+                bounds = f"at least {low}" if is_open else f"between {low} and {high}"
+                yield f"{key}={value} is out of range; use a value {bounds}."
+                break
+
+
+def _stage(values: Values) -> Iterator[str]:
+    name = values["stage"]
+    if not re.fullmatch(r"\w[\w.-]{0,63}", name):
+        yield (
+            f"stage={name[:80]!r} names a folder of checkpoints; use letters, digits, _, - and ., "
+            "64 at most."
+        )
+
+
+def _batch(values: Values) -> Iterator[str]:
+    batch, group, parts = values["batch_size"], values["group_size"], values["accumulate"]
+    if batch % parts:
+        yield (
+            f"batch_size={batch} does not split into accumulate={parts} micro-batches; "
+            f"use batch_size={_around(batch, parts)}."
+        )
+        return
+    micro = batch // parts
+    sizes = valid_group_sizes(batch, 1, parts)
+    for key, size in (("group_size", group), ("losses.koleo_group", values["losses.koleo_group"])):
+        if size is not None and micro % size:
+            near = " or ".join(map(str, sorted(sorted(sizes, key=lambda s: abs(s - size))[:2])))
+            yield (
+                f"{key}={size} does not divide the {micro} images of a micro-batch "
+                f"(batch_size={batch}, accumulate={parts}); use {near}."
+            )
+
+
+def _sizes(values: Values) -> Iterator[str]:
+    names = ("crops.global_size", "crops.local_size", "crops.gram_size")
+    patches = dict.fromkeys(names, stages.patch_of_crops(values))
+    patches["knn.crop_size"] = "model.patch_size", values["model.patch_size"]
+    for name, (key, patch) in patches.items():
+        size = values[name]
+        if size is not None and size % patch:
+            yield f"{name}={size} is not a multiple of {key}={patch}; use {_around(size, patch)}."
+    crop, resize = values["knn.crop_size"], values["knn.resize_size"]
+    if resize < crop:
+        yield f"knn.resize_size={resize} is smaller than knn.crop_size={crop}; use {crop} or more."
+    channels = values["image.channels"]
+    for name in ("image.mean", "image.std"):
+        if values["image.normalize"] == "fixed" and len(values[name]) != channels:
+            yield (
+                f"{name}={values[name]} has {len(values[name])} values for "
+                f"image.channels={channels}; give {channels}, or set image.normalize=per_crop."
+            )
+    if values["augment.blur_kernel"] % 2 == 0:
+        yield f"augment.blur_kernel={values['augment.blur_kernel']} is even; use an odd number."
+
+
+def _more_sizes(values: Values) -> Iterator[str]:
+    """Rules of crops.more_*."""
+    more, (key, patch) = values["crops.more_rates"], stages.patch_of_crops(values)
+    lists = {name: values[f"crops.more_{name}"] for name in (*stages.SIZES, "box")}
+    for name, sizes in lists.items():
+        optional = name == "box" or (name == "gram" and values["crops.gram_size"] is None)
+        if len(sizes) != len(more) and (sizes or not optional):
+            yield (
+                f"crops.more_{name} has {len(sizes)} values and crops.more_rates {len(more)}; "
+                "give one size per rate."
+            )
+        elif name == "gram" and sizes and values["crops.gram_size"] is None:
+            yield "crops.more_gram is set but crops.gram_size is None; set both or neither."
+        if name == "box":
+            continue
+        for size in sizes:
+            if size % patch:
+                yield (
+                    f"crops.more_{name}={sizes}: {size} is not a multiple of {key}={patch}; "
+                    f"use {_around(size, patch)}."
+                )
+    for number, (gram, side) in enumerate(zip(lists["gram"], lists["global"], strict=False)):
+        if gram < side:
+            yield (
+                f"crops.more_gram[{number}]={gram} is below crops.more_global[{number}]={side}; "
+                "the anchor would see less than the student."
+            )
+    if sum(more) > 1.0 + 1e-9:
+        yield (
+            f"crops.more_rates={more} sum to {sum(more):.6g}; the sizes of crops.global_size keep "
+            "what is left of 1, so stay at or below 1."
+        )
+
+
+def _rope(values: Values) -> Iterator[str]:
+    base, low, high = (values[f"rope.{name}"] for name in ("base", "min_period", "max_period"))
+    if base is not None and (low is not None or high is not None):
+        yield (
+            f"rope.base={base} excludes rope.min_period={low} and rope.max_period={high}; "
+            "set base to None, or both periods to None."
+        )
+    elif base is None and (low is None or high is None):
+        yield (
+            f"rope.base is None, rope.min_period={low}, rope.max_period={high}; "
+            "set base, or both periods."
+        )
+    elif base is None and low >= high:
+        yield f"rope.min_period={low} is not below rope.max_period={high}; swap them."
+
+
+def _steps(values: Values) -> Iterator[str]:
+    for name in SCHEDULES:
+        steps = _length(values, name)
+        warmup, cosine = values[f"{name}.warmup"], values[f"{name}.cosine"]
+        if warmup > steps:
+            yield f"{name}.warmup={warmup} exceeds num_steps={steps}; use {steps} or fewer."
+        elif cosine is not None and warmup + cosine > steps:
+            yield (
+                f"{name}.warmup={warmup} and cosine={cosine} exceed num_steps={steps}; "
+                f"use cosine={steps - warmup} or fewer, or None for all that remain."
+            )
+    freeze, steps = values["optim.freeze_last_layer"], _length(values, "schedules.lr")
+    if freeze > steps:
+        yield f"optim.freeze_last_layer={freeze} exceeds num_steps={steps}; use {steps} or fewer."
+
+
+def _length(values: Values, schedule: str) -> int:
+    """Steps that a schedule covers: also those of earlier stages, if it counts on from them."""
+    on = values["start.schedules"] == "continue" and schedule.split(".")[1] in stages.COUNTED
+    return values["num_steps"] + on * values["start.steps_before"]
+
+
+def _pairs(values: Values) -> Iterator[str]:
+    names = ("crops.global_area", "crops.local_area", "crops.aspect")
+    for name in (*names, "augment.blur_sigma", "masks.ratio", "masks.aspect"):
+        low, high = values[name]
+        if low > high:
+            yield f"{name}={values[name]} is not ascending; use {(high, low)}."
+
+
+def _mixture(values: Values) -> Iterator[str]:
+    rows, kinds = values["data.mixture"], CHOICES["data.source"]
+    names = [row[0] for row in rows]
+    for name, kind, path, weight, alone in rows:
+        where = f"data.mixture: {name!r}"
+        if not re.fullmatch(r"[a-z0-9_-]+", name) or names.count(name) > 1:
+            yield f"{where} is no name or there twice; use letters a-z, digits, - and _, once."
+        if kind not in kinds:
+            yield f"{where} has source {kind!r}; use {', '.join(map(repr, kinds))}."
+        if not path and kind != "tiles":
+            yield f"{where} has no path; give the one of its images, absolute or from data.path on."
+        if weight < 0 or not 0 <= alone <= 1 or not weight + alone:
+            yield (
+                f"{where} has weight={weight} and alone={alone}; use a weight of at least 0, "
+                "alone between 0 and 1, and one of them above 0."
+            )
+    alone, weight = sum(row[4] for row in rows), sum(row[3] for row in rows)
+    if alone > 1 + 1e-9:
+        yield f"data.mixture: the shares alone sum to {alone:.3g}, which exceeds 1; lower them."
+    elif rows and (alone < 1 - 1e-9) != (weight > 0):
+        yield (
+            f"data.mixture: {max(0.0, 1 - alone):.3g} of the batches are mixed, but the weights "
+            f"sum to {weight:.3g}; give weights where batches are mixed, and only there."
+        )
+
+
+def _adapter(values: Values) -> Iterator[str]:
+    targets, known = values["adapter.targets"], ("qkv", "proj", "ffn")
+    if not targets or not set(targets) <= set(known) or len(set(targets)) < len(targets):
+        yield f"adapter.targets={targets}; use one or more of {', '.join(known)}, each once."
+
+
+def _around(value: int, step: int) -> str:
+    below = value // step * step
+    return f"{below} or {below + step}" if below else f"{step}"

@@ -1,0 +1,1 @@
+"""Array functions that know no model: attention, random streams, resampling, FLOPs."""

@@ -1,0 +1,310 @@
+"""One plan: a recipe's step compiled for one target and strategy, in a process of its own.
+
+    python -m dinojax.plan.compile '{"recipe": "tiny", "overrides": [], "target": "cpu:8"}'
+
+Prints one JSON object on its last line, {"refused": message} for what cannot be. That a step does
+not fit is a result, not an error.
+"""
+
+import hashlib
+import json
+import os
+import re
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from dinojax import config as configs
+from dinojax.config import Config, stages
+from dinojax.losses.blockwise_logits import num_blocks
+from dinojax.losses.sharded import Place
+from dinojax.ops.flops import compiled_memory, count_flops
+from dinojax.plan import formula, targets
+from dinojax.plan.hlo import collectives
+from dinojax.plan.targets import GIB, OPTIONS, Target
+from dinojax.sharding import compiler_options, mesh
+from dinojax.train import program
+from dinojax.train.program import Program
+from dinojax.train.teacher import prototypes
+from dinojax.train.teacher_forward import Teaching
+
+READERS = ("ops/flops.py", "plan/hlo.py", "plan/compile.py")
+TREES = ("student", "ema", "gram", "opt_state", "centers")
+# Which trees of the state make a component.
+NAMES = {"opt_state": "optimizer"}
+
+
+def main(argument: str, function: Callable[..., dict]) -> None:
+    """Answer what was asked, a JSON object of arguments, with the last line that is printed."""
+    asked = json.loads(argument)
+    try:
+        found = function(**asked)
+    except ValueError as error:
+        found = {"refused": str(error)}
+    print(json.dumps(found), flush=True)
+
+
+def plan(
+    *,
+    recipe: str,
+    target: str,
+    overrides: list[str],
+    images: int | None = None,
+    stage: str | None = None,
+    size: int = 0,
+    keep: str | None = None,
+) -> dict:
+    """Everything known of the step before it runs. images: per device, None = the recipe's batch.
+    stage: of the recipe, None = its first; size: which of those that its steps may have.
+    keep: a folder of what compilers found, see `kept`; None = everything is compiled.
+
+    Of a distillation: of the student's step and of the teacher's forward pass before it.
+
+    Raises ValueError for a recipe, target or strategy that cannot be.
+    """
+    machine = targets.parse(target)
+    config = load(recipe, machine, overrides, images=images, stage=stage)
+    config, crops = sized(config, size)
+    layout = mesh.from_section(config.mesh, targets.devices(machine))
+    built = program.build(config, layout)
+    found: dict[str, Any] = {
+        "recipe": recipe,
+        "stage": config.stage,
+        "crops": {**crops, "reduction": built.step.view_spec.reduction},
+        "overrides": overrides,
+        "target": target,
+        "strategy": layout.strategy,
+        "mesh": dict(layout.mesh.shape),
+        "devices": machine.num_devices,
+        "batch_size": config.batch_size,
+        "versions": versions(),
+    }
+    start = time.perf_counter()
+    found |= of_step(config, built, machine, keep)
+    if (teaching := built.teaching) is not None:
+        place = teaching.places(teaching.student_sharding(layout), layout.sharding())
+        own = of_forward(teaching, place, machine, keep)
+        found = _with_teacher(found, own, prototypes_of_student(teaching, layout))
+    return found | ending(found, machine, start)
+
+
+def of_step(config: Config, built: Program, machine: Target, keep: str | None) -> dict:
+    """What is known of a program's step alone; without `memory` if it is too large."""
+    with mesh.use(built.layout):
+        inputs = built.abstract_inputs()
+        found = {
+            "flops": count_flops(built.step, *inputs),
+            "state": state_bytes(inputs[0]),
+            "blocks": _blocks(config, built),
+            "closed_form": formula.wire(built),
+            "batch_bytes": device_bytes(inputs[1]),
+        }
+        return found | kept(built.lower(), machine, built.layout, keep)
+
+
+def of_forward(teaching: Teaching, place: Any, machine: Target, keep: str | None) -> dict:
+    """The same of a teacher's forward pass. place: shardings of what comes out."""
+    with mesh.use(teaching.layout):
+        inputs = teaching.abstract_inputs()
+        flops = count_flops(teaching.forward, *inputs)
+    own = kept(teaching.lower(place), machine, teaching.layout, keep)
+    if "memory" in own:  # the program takes no prototypes, but they lie there as well
+        memory = own["memory"]
+        own["memory"] = {**memory, "peak": memory["peak"] + device_bytes(prototypes(inputs[0]))}
+    known = {"flops": flops, "closed_form": formula.forward_wire(teaching)}
+    return {**known, "state": {"teacher": device_bytes(inputs[0])}, **own}
+
+
+def prototypes_of_student(teaching: Teaching, layout: mesh.Layout) -> tuple[int, int]:
+    """Bytes of the teacher's prototypes on a device of a student: of its own, and shared ones.
+
+    Where both keep them alike they are the same arrays (`School.heads`), and the teacher's.
+    """
+    own, theirs = (prototypes(teaching.teacher.abstract(at)) for at in (layout, teaching.layout))
+    same = jax.tree.map(lambda a, b: a.sharding.is_equivalent_to(b.sharding, a.ndim), own, theirs)
+    size = device_bytes(own)
+    return (0, size) if all(jax.tree.leaves(same)) else (size, 0)
+
+
+def ending(found: dict, machine: Target, start: float) -> dict:
+    """Whether it fits, and what it took to know. start: time.perf_counter() before."""
+    peak = found["memory"]["peak"] if "memory" in found else float("inf")
+    gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+    seconds = time.perf_counter() - start
+    return {
+        "fits": peak <= machine.chip.usable,
+        "compile_seconds": round(seconds, 1),
+        "host_gib": round(gib, 2),
+    }
+
+
+def kept(lowered, machine: Target, layout: mesh.Layout, folder: str | None) -> dict:
+    """What `_compiled` finds, or has found of the very same program: a file per program.
+
+    The same are the target, its devices' places, the compiler with its options, and the code that
+    reads what it made (READERS). So a table of many hours goes on where it was killed.
+    """
+    if folder is None:
+        return _compiled(lowered, machine)
+    devices = list(layout.mesh.devices.flat)
+    told = [machine.name, [device.id for device in devices], versions(), lowered.as_text()]
+    told += [compiler_options.options(devices[0]), OPTIONS[machine.chip.platform]]
+    told += [(Path(__file__).parent.parent / reader).read_text() for reader in READERS]
+    name = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+    path = Path(folder) / f"{name}.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    found = _compiled(lowered, machine)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(found))
+    partial.replace(path)
+    return found
+
+
+def _compiled(lowered, machine: Target) -> dict:
+    """Memory and collectives of a program and processor seconds of the compiler, or by how much it
+    is too large."""
+    start = time.process_time()
+    try:
+        compiled = lowered.compile(compiler_options=OPTIONS[machine.chip.platform])
+    except jax.errors.JaxRuntimeError as error:
+        return {"out_of_memory": _needed(error)}
+    memory = compiled_memory(compiled)
+    if machine.chip.platform == "cpu":  # its compiler leaves temporary arrays out
+        memory["peak"] = memory["argument"] + memory["temp"]
+    text = compiled.as_text() or ""
+    seconds = round(time.process_time() - start, 1)
+    sent = [vars(one) for one in collectives(text)]
+    return {"memory": memory, "collectives": sent, "processor_seconds": seconds}
+
+
+def _with_teacher(found: dict, own: dict, heads: tuple[int, int]) -> dict:
+    """What was found of a student's step, with the teacher's program that runs before it.
+
+    The state of either stays where it is while the other one runs. heads: as
+    `prototypes_of_student`.
+    """
+    state, teacher = sum(found["state"].values()), own["state"]["teacher"]
+    found = {**found, "flops": found["flops"] + own["flops"]}
+    found["state"] = {**found["state"], "teacher": teacher}
+    theirs = own["closed_form"]
+    found["closed_form"] = {k: v + theirs[k] for k, v in found["closed_form"].items()}
+    if "memory" not in own or "memory" not in found:
+        told = own if "memory" not in own else found
+        return {k: v for k, v in found.items() if k != "memory"} | {
+            "out_of_memory": told["out_of_memory"]
+        }
+    memory = found["memory"]
+    copied, shared = heads
+    peak = max(memory["peak"] + teacher - shared, own["memory"]["peak"] + state + copied)
+    found["memory"] = {**memory, "peak": peak}
+    found["processor_seconds"] += own["processor_seconds"]
+    return {**found, "collectives": found["collectives"] + own["collectives"]}
+
+
+def sized(config: Config, size: int) -> tuple[Config, dict]:
+    """The config with one of its sizes of crops, and pixels and share of the steps of that size."""
+    keys = stages.sizes(config.crops, config.data.box_size)
+    shares = stages.rates(config.crops.more_rates)
+    if not 0 <= size < len(keys):
+        raise ValueError(f"size={size}: the steps of this stage have {len(keys)} sizes.")
+    names = ("global", "local", "gram", "box")
+    pixels = dict(zip(names, keys[size].values(), strict=True))
+    return config.replaced(keys[size]), {**pixels, "share": shares[size], "sizes": len(keys)}
+
+
+def load(
+    recipe: str, target: Target, overrides: list[str], *, images: int | None, stage: str | None
+) -> Config:
+    """The recipe on the target's devices, with the attention of `on_target`."""
+    changes = changed(target, images)
+    config = configs.load(recipe, targets.replaced(overrides, changes), stage=stage)
+    return on_target(config)
+
+
+def changed(target: Target, images: int | None) -> list[str]:
+    """Overrides for a target. images: on a device, None = the recipe's batch."""
+    changes = [f"mesh.devices={target.num_devices}"]
+    if images is not None:
+        changes.append(f"batch_size={images * target.num_devices}")
+    return changes
+
+
+def on_target(config: Config) -> Config:
+    """Kernels of other libraries hide their products and want the hardware, so attention is the
+    plain one unless the recipe names another."""
+    is_open = config.model.attention == "auto"
+    return config.replaced({"model.attention": "plain"}) if is_open else config
+
+
+def state_bytes(state) -> dict[str, int]:
+    """Bytes on one device of each tree of the state."""
+    return {NAMES.get(name, name): device_bytes(getattr(state, name)) for name in TREES}
+
+
+def device_bytes(tree) -> int:
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        shape = leaf.sharding.shard_shape(leaf.shape)
+        size = 1
+        for side in shape:
+            size *= side
+        total += size * leaf.dtype.itemsize
+    return total
+
+
+def _blocks(config: Config, built: Program) -> dict[str, dict]:
+    """Of each head: rows and prototypes a device works on, blocks, and bytes of one block."""
+    layout, crops = built.layout, config.crops
+    images = config.batch_size // layout.num_shards
+    tensor, devices = layout.mesh.shape["tensor"], Place(layout).num_gathered
+    spec = built.step.view_spec
+    masked = spec.masks.num_masked * images // config.group_size
+    found = {}
+    for name, rows, teacher in (
+        ("dino", (2 + crops.num_local) * images, 2 * images),
+        ("ibot", masked, masked),
+    ):
+        head = getattr(config, f"{name}_head")
+        columns, rows = head.prototypes // tensor, rows * tensor // config.accumulate
+        parts = num_blocks(rows, columns, devices=devices)
+        teacher_parts = num_blocks(teacher * tensor, columns)
+        found[name] = {
+            "rows": rows,
+            "prototypes": columns,
+            "blocks": parts,
+            "logits": 4 * rows * columns // parts,
+            "sinkhorn": 4 * teacher * tensor * columns // teacher_parts,
+        }
+    return found
+
+
+def _needed(error: Exception) -> str:
+    """What the compiler says about memory; any other error goes on."""
+    message = str(error)
+    if "RESOURCE_EXHAUSTED" not in message and "exceeds available" not in message:
+        raise error
+    sizes = re.search(r"\(?([\d.]+[KMG])\)? exceeds available HBM \(([\d.]+[KMG])\)", message)
+    return "{} exceeds {}".format(*sizes.groups()) if sizes else message.splitlines()[0][:300]
+
+
+def versions() -> dict[str, str]:
+    import importlib.metadata as metadata
+
+    found = {"jax": jax.__version__}
+    for name in ("libtpu", "jax-cuda12-pjrt"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], plan)

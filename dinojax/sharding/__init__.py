@@ -1,0 +1,1 @@
+"""Device axes, meshes of devices, and where rows of a batch and parts of arrays live on them."""

@@ -1,0 +1,94 @@
+"""The networks of a config and how they meet their losses: the objective."""
+
+import dataclasses
+import logging
+
+import jax.numpy as jnp
+
+from dinojax.augment.spec import patch_of_crops
+from dinojax.config import Config
+from dinojax.models import zoo
+from dinojax.models.convnext import ConvNext
+from dinojax.models.heads import Head, HeadSpec
+from dinojax.models.vit import Vit, VitSpec, num_kept
+from dinojax.ops import attention
+from dinojax.train.objective import GramSpec, LossSpec, Objective
+from dinojax.train.teacher import Teacher, open_teacher
+
+log = logging.getLogger(__name__)
+
+
+def build_objective(
+    config: Config, *, images_per_step: int, teacher: Teacher | None = None
+) -> Objective:
+    """Networks and losses. images_per_step: those one device works on at once.
+
+    teacher: of a distillation, None = the config's.
+    """
+    if config.distill.enabled and teacher is None:
+        teacher = open_teacher(config)
+    backbone = _backbone(config, images_per_step)
+    spec = backbone.spec
+    dtype = spec.dtype
+    frozen = None
+    if teacher is not None:
+        frozen = teacher.networks
+        theirs = frozen.backbone.spec
+        assert isinstance(theirs, VitSpec)
+        crops = ((config.crops.global_size, 2),)
+        seen = _with_attention(theirs, config, images_per_step, crops)
+        frozen = dataclasses.replace(frozen, backbone=Vit(seen))
+
+    def head(section):
+        if frozen is not None and frozen.dino_head is None:
+            return _projector(section, spec.width, frozen.backbone.spec.width, dtype)
+        return Head(zoo.head_spec(section, inputs=spec.width, dtype=dtype))
+
+    koleo_group = config.losses.koleo_group or config.group_size
+    return Objective(
+        backbone=backbone,
+        dino_head=head(config.dino_head),
+        ibot_head=head(config.ibot_head),
+        losses=zoo.fill(LossSpec, config.losses, koleo_group=koleo_group),
+        gram=zoo.fill(GramSpec, config.gram) if config.gram.enabled else None,
+        group_size=config.group_size,
+        frozen=frozen,
+        heads_only=config.optim.freeze_backbone,
+    )
+
+
+def _backbone(config: Config, images: int) -> Vit | ConvNext:
+    found = zoo.backbone(
+        config.model,
+        config.rope,
+        channels=config.image.channels,
+        attention="plain",
+        dtype=jnp.dtype(config.precision.compute),
+    )
+    if isinstance(found, ConvNext):
+        return found
+    crops = (config.crops.global_size, 2), (config.crops.local_size, config.crops.num_local)
+    return Vit(_with_attention(found.spec, config, images, crops))
+
+
+def _projector(section, inputs: int, outputs: int, dtype) -> Head:
+    """A head that ends where prototypes would begin, as wide as the teacher's features."""
+    layers = {name: getattr(section, name) for name in ("num_layers", "hidden", "bias")}
+    return Head(HeadSpec(inputs, bottleneck=outputs, prototypes=0, dtype=dtype, **layers))
+
+
+def _with_attention(spec: VitSpec, config: Config, images: int, crops) -> VitSpec:
+    """The attention that works on the shapes this run has, with the reasons in the log.
+
+    crops: (size, count) of each kind, as they are cut.
+    """
+    heads, shapes = (spec.num_heads, spec.head_width), []
+    reduction = patch_of_crops(config.crops, config.model.patch_size) // spec.patch_size
+    for size, count in crops:
+        rows, columns = spec.grid(size // reduction, size // reduction)
+        kept = num_kept(count * config.group_size, spec.drop_path) * images // config.group_size
+        shapes.append((kept, 1 + spec.num_registers + rows * columns, *heads))
+    choice = attention.choose(config.model.attention, shapes=shapes, dtype=spec.dtype)
+    for reason in choice.reasons:
+        log.info("%s", reason)
+    return dataclasses.replace(spec, attention=choice.implementation)

@@ -1,0 +1,273 @@
+"""From a config to a compiled step: the one place where sections become parts."""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dinojax.augment.spec import ViewSpec
+from dinojax.config import Config, stages
+from dinojax.distributed import process_group
+from dinojax.eval.features import EvalTransform
+from dinojax.models import zoo
+from dinojax.models.params import init_params
+from dinojax.models.vit import Vit
+from dinojax.sharding import compiler_options, mesh
+from dinojax.sharding.batch import check_groups, from_own_rows
+from dinojax.sharding.mesh import Layout
+from dinojax.train import lora, optim
+from dinojax.train import state as states
+from dinojax.train.lora import AdapterSpec, num_trained
+from dinojax.train.networks import build_objective
+from dinojax.train.objective import Objective
+from dinojax.train.state import State
+from dinojax.train.step import Forward, Step, abstract_batch
+from dinojax.train.teacher import Teacher, open_teacher
+from dinojax.train.teacher_forward import Teaching
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What a config makes on a layout. Use its methods within `mesh.use(program.layout)`."""
+
+    layout: Layout
+    step: Step
+    schedules: Callable[[int], dict[str, float]]  # step -> the scalars `now`
+    seed: int
+    batch_shape: tuple[int, int, int, int]  # B, S, S, C of the global batch
+    eval_transform: EvalTransform
+    teaching: Teaching | None = None  # of distillation: the frozen teacher's half of the step
+
+    def new_state(self) -> State:
+        """The state before the first step, a function of the seed alone."""
+        return states.create(self.step.objective, self.step.optimizer, self.layout, self.seed)
+
+    def abstract_state(self) -> State:
+        return states.abstract(self.step.objective, self.step.optimizer, self.layout)
+
+    def now(self, step: int) -> dict[str, np.float32]:
+        """The schedules' values at a step, as the compiled step takes them."""
+        return {name: np.float32(value) for name, value in self.schedules(step).items()}
+
+    def abstract_inputs(self) -> tuple[Any, ...]:
+        """(state, batch, now): what the step takes, as shapes and shardings.
+
+        In distillation also, last, what the teacher's forward pass gives.
+        """
+        images, scalar = self.layout.sharding("image"), self.layout.sharding()
+        if self.teaching is not None:
+            images = self.teaching.student_sharding(self.layout)
+        batch = abstract_batch(self.batch_shape, images)
+        now = {
+            name: jax.ShapeDtypeStruct((), jnp.float32, sharding=scalar)
+            for name in self.schedules(0)
+        }
+        inputs = (self.abstract_state(), batch, now)
+        if self.teaching is None:
+            return inputs
+        return *inputs, self.teaching.abstract_taught(self.layout)
+
+    def lower(self):
+        """The step traced for this layout, from shapes alone; the state is donated.
+
+        It brings the options that its devices' compiler needs.
+        """
+        inputs = self.abstract_inputs()
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, inputs[0])
+        step = jax.jit(
+            self.step,
+            donate_argnums=0,
+            out_shardings=(shardings, self.layout.sharding()),
+            compiler_options=compiler_options.options(self.layout.mesh.devices.flat[0]),
+        )
+        return step.lower(*inputs)
+
+    def embed(self) -> Callable[[dict, Any], tuple[jax.Array, jax.Array, jax.Array]]:
+        """(backbone parameters, images [B, H, W, C]) -> cls [B, D], mean of patches, patches.
+
+        Compiled once per image size; B is filled up to a multiple of the data shards. Of several
+        processes each needs its own rows of the images alone (batch.own_rows); the results may
+        lie on the devices of all (hosts.fetch).
+        """
+
+        @process_group.together
+        @jax.jit
+        def apply(params, images_BHWC):
+            images_BHWC = mesh.constrain(images_BHWC, "image", None, None, None)
+            found = self.step.objective.backbone.apply({"params": params}, [images_BHWC])[0]
+            patches = found.patches.astype(jnp.float32)
+            return found.cls.astype(jnp.float32), jnp.mean(patches, axis=1), patches
+
+        def embed(params, images_BHWC):
+            num = len(images_BHWC)
+            fill = -num % self.layout.num_shards
+            images_BHWC = np.pad(images_BHWC, ((0, fill), (0, 0), (0, 0), (0, 0)))
+            images_BHWC = from_own_rows(self.layout, images_BHWC)
+            found = apply(params, images_BHWC)
+            return tuple(x[:num] for x in found) if fill else found
+
+        return embed
+
+
+def build(
+    config: Config,
+    layout: Layout,
+    teacher: Teacher | None = None,
+    teacher_layout: Layout | None = None,
+) -> Program:
+    """Everything but data and files, from a checked config.
+
+    teacher: of a distillation, None = the config's; teacher_layout: its devices, of which `layout`
+    has all or a part, None = those of `layout`.
+    Raises ValueError if groups do not fit the devices, or a part refuses its section.
+    """
+    _check_groups(config, layout)
+    if config.distill.enabled and teacher is None:
+        teacher = open_teacher(config)
+    view_spec = ViewSpec.from_sections(
+        image=config.image,
+        crops=config.crops,
+        augment=config.augment,
+        masks=config.masks,
+        patch_size=config.model.patch_size,
+        group_size=config.group_size,
+        teacher_patch_size=teacher.networks.backbone.spec.patch_size if teacher else None,
+    )
+    for note in view_spec.notes(config.data.box_size):
+        log.info("%s", note)
+    before = config.start.steps_before
+    schedules = optim.schedules(
+        config.schedules,
+        num_steps=config.num_steps,
+        batch_size=config.batch_size,
+        freeze_last_layer=config.optim.freeze_last_layer,
+        lr_scaling=config.optim.lr_scaling,
+        steps_before=before if config.start.schedules == "continue" else 0,
+    )
+    if config.gram.enabled:
+        _check_gram_weight(schedules, config.gram.anchor_step)
+    objective = build_objective(
+        config, images_per_step=_images_at_once(config, layout), teacher=teacher
+    )
+    seed = stages.stage_seed(config.seed, before)
+    batch_shape = (config.batch_size, *[config.data.box_size] * 2, config.image.channels)
+    teaching = None
+    if teacher is not None:
+        forward = Forward(objective, view_spec, config.accumulate)
+        own = _teacher_layout(config, layout) if teacher_layout is None else teacher_layout
+        _check_groups(config, own)
+        spread = list(own.mesh.devices.flat) == list(layout.mesh.devices.flat)
+        teaching = Teaching(teacher, forward, own, batch_shape, seed, is_spread=spread)
+    return Program(
+        layout=layout,
+        step=Step(objective, build_optimizer(config, objective), view_spec, config.accumulate),
+        schedules=schedules,
+        seed=seed,
+        batch_shape=batch_shape,
+        teaching=teaching,
+        eval_transform=EvalTransform.from_sections(image=config.image, knn=config.knn),
+    )
+
+
+def build_sizes(
+    config: Config,
+    layout: Layout,
+    teacher: Teacher | None = None,
+    teacher_layout: Layout | None = None,
+) -> tuple[Program, ...]:
+    """A program for every size that the steps of a stage may have, that of the plain keys first."""
+    found = stages.sizes(config.crops, config.data.box_size)
+    if config.distill.enabled and teacher is None:
+        teacher = open_teacher(config)
+    places = (layout, teacher, teacher_layout)
+    if len(found) == 1:
+        return (build(config, *places),)
+    shares = stages.rates(config.crops.more_rates)
+    log.info("%d programs, one per size of crops:", len(found))
+    for share, keys in zip(shares, found, strict=True):
+        told = ", ".join(f"{key}={value}" for key, value in keys.items())
+        log.info("  %.4g %% of the steps: %s", 100 * share, told)
+    return tuple(build(config.replaced(keys), *places) for keys in found)
+
+
+def _teacher_layout(config: Config, layout: Layout) -> Layout:
+    """The student's devices, with the teacher's weights where distill.strategy wants them."""
+    strategy, devices = config.distill.strategy, list(layout.mesh.devices.flat)
+    is_same = strategy in (None, layout.strategy)
+    return layout if is_same else mesh.make(strategy, devices, in_order=True)
+
+
+def _check_groups(config: Config, layout: Layout) -> None:
+    batch, group, parts = config.batch_size, config.group_size, config.accumulate
+    check_groups(layout, batch_size=batch, group_size=group, accumulate=parts)
+    _check_koleo(config, layout)
+
+
+def _images_at_once(config: Config, layout: Layout) -> int:
+    return config.batch_size // layout.num_shards // config.accumulate
+
+
+def _check_gram_weight(schedules: Callable, anchor_step: int) -> None:
+    """Raises ValueError if the Gram loss counts before there is an anchor.
+
+    A weight is linear, then half a cosine, then constant: 0 at many places, it is 0 throughout.
+    """
+    for step in sorted({*np.linspace(0, max(anchor_step - 1, 0), 99).astype(int).tolist()}):
+        weight = schedules(step)["gram_weight"]
+        if step < anchor_step and weight:
+            raise ValueError(
+                f"schedules.gram_weight is {weight:.3g} at step {step}, before the anchor is there "
+                f"(gram.anchor_step={anchor_step}); keep it at 0 until then: start=0, peak=0, "
+                f"warmup={anchor_step}, and its value as end."
+            )
+
+
+def _check_koleo(config: Config, layout: Layout) -> None:
+    """Which images share a micro-batch depends on the devices, so groups must not straddle."""
+    size, images = config.losses.koleo_group or config.group_size, _images_at_once(config, layout)
+    if config.accumulate > 1 and images % size:
+        raise ValueError(
+            f"losses.koleo_group={size} does not divide the {images} images that one device has in "
+            f"one micro-batch (accumulate={config.accumulate}), so neighbours would depend on the "
+            "number of devices; use accumulate=1, or a divisor of that number."
+        )
+
+
+def build_optimizer(config: Config, objective: Objective):
+    """AdamW with the factors of every parameter."""
+    params = jax.eval_shape(lambda: nn.meta.unbox(init_params(objective, jax.random.key(0))))
+    # A ConvNeXt learns at one rate: read for others only, so that setting them for it is an error.
+    decay, embed = 1.0, 1.0
+    if isinstance(objective.backbone, Vit):
+        decay, embed = config.optim.layer_decay, config.optim.patch_embed_lr
+    factors = optim.multipliers(
+        params, depth=objective.backbone.spec.depth, layer_decay=decay, patch_embed_lr=embed
+    )
+
+    def build(factors: optim.Multipliers):
+        return optim.build(config.optim, multipliers=factors)
+
+    if config.optim.freeze_backbone:
+        heads = {name: tree for name, tree in params.items() if name != "backbone"}
+        log.info("frozen backbone: %s of %s parameters train", *_with_commas(_sizes(heads, params)))
+        return optim.frozen(build, multipliers=factors)
+    if not config.adapter.rank:
+        return build(factors)
+    spec = zoo.fill(AdapterSpec, config.adapter)
+    log.info("adapters: %s of %s parameters train", *_with_commas(num_trained(params, spec)))
+    return lora.wrap(spec, build, multipliers=factors, seed=config.seed)
+
+
+def _sizes(*trees) -> list[int]:
+    return [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in trees]
+
+
+def _with_commas(numbers) -> list[str]:
+    return [f"{number:,}" for number in numbers]

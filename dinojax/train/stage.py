@@ -1,0 +1,291 @@
+"""One stage of a run: what is open for it in the run directory, and its history."""
+
+import dataclasses
+import datetime
+import json
+import logging
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import jax
+
+from dinojax.checkpoint.manager import Checkpoints, open_checkpoints
+from dinojax.config import Config, ConfigError, distill_rules, saved_stages
+from dinojax.config.stages import Anchor, BoxDraw, SizeDraw
+from dinojax.data.example import Source
+from dinojax.data.mixture import num_drawn, parts_of
+from dinojax.data.quarantine import Quarantine
+from dinojax.data.sources import open_knn_sources, open_source
+from dinojax.distributed import process_group, subgroup
+from dinojax.eval.knn_evaluator import Knn, build_knn
+from dinojax.eval.mosaic import Mosaics, open_mosaics
+from dinojax.models import zoo
+from dinojax.monitor import report as reports
+from dinojax.monitor.watchdog import dump_stacks
+from dinojax.runs.directory import ACCEPT_DATA, environment
+from dinojax.runs.early_stopping import Watch
+from dinojax.runs.scalars import MetricsLog
+from dinojax.sharding import mesh
+from dinojax.sharding.batch import loaded_rows
+from dinojax.sharding.mesh import Layout
+from dinojax.train import initialize, program
+from dinojax.train.program import Program
+from dinojax.train.state import State
+from dinojax.viz.probe import Probe
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Every:
+    """When the things happen that happen at boundaries."""
+
+    log: int  # steps
+    checkpoint: int  # steps
+    minutes: float | None  # between checkpoints, whichever comes first; None = steps alone
+    knn: int | None  # steps; None = never
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run directory and all that the program needs to fill it with one stage."""
+
+    directory: Path
+    config: Config
+    programs: tuple[Program, ...]  # one per size that steps may have
+    draw: SizeDraw  # which of them a step takes
+    anchor: Anchor | None  # of a frozen gram network
+    source: Source
+    loader_options: dict
+    knn: Knn | None
+    checkpoints: Checkpoints
+    num_steps: int
+    every: Every
+    matmul: str  # precision of float32 products
+    pictures: bool
+    probe: Probe | None  # the images whose features are watched
+    tensorboard: bool
+    mosaics: Mosaics | None  # the images of the dense metric
+    watch: Watch
+    hang: dict  # options of the watchdog
+    team: process_group.Team  # the processes that work on it; the first of them writes
+
+    @property
+    def program(self) -> Program:
+        """The program of the plain sizes; all share parameters, state and evaluation."""
+        return self.programs[0]
+
+    @property
+    def stage(self) -> str:
+        return self.config.stage
+
+    @property
+    def steps_before(self) -> int:
+        """Steps of the run's earlier stages."""
+        return self.config.start.steps_before
+
+    def save(self, state: State, *, step: int, position: int, seconds: float) -> None:
+        """Start a checkpoint. position: images consumed; seconds: of training so far."""
+        meta = {
+            "position": position,
+            "seconds": seconds,
+            "fingerprint": self.source.fingerprint,
+            "num_images": len(self.source),
+            "config": self.config.to_dict(),
+            "devices": self.program.layout.mesh.size,
+            "versions": environment()["versions"],
+        }
+        if self.program.teaching is not None:
+            meta["teacher"] = self.program.teaching.teacher.fingerprint
+        self.checkpoints.save(state, step=step, meta=meta)
+        if self.team.is_main:
+            reports.refresh(self.directory)
+
+    def num_drawn(self, step: int) -> dict[str, int]:
+        """Images drawn from each source of a mixture in the first `step` steps."""
+        size, seed = self.config.batch_size, self.program.seed
+        return num_drawn(self.source, seed=seed, position=step * size, batch_size=size)
+
+    def note(self, **content) -> None:
+        """A line of resumes.jsonl: when the run started or stopped, where, and why."""
+        if not self.team.is_main:
+            return
+        if len(saved_stages(self.directory)) > 1:
+            content = {"stage": self.stage, **content}
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        path = self.directory / "resumes.jsonl"
+        before = path.read_text() if path.exists() else ""
+        whole = before[: before.rfind("\n") + 1]  # a killed process may leave half a line
+        draft = path.with_name(path.name + ".draft")
+        draft.write_text(whole + json.dumps({"time": now, **content}) + "\n")
+        os.replace(draft, path)
+
+    def note_stop(self, error: Exception) -> None:
+        """The last line of a run that ends before its time, and the report that shows it."""
+        self.note(event="stop", reason=f"{type(error).__name__}: {error}".splitlines()[0])
+        if self.team.is_main:
+            reports.refresh(self.directory)
+
+
+def open_run(
+    config: Config,
+    directory: Path,
+    source: Source,
+    programs: tuple[Program, ...] | None = None,
+    *,
+    layout: Layout | None = None,
+) -> Run:
+    """Programs, evaluation and checkpoints of a stage; nothing is computed yet.
+
+    programs: made already, on a part of the devices; None = of the config alone. layout: of the
+    devices that batches go to, None = those of the programs. It belongs to the processes that act
+    together (hosts.acting); one that is none of them only looks.
+    """
+    team = process_group.current()
+    data, channels = config.data, config.image.channels
+    sources = open_knn_sources(data, config.knn, channels=channels)
+    if programs is None:
+        programs = program.build_sizes(config, mesh.from_section(config.mesh))
+    seed, boxes = programs[0].seed, tuple(built.batch_shape[1] for built in programs)
+    draw = SizeDraw(seed, config.crops.more_rates)
+    rows = loaded_rows(layout or programs[0].layout, config.batch_size)
+    frozen = config.gram.enabled and config.gram.teacher == "frozen"
+    quarantine = Quarantine(
+        directory,
+        max_share=data.max_bad_share,
+        parts=parts_of(source),
+        host=team.index,
+    )
+    return Run(
+        directory=directory,
+        config=config,
+        programs=programs,
+        draw=draw,
+        anchor=zoo.fill(Anchor, config.gram) if frozen else None,
+        source=source,
+        loader_options=dict(
+            batch_size=config.batch_size,
+            box_size=boxes[0] if len(set(boxes)) == 1 else BoxDraw(draw, boxes),
+            seed=seed,
+            num_workers=data.num_workers,
+            num_threads=data.num_threads,
+            prefetch=data.prefetch,
+            quarantine=quarantine,
+            rows=rows,
+            num_hosts=config.batch_size // len(rows),
+        ),
+        knn=build_knn(sources, image=config.image, knn=config.knn, directory=directory)
+        if sources
+        else None,
+        checkpoints=_checkpoints(config, directory, team),
+        num_steps=config.num_steps,
+        every=Every(
+            log=config.log.every,
+            checkpoint=config.checkpoint.every,
+            minutes=config.checkpoint.minutes,
+            knn=config.knn.every,
+        ),
+        matmul=config.precision.matmul,
+        pictures=config.log.pictures,
+        probe=_probe(config, directory, programs[0], source) if config.log.pictures else None,
+        tensorboard=config.log.tensorboard,
+        mosaics=open_mosaics(config, programs[0], source, config.knn.mosaics),
+        watch=Watch(config.until, config.knn, values=config.values()),
+        hang=dict(
+            factor=config.hang.factor,
+            seconds=config.hang.seconds,
+            minutes=config.hang.minutes,
+        ),
+        team=team,
+    )
+
+
+def _checkpoints(config: Config, directory: Path, team: process_group.Team) -> Checkpoints:
+    if team.has_me:
+        return open_checkpoints(config, directory)
+    with process_group.acting(subgroup.of(team, (team.index,))):
+        return open_checkpoints(config, directory, read_only=True)
+
+
+def _probe(config: Config, directory: Path, built: Program, source: Source) -> Probe:
+    return Probe(
+        source,
+        built.eval_transform,
+        directory / "pictures",
+        patch_size=config.model.patch_size,
+    )
+
+
+def open_train_source(config: Config) -> Source:
+    """The images of a run. Raises ValueError or FileNotFoundError if there are none to read."""
+    return open_source(config.data, channels=config.image.channels)
+
+
+def open_metrics(run: Run, resume_step: int | None) -> MetricsLog:
+    """metrics.jsonl, which one process writes; the rows of several stages say whose they are."""
+    names = saved_stages(run.directory)
+    return MetricsLog(
+        run.directory / "metrics.jsonl" if run.team.is_main else None,
+        resume_step=resume_step,
+        stage=run.stage if len(names) > 1 else None,
+        is_first=run.stage == names[0],
+    )
+
+
+def check_teacher(meta: dict, fingerprint: str) -> None:
+    """Raise ConfigError if a checkpoint was taught by other weights."""
+    if meta.get("teacher") != fingerprint:
+        raise ConfigError(
+            "distill.teacher is not the one that this run began with: SHA-256 "
+            f"{str(meta.get('teacher'))[:16]} then, {fingerprint[:16]} now. A run whose teacher "
+            "still trains changes; name a step of it (RUN/checkpoints/STAGE/STEP), or start "
+            "another --run."
+        )
+
+
+def check_data(meta: dict, source: Source, accept: Collection[str] = ()) -> None:
+    """Raise ConfigError if a checkpoint's images are not those of the source."""
+    if meta["fingerprint"] == source.fingerprint:
+        return
+    counts = f"{meta['num_images']:,} images then, {len(source):,} now"
+    if ACCEPT_DATA not in accept:
+        raise ConfigError(
+            f"The images changed since the checkpoint was saved ({counts}), so their order "
+            "would differ. Restore them, start another --run, or pass --accept-new-data."
+        )
+    log.warning("continuing on changed images (%s): from here on their order differs", counts)
+
+
+def check_start(run: Run) -> None:
+    """Refuse what cannot start, and settings that nothing has read."""
+    initialize.check(run.config, run.directory, began=run.checkpoints.latest() is not None)
+    without_knn = ("knn.",) if run.knn is None else ()
+    if without_knn:
+        log.info("no k-NN, for want of labels: set knn.query (and knn.bank) to have it")
+    if run.knn is None and run.mosaics is None and run.config.knn.alarm is not None:
+        raise ConfigError(
+            f"knn.alarm={run.config.knn.alarm} has nothing to watch, for want of labels; set "
+            "knn.query (and knn.bank), or knn.mosaics (128, for example), which needs no labels."
+        )
+    besides = (*without_knn, *distill_rules.in_vain(run.config.values()))
+    run.config.check_all_read(besides=besides)
+    layout = run.program.layout
+    log.info(
+        "%s: %d images, %d devices (%s), strategy %s",
+        run.directory,
+        len(run.source),
+        layout.mesh.size,
+        jax.default_backend(),
+        layout.strategy,
+    )
+
+
+def lost(directory: Path, runs: Sequence[Run], why: str, hangs: bool) -> None:
+    """Of a process that another one takes with it, or that hangs."""
+    if hangs:
+        path = directory / f"stacks.{process_group.current().index}.txt"
+        dump_stacks(path)
+        log.error("what every thread was doing is in %s", path)
+    for run in runs:
+        run.note(event="stop", reason=why)

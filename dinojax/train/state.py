@@ -1,0 +1,63 @@
+"""What a run carries from step to step, created directly in its sharding."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from dinojax.models.params import _check, _placed, init_params
+from dinojax.sharding.mesh import Layout
+from dinojax.train.objective import Objective
+
+
+@struct.dataclass
+class State:
+    """Everything a step reads and writes. All floats are float32."""
+
+    step: jax.Array  # int32, updates done
+    key: jax.Array  # PRNG key of the seed
+    student: dict  # {"backbone", "dino_head", "ibot_head"}: takes the gradient
+    ema: dict  # the student's moving average: gives targets, is evaluated and exported
+    gram: dict | None  # a frozen earlier ema, backbone only
+    opt_state: tuple
+    centers: dict  # {"dino" [K], "ibot" [K]} with softmax centering, else empty
+    bad_steps: jax.Array  # int32, steps in a row, up to the last, that were not finite
+
+
+def _init(objective: Objective, optimizer, key: jax.Array) -> State:
+    student = init_params(objective, key)
+    centers = {}
+    if objective.losses.centering == "softmax" and not objective.is_features:
+        heads = {"dino": objective.dino_head, "ibot": objective.ibot_head}
+        centers = {name: jnp.zeros(head.spec.prototypes) for name, head in heads.items()}
+    frozen = objective.gram is not None and objective.gram.teacher == "frozen"
+    return State(
+        step=jnp.zeros((), jnp.int32),
+        key=key,
+        student=student,
+        ema=jax.tree.map(jnp.copy, student),
+        gram=jax.tree.map(jnp.copy, student["backbone"]) if frozen else None,
+        opt_state=optimizer.init(student),
+        centers=centers,
+        bad_steps=jnp.zeros((), jnp.int32),
+    )
+
+
+def abstract(objective: Objective, optimizer, layout: Layout) -> State:
+    """Shapes, dtypes and shardings of a State, without any memory.
+
+    Raises ValueError if a parameter cannot be sharded over the mesh, naming all that cannot.
+    """
+    boxed = jax.eval_shape(lambda: _init(objective, optimizer, jax.random.key(0)))
+    _check(layout, boxed.student)
+    return _placed(layout, boxed)
+
+
+def create(objective: Objective, optimizer, layout: Layout, seed: int) -> State:
+    """A new State; every device makes only its own part."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract(objective, optimizer, layout))
+
+    def init(key):
+        return nn.meta.unbox(_init(objective, optimizer, key))
+
+    return jax.jit(init, out_shardings=shardings)(jax.random.key(seed))

@@ -1,0 +1,169 @@
+"""One training update, as a pure function of (state, batch, now). Reads no config."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dinojax.augment.spec import ViewSpec
+from dinojax.augment.views import Views, make_views
+from dinojax.ops import rng
+from dinojax.sharding import mesh
+from dinojax.sharding.batch import merge_batch, split_batch
+from dinojax.train import health
+from dinojax.train.batch_types import Inputs, Taught, TeacherOutputs
+from dinojax.train.objective import Objective
+from dinojax.train.optim import part_norms
+from dinojax.train.state import State
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """`step(state, batch, now) -> (state, scalars)`; train.py compiles it with its shardings.
+
+    batch: {"images" uint8 [B, S, S, C], "sizes" int32 [B, 2]}; now: the schedules' values at this
+    step as scalars, so that they are exact and a change of schedule never recompiles. teacher: of
+    the objective's frozen networks, if it has any, their parameters or what they taught already.
+    """
+
+    objective: Objective
+    optimizer: optax.GradientTransformationExtraArgs
+    view_spec: ViewSpec
+    accumulate: int = 1
+
+    def __call__(self, state: State, batch: dict, now: dict, teacher=None) -> tuple[State, dict]:
+        return self.update(state, self.inputs(state, self.views(state, batch)), now, teacher)
+
+    def views(self, state: State, batch: dict) -> Views:
+        """Crops and masks of the step that the state is about to take."""
+        return _views(jax.random.fold_in(state.key, state.step), batch, self.view_spec)
+
+    def inputs(self, state: State, views: Views) -> Inputs:
+        """Views with the keys of their groups."""
+        return _inputs(jax.random.fold_in(state.key, state.step), views)
+
+    def update(self, state: State, inputs: Inputs, now: dict, teacher=None) -> tuple[State, dict]:
+        """Teacher targets -> student gradients -> optimizer -> moving average.
+
+        A step whose loss or gradient is not finite changes nothing but the step number.
+        """
+        parts = split_batch(inputs, self.accumulate)
+        targets, (centers, seen) = self.targets(state, parts, now, teacher)
+        grads, terms = self.gradients(state.student, parts, targets, now)
+        norms = {f"grad_norm/{part}": norm for part, norm in part_norms(grads).items()}
+        ok = health.all_finite({"total": terms["total"], **norms})
+
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.student, now=now)
+        student = optax.apply_updates(state.student, updates)
+        ema = jax.tree.map(functools.partial(_towards, 1.0 - now["momentum"]), state.ema, student)
+        bad_steps = jnp.where(ok, 0, state.bad_steps + 1)
+
+        new = dict(student=student, ema=ema, opt_state=opt_state, centers=centers)
+        old = {name: getattr(state, name) for name in new}
+        kept = health.keep_if(ok, new, old)
+        moved = health.relative_change(kept["ema"]["backbone"], state.ema["backbone"])
+        state = dataclasses.replace(state, **kept, step=state.step + 1, bad_steps=bad_steps)
+        return state, {**terms, **norms, **seen, "ema_change": moved, "bad_steps": bad_steps}
+
+    def targets(self, state: State, parts: Inputs, now: dict, teacher=None):
+        """Targets of all micro-batches together, with (the next centers, health of the teacher).
+
+        Sinkhorn runs once, over the whole batch.
+        """
+        whole: TeacherOutputs | Taught
+        if isinstance(teacher, Taught):
+            whole, teacher = teacher, teacher.heads
+        else:
+            teacher = state.ema if teacher is None else teacher
+            whole = _outputs(self.objective, teacher, state.gram, parts)
+        targets, centers = self.objective.assign(teacher, whole, state.centers, now)
+        seen = self.objective.teacher_health(whole, targets)
+        rows = split_batch(dataclasses.replace(targets, columns=None), self.accumulate)
+        return dataclasses.replace(rows, columns=targets.columns), (centers, seen)
+
+    def gradients(self, student: dict, parts: Inputs, targets, now: dict):
+        """Mean gradient and terms over the micro-batches, one in memory at a time."""
+
+        rows, columns = dataclasses.replace(targets, columns=None), targets.columns
+
+        def gradient(part):
+            inputs, rows = part
+            grad = jax.grad(self.objective.loss, has_aux=True)
+            return grad(student, inputs, dataclasses.replace(rows, columns=columns), now)
+
+        if self.accumulate == 1:
+            return _map(gradient, (parts, rows), 1, squeeze=True)
+
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, gradient(part)), None
+
+        shapes = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], (parts, rows)))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        total, _ = jax.lax.scan(add, zeros, (parts, rows))
+        return jax.tree.map(lambda x: x / self.accumulate, total)
+
+
+@dataclasses.dataclass(frozen=True)
+class Forward:
+    """The forward pass of a frozen teacher: `forward(teacher, key, number, batch) -> Taught`.
+
+    A program of its own, on devices and with shardings of its own; it makes the same crops as the
+    student's step, of which it needs the global ones. teacher: parameters; key: of the seed;
+    number: of the step, from 0.
+    """
+
+    objective: Objective
+    view_spec: ViewSpec
+    accumulate: int = 1
+
+    def __call__(self, teacher: dict, key: jax.Array, number: jax.Array, batch: dict) -> Taught:
+        key = jax.random.fold_in(key, number)
+        inputs = _inputs(key, _views(key, batch, self.view_spec))
+        parts = split_batch(inputs, self.accumulate)
+        return self.objective.taught(_outputs(self.objective, teacher, None, parts))
+
+
+def abstract_batch(shape: tuple[int, int, int, int], sharding) -> dict:
+    """What a step takes of images, as shapes and shardings. shape: B, S, S, C of all devices."""
+    return {
+        "images": jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=sharding),
+        "sizes": jax.ShapeDtypeStruct((shape[0], 2), jnp.int32, sharding=sharding),
+    }
+
+
+def _views(key: jax.Array, batch: dict, spec: ViewSpec) -> Views:
+    per_group = functools.partial(functools.partial, mesh.per_group)
+    return make_views(key, batch["images"], batch["sizes"], spec, per_group=per_group)
+
+
+def _inputs(key: jax.Array, views: Views) -> Inputs:
+    num_groups = views.masked_UM.shape[0]
+    return Inputs(
+        views=views,
+        drop_keys_U=rng.group_keys(key, "drop", num_groups),
+        rope_keys_U=rng.group_keys(key, "rope", num_groups),
+    )
+
+
+def _outputs(objective: Objective, teacher: dict, gram, parts: Inputs) -> TeacherOutputs:
+    """Of all micro-batches together; parts: as `mesh.split_batch` makes them."""
+
+    def outputs(part):
+        return objective.teacher_outputs(teacher, gram, part)
+
+    return merge_batch(_map(outputs, parts, jax.tree.leaves(parts)[0].shape[0]))
+
+
+def _towards(share, ema, student):
+    """Moves a share of the way; exactly nowhere when both are equal, as frozen weights are."""
+    return ema + share * (student - ema)
+
+
+def _map(function, parts, num_parts: int, *, squeeze: bool = False):
+    """function over the leading axis of micro-batches; one micro-batch needs no loop."""
+    if num_parts > 1:
+        return jax.lax.map(function, parts)
+    out = function(jax.tree.map(lambda x: x[0], parts))
+    return out if squeeze else jax.tree.map(lambda x: x[None], out)

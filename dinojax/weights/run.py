@@ -1,0 +1,272 @@
+"""Weights in and out: `dinojax export`, `dinojax import`, and `dinojax.load` for files and runs."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dinojax import config as configs
+from dinojax.checkpoint.locate import is_run
+from dinojax.checkpoint.manager import Checkpoints
+from dinojax.models import zoo
+from dinojax.weights import inflate as inflation
+from dinojax.weights import load as files
+from dinojax.weights import meta, specs
+from dinojax.weights.export import export, from_source
+from dinojax.weights.load import Backbone
+from dinojax.weights.preprocess import Preprocessing
+from dinojax.weights.report import LoadReport
+from dinojax.weights.tensors import Tensor, Tensors
+from dinojax.weights.writers import Network, snippet
+
+NETWORKS = ("ema", "student")
+
+
+def load(
+    path: str | Path,
+    *,
+    format: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    allow: Sequence[str] = (),
+    prefix: str = "",
+    step: int | None = None,
+) -> Backbone:
+    """A backbone from a .pth or .safetensors file, a folder with one, or a run directory.
+
+    format: meta, hf, timm or dinojax; None = told from names and config.json. overrides: fields
+    of the spec, such as num_heads, norm or rope.base. allow: patterns of names that may be missing
+    or unexpected. prefix: taken off all names. step: of a run's checkpoint, None = the last.
+    Raises ValueError when a file is not, in every tensor, this backbone; FileNotFoundError.
+    """
+    if not is_run(path):
+        return files.load(path, format=format, overrides=overrides, allow=allow, prefix=prefix)
+    network = network_of_run(path, step=step, overrides=overrides or {})
+    params = files.materialize(network.tensors, network.spec, str(path))
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    report = LoadReport("dinojax", len(network.tensors), (), (), 0, size, 1.0, ())
+    return Backbone(network.spec, params, network.preprocessing, report)
+
+
+def network_of_run(
+    run_dir: str | Path,
+    *,
+    stage: str | None = None,
+    step: int | None = None,
+    network: str = "ema",
+    overrides: Mapping[str, Any] | None = None,
+) -> Network:
+    """The ema (or student) of a checkpoint, backbone and heads; arrays are read when needed.
+
+    stage: of the run, None = the one it is at. step: None = the last of the stage.
+    """
+    if network not in NETWORKS:
+        raise ValueError(f"--network {network} is unknown; choose of {', '.join(NETWORKS)}.")
+    directory = Path(run_dir)
+    config = configs.read(directory, stage=stage)
+    backbone = zoo.backbone(
+        config.model,
+        config.rope,
+        channels=config.image.channels,
+        attention="plain",
+        dtype=jnp.dtype(jnp.float32),
+    )
+    spec = specs.replaced(backbone.spec, dict(overrides or {}))
+    checkpoints = Checkpoints(
+        directory / "checkpoints" / config.stage,
+        keep_last=config.checkpoint.keep_last,
+        keep_every=config.checkpoint.keep_every,
+        read_only=True,
+    )
+    step = checkpoints.restore_meta(step)["step"]
+    trees = _lazily(checkpoints, network, step)
+    heads = {
+        f"{head}.{name}": tensor
+        for head in ("dino_head", "ibot_head")
+        for name, tensor in meta.lazily_from_ours(trees[head]).items()
+    }
+    fixed = config.image.normalize == "fixed"
+    own = Preprocessing(
+        crop_size=config.knn.crop_size,
+        resize_size=config.knn.resize_size,
+        normalize=config.image.normalize,
+        mean=tuple(config.image.mean) if fixed else None,
+        std=tuple(config.image.std) if fixed else None,
+    )
+    origin = {"from": str(directory), "from_format": "run", "step": step, "network": network}
+    origin |= {"stage": config.stage}
+    tensors = meta.lazily_from_ours(trees["backbone"])
+    return Network(spec, tensors, heads, own, {**origin, "config": config.to_dict()})
+
+
+def _lazily(checkpoints: Checkpoints, part: str, step: int) -> dict[str, Any]:
+    """The tree of a part of a saved state, with Tensors for leaves; one leaf is held at a time."""
+
+    @functools.lru_cache(maxsize=1)
+    def read(path: tuple[str, ...], shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        like = jax.ShapeDtypeStruct(shape, dtype)
+        return checkpoints.read_leaf((part, *path), like, step)
+
+    def tensor(path, leaf):
+        keys = tuple(entry.key for entry in path)
+        dtype = np.dtype(leaf.dtype)
+        return Tensor(leaf.shape, dtype, functools.partial(read, keys, leaf.shape, dtype))
+
+    return jax.tree_util.tree_map_with_path(tensor, checkpoints.shapes(part, step))
+
+
+def _network(path: str | Path, *, format: str | None, overrides, allow, prefix: str) -> Network:
+    if is_run(path):
+        return network_of_run(path, overrides=overrides)
+    source = files.open_source(path, format=format, prefix=prefix)
+    return from_source(source, overrides=overrides, allow=allow)
+
+
+def export_command(
+    *,
+    run: str | None,
+    weights: str | None,
+    out: str,
+    format: str,
+    dtype: str | None,
+    with_heads: bool,
+    network: str,
+    stage: str | None,
+    step: int | None,
+    overrides: Sequence[str],
+    certify: bool,
+    tolerance: float,
+) -> None:
+    """`dinojax export`: writes a folder, says what the proof found and how to use it."""
+    fields = parse_overrides(overrides)
+    if run is not None:
+        if not is_run(run):
+            raise FileNotFoundError(f"--run {run} is no run directory; for files give --weights.")
+        found = network_of_run(run, stage=stage, step=step, network=network, overrides=fields)
+    else:
+        assert weights is not None
+        if stage is not None or step is not None:
+            raise ValueError("--stage and --step choose a checkpoint of a --run; leave them out.")
+        found = _network(weights, format=None, overrides=fields, allow=(), prefix="")
+    parity = export(
+        found,
+        out,
+        format=format,
+        dtype=dtype,
+        with_heads=with_heads,
+        certify=certify,
+        tolerance=tolerance,
+    )
+    _say(parity)
+    if found.preprocessing.normalize == "per_crop":
+        print(
+            "each image must be normalised by its own mean and standard deviation, which the "
+            "library's preprocessing cannot do: do it yourself"
+        )
+    print(f"\nwritten to {out}. To use it:\n")
+    print(snippet(out, format, found.spec))
+
+
+def _say(parity: dict[str, Any]) -> None:
+    if parity["library"] is None:
+        print(f"not compared with a library: {parity['reason']}")
+        return
+    worst = max(parity["rows"], key=lambda row: row["relative"])
+    names = ", ".join(f"{name} {version}" for name, version in parity["library"].items())
+    print(
+        f"same features in {names}: largest difference {worst['max_abs']:.1e} "
+        f"({worst['quantity']}, {worst['relative']:.1e} relative; {len(parity['rows'])} compared)"
+    )
+
+
+def import_command(
+    path: str,
+    out: str,
+    *,
+    format: str | None = None,
+    overrides: Sequence[str] = (),
+    allow: Sequence[str] = (),
+    prefix: str = "",
+    channels: int | None = None,
+    inflate: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> None:
+    """`dinojax import`: any format to our own, for another number of channels where asked."""
+    network = _network(
+        path, format=format, overrides=parse_overrides(overrides), allow=allow, prefix=prefix
+    )
+    if channels is not None and channels != network.spec.channels:
+        network = _with_channels(network, channels, inflate)
+    if mean is not None or std is not None:
+        network = _with_statistics(network, mean, std)
+    export(network, out, format="dinojax")
+    if "report" in network.origin:
+        print(network.origin["report"])
+    own = network.preprocessing
+    if own.normalize == "fixed" and own.mean is None:
+        print(f"mean and std of {network.spec.channels} channels are not known; give --mean, --std")
+    print(f"\nwritten to {out}. To use it:\n")
+    print(snippet(out, "dinojax", network.spec))
+
+
+def _with_channels(network: Network, channels: int, how: str | None) -> Network:
+    if how is None:
+        raise ValueError(
+            f"--channels {channels}: the file has {network.spec.channels}; say how with --inflate "
+            f"{' | '.join(inflation.WAYS)} | LIST."
+        )
+    named = how in inflation.WAYS or not how.replace(",", "").replace("-", "").isdigit()
+    way = how if named else [int(number) for number in how.split(",")]
+    (name,) = (name for name in inflation.NAMES if name in network.tensors)
+    kernel = inflation.inflate(network.tensors[name], channels, way)
+    tensors: Tensors = {**network.tensors, name: kernel}
+    # Statistics of the old channels say nothing about the new ones.
+    unknown = dataclasses.replace(network.preprocessing, mean=None, std=None)
+    return dataclasses.replace(
+        network,
+        spec=dataclasses.replace(network.spec, channels=channels),
+        tensors=tensors,
+        preprocessing=unknown,
+        origin={**network.origin, "inflate": {"channels": channels, "how": how}},
+    )
+
+
+def _with_statistics(network: Network, mean, std) -> Network:
+    channels = network.spec.channels
+    for name, values in (("--mean", mean), ("--std", std)):
+        if values is None or len(values) != channels:
+            raise ValueError(f"{name} needs {channels} values in 0..1, one per channel.")
+    own = dataclasses.replace(
+        network.preprocessing, normalize="fixed", mean=tuple(mean), std=tuple(std)
+    )
+    return dataclasses.replace(network, preprocessing=own)
+
+
+def parse_overrides(settings: Sequence[str]) -> dict[str, Any]:
+    """`name=value` strings as fields of a spec. Raises ValueError for what is neither."""
+    found: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--set {setting}: give NAME=VALUE, such as norm=layernorm_1e5.")
+        found[name] = _value(text)
+    return found
+
+
+def _value(text: str) -> Any:
+    words = {"none": None, "true": True, "false": False}
+    if text.lower() in words:
+        return words[text.lower()]
+    if "," in text:
+        return tuple(_value(part) for part in text.split(","))
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
