@@ -238,9 +238,7 @@ def get_config() -> ConfigDict:
     c.precision.matmul = "default"  # default | highest: passes of a float32 matmul on TPU; [ours]
 
     c.mesh = ConfigDict()
-    c.mesh.strategy = (
-        "fsdp"  # dp | fsdp | hsdp | fsdp_tp; a row of dinojax/sharding/axes.py; [ours]
-    )
+    c.mesh.strategy = "fsdp"  # dp | fsdp | hsdp | fsdp_tp; see dinojax/sharding/axes.py; [ours]
     c.mesh.devices = None  # number of devices, None = all that jax sees; [ours]
     c.mesh.replicas = None  # copies of the weights; hsdp: None = leaves each 2^n devices; [ours]
     c.mesh.tensor = None  # devices that share prototypes, fsdp_tp; None = up to 8; [ours]

@@ -9,7 +9,8 @@ Score: k-NN of held-out tiles, seeds 0 and 1, 2026-11-21, standard error 1.5, th
        narrow 36.6 and 37.2 %; the same network alone, as many steps, 31.5 and 32.3;
        random weights 17.5 and 20.0
        shallow 40.3 and 38.9 %; alone 34.5 and 34.2; random weights 20.9 and 18.9.
-       The margins: 4.2 points over learning alone, 15 over random weights (tests/family_gain.py)
+       The margins: 4.2 points over learning alone, 15 over random weights
+       (tests/programs/family_gain.py)
 """
 
 from configs import base, tiny

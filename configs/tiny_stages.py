@@ -5,7 +5,8 @@ Cost:  10.7 minutes of processor time, compilation included, on shared CPU cores
 Score: k-NN of held-out tiles 40.5 % (seed 0) at 48 pixels, where raw pixels have 17.9 % and random
        weights 18.6 %. k-NN in the loop: 23.3 % at step 0, then 37.6, 36.1 and (at 48 pixels) 42.2 %
        after the three stages; dense metric 21.1, 18.8, 18.7 and 19.2 %, standard error 1.7: a run
-       of minutes shows how stages work, not what they are for (tests/gram_recovery.py does)
+       of minutes shows how stages work, not what they are for
+       (tests/programs/gram_recovery.py does)
 """
 
 from configs import base, tiny

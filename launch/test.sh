@@ -38,7 +38,7 @@ if [ "$plans" = 1 ]; then
     echo "== plans for machines that are not here"
     make_env "$ROOT/.venv-plan" test,plan
     DINOJAX_TEST_PLANS=1 .venv-plan/bin/python -m pytest --quiet -n 2 -m slow \
-        tests/test_plan_compilers.py
+        tests/plan/test_compilers.py
 fi
 
 newest="${DINOJAX_TEST_NEWEST:-0}"
@@ -55,8 +55,8 @@ if [ "$newest" != 0 ]; then
         if [ "$newest" = all ]; then
             "${pytest[@]}"
         else
-            "${pytest[@]}" tests/test_{step,loader,views,embed,weights_load}.py
-            "${pytest[@]}" -m slow tests/test_train.py -k "not short_quickstart and not same_knn"
+            "${pytest[@]}" tests/{train/test_step,data/test_loader,augment/test_views,eval/test_embed,weights/test_load}.py
+            "${pytest[@]}" -m slow tests/system/test_train.py -k "not short_quickstart and not same_knn"
         fi
         break
     done

@@ -3,7 +3,7 @@
 import gc
 import os
 
-from tests.several import QUICK  # starts processes, and imports no jax
+from tests.support.several import QUICK  # starts processes, and imports no jax
 
 NUM_DEVICES = 8
 

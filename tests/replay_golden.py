@@ -15,8 +15,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # float64 is replayed as well
 
 import numpy as np  # noqa: E402
 
-from tests.replays import formats, losses, masks, networks, optim, train  # noqa: E402
-from tests.replays.record import TINY, Check, Record, Skip  # noqa: E402
+from tests.golden import formats, losses, masks, networks, optim, train  # noqa: E402
+from tests.golden.record import TINY, Check, Record, Skip  # noqa: E402
 
 
 class Kind(NamedTuple):

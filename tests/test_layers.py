@@ -1,71 +1,37 @@
-"""A module imports only from lower layers; the folders of layer 2 are strangers to each other."""
+"""A package imports only from packages below it, and three sentences that hold beside that."""
 
 import ast
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "dinojax"
 
-LAYERS = [
-    {
-        "config",
-        "rules",
-        "recipe",
-        "overrides",
-        "keys",
-        "metrics",
-        "interrupt",
-        "line",
-        "turns",
-        "watchdog",
-        "compiling",
-        "hosts",
-        "crews",
-        "launcher",
-        "lock",
-        "limits",
-        "energy",
-        "tensorboard",
-        "checksum",
-        "stage_rules",
-        "distill_rules",
-        "stages",
-        "axes",
-        "topology",
-        "shares",
-    },
-    {"mesh", "compilers", "interpolate", "passing", "storing"},
-    {"gathering"},
-    {"data", "augment", "models", "losses", "health", "host_rows"},
-    {"objective", "optim", "runs"},
-    {"state", "adapters", "ailments", "watch"},
-    {"step", "checkpoint", "weights", "doctor"},
-    {"eval", "curate", "viz", "inspect_checkpoint", "autopsy", "convert"},
-    {"origin"},
-    {"teacher"},
-    {"teaching", "networks"},
-    {"program"},
-    {"directory", "migrate", "plan"},
-    {"run", "start"},
-    {"finish", "upkeep", "boundaries", "preflight"},
-    {"family", "pupil"},
-    {"chooser", "ending", "family_plan"},
-    {"train", "distill", "replay", "measure", "words"},
-    {"embed", "cli_stages", "cli_weights", "cli_data", "cli_config", "cli_plan", "cli_hosts"},
+# From the ground up. Packages of one row do not know each other.
+LEVELS = [
+    {"sharding", "distributed", "data"},
+    {"config", "ops", "viz"},
+    {"models", "augment", "losses", "migrate"},
+    {"checkpoint"},
+    {"weights", "runs"},
+    {"eval", "monitor"},
+    {"train"},
+    {"distill"},
+    {"plan"},
     {"cli"},
-    {"__main__"},
 ]
-LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
+LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 
 
-def part(path):
-    """The module or folder directly under dinojax/ that a file belongs to."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def package(path):
+    """The package of dinojax that a file belongs to; None for `__init__` and `__main__`."""
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0] if len(parts) > 1 else None
 
 
-def imported_parts(source):
-    """Parts of dinojax that a module imports, anywhere in it."""
+def imported_modules(source):
+    """Dotted names under dinojax that a file imports, anywhere in it."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -74,44 +40,77 @@ def imported_parts(source):
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
-        for name in names:
-            if name.startswith("dinojax."):
-                yield name.split(".")[1]
+        yield from (name for name in names if name.startswith("dinojax."))
+
+
+def imported_packages(source):
+    return {name.split(".")[1] for name in imported_modules(source)}
 
 
 def violations(own, source):
-    """Imports of a part that its layer forbids."""
-    bad = []
-    for other in imported_parts(source):
-        same_part = other == own
-        lower = LAYER[other] < LAYER[own]
-        beside = LAYER[other] == LAYER[own] == 0  # the bottom has nothing to stand on
-        if not (same_part or lower or beside):
-            bad.append(f"{own} (layer {LAYER[own]}) imports {other} (layer {LAYER[other]})")
-    return bad
+    """Imports of a package that does not stand below."""
+    return [
+        f"{own} (level {LEVEL[own]}) imports {other} (level {LEVEL[other]})"
+        for other in sorted(imported_packages(source) - {own})
+        if LEVEL[other] >= LEVEL[own]
+    ]
 
 
-FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def test_every_module_stands_in_a_package_two_deep():
+    """So that the folders are the table of contents."""
+    loose = [path.name for path in FILES if package(path) is None]
+    assert loose == ["__init__.py", "__main__.py"]
+    assert all(len(path.relative_to(PACKAGE).parts) <= 2 for path in FILES)
+    assert {package(path) for path in FILES} - {None} == set(LEVEL)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_down(path):
-    assert part(path) in LAYER, f"{part(path)} has no layer; add it to LAYERS"
-    assert not violations(part(path), path.read_text())
+    if (own := package(path)) is not None:
+        assert not violations(own, path.read_text())
 
 
 def test_the_rule_sees_an_upward_and_a_sideways_import():
     assert violations("losses", "from dinojax.train.step import train_step")
     assert violations("losses", "def f():\n    import dinojax.models.vit")
-    assert violations("mesh", "from dinojax import models")
-    assert not violations("losses", "from dinojax import mesh\nfrom dinojax.losses import koleo")
+    assert violations("sharding", "from dinojax import models")
+    assert not violations(
+        "losses", "from dinojax.sharding import mesh\nimport dinojax.losses.koleo"
+    )
 
 
-def test_only_the_programs_see_the_whole_config():
-    """Builders take sections or values; whoever imports dinojax.config.config sees everything."""
-    seen = {part(path) for path in FILES if "config" in set(imported_parts(path.read_text()))}
-    allowed = {"config", "program", "run", "train", "distill", "convert", "replay"}
-    allowed |= {"directory", "start", "upkeep", "measure", "words", "origin", "teacher"}
-    allowed |= {"family", "family_plan", "chooser", "networks", "preflight"}
-    allowed |= {"cli", "cli_config", "cli_data", "cli_plan", "plan"}
-    assert seen <= allowed
+def users_of(*modules):
+    """package/module.py that import one of the modules."""
+    users = defaultdict(set)
+    for path in FILES:
+        for name in imported_modules(path.read_text()):
+            users[name].add(str(path.relative_to(PACKAGE)))
+    return set().union(*(found for name, found in users.items() if name.startswith(tuple(modules))))
+
+
+def test_only_the_objective_knows_the_losses():
+    """`train/objective.py` alone says which output meets which loss."""
+    outside = {path for path in users_of("dinojax.losses.") if not path.startswith("losses/")}
+    sizes = "plan/compile.py"  # asks how large their blocks are, not what they compute
+    assert outside == {"train/objective.py", "train/batch_types.py", sizes}
+
+
+def test_only_sharding_names_device_axes():
+    """Everyone else names the axes of arrays, and `sharding/axes.py` says where those go."""
+    outside = {
+        path for path in users_of("dinojax.sharding.axes.DEVICE_AXES", "dinojax.sharding.axes.AXES")
+    }
+    assert {path.split("/")[0] for path in outside} <= {"sharding", "plan"}
+
+
+def test_models_losses_and_crops_see_no_config():
+    """They take sections or values, so that each can be used without a recipe."""
+    seen = users_of("dinojax.config")
+    assert not [
+        path
+        for path in seen
+        if path.startswith(("models/", "losses/", "augment/", "ops/", "data/"))
+    ]

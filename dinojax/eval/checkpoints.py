@@ -10,12 +10,16 @@ import jax
 from dinojax import config as configs
 from dinojax.checkpoint.manager import COMMITTED, Checkpoints, open_checkpoints
 from dinojax.config import Config, ConfigError
-from dinojax.data.sources import open_knn_sources
+from dinojax.data.sources import open_knn_sources, open_source
+from dinojax.eval.features import Embed, embed
 from dinojax.eval.knn_evaluator import build_knn
 from dinojax.eval.mosaic import open_mosaics
+from dinojax.models import zoo
+from dinojax.models.convnext import ConvNextSpec
+from dinojax.models.networks import Networks, with_attention
+from dinojax.models.params import abstract_params
 from dinojax.sharding import mesh
-from dinojax.train import program
-from dinojax.train.stage import open_train_source
+from dinojax.sharding.mesh import Layout
 
 MARGIN = 1.0  # points of the dense metric below which two checkpoints count as equal
 
@@ -34,13 +38,12 @@ def evaluate_knn(
         raise ConfigError("k-NN needs labels: --set knn.bank=FOLDER --set knn.query=FOLDER.")
     knn = build_knn(sources, image=config.image, knn=config.knn, directory=directory)
     layout = mesh.from_section(config.mesh)
-    built = program.build(_without_teacher(config), layout)
     checkpoints = open_checkpoints(config, directory, read_only=True)
     with mesh.use(layout), contextlib.closing(checkpoints):
+        apply, like = _backbone(config, layout)
         step = checkpoints.restore_meta(step)["step"]
-        like = {"ema": {"backbone": built.abstract_state().ema["backbone"]}}
         ema = checkpoints.restore_parts(like, step)["ema"]
-        found = knn.accuracy(built.embed(), ema["backbone"])
+        found = knn.accuracy(apply, ema["backbone"])
     named = {"stage": config.stage} if len(configs.saved_stages(directory)) > 1 else {}
     row = {
         **named,
@@ -66,12 +69,12 @@ def pick_anchor(run_dir: str | Path, overrides: Sequence[str], *, num: int) -> l
     directory = Path(run_dir)
     config = configs.read(directory, overrides)
     layout = mesh.from_section(config.mesh)
-    built = program.build(_without_teacher(config), layout)
-    mosaics = open_mosaics(config, built, open_train_source(config), num)
+    images = open_source(config.data, channels=config.image.channels)
+    mosaics = open_mosaics(config, images, num)
     assert mosaics is not None
     rows: list[dict] = []
     with mesh.use(layout), jax.default_matmul_precision(config.precision.matmul):
-        embed, like = built.embed(), {"ema": {"backbone": built.abstract_state().ema["backbone"]}}
+        apply, like = _backbone(config, layout)
         for stage in configs.saved_stages(directory):
             folder = directory / "checkpoints" / stage
             steps = [path.parent for path in folder.glob(f"*/{COMMITTED}")]
@@ -80,7 +83,7 @@ def pick_anchor(run_dir: str | Path, overrides: Sequence[str], *, num: int) -> l
             with contextlib.closing(Checkpoints.reader(folder)) as checkpoints:
                 for step in sorted(int(path.name) for path in steps):
                     params = checkpoints.restore_parts(like, step)["ema"]["backbone"]
-                    dense = mosaics.accuracy(embed, params)
+                    dense = mosaics.accuracy(apply, params)
                     rows.append({"stage": stage, "step": step, "dense": dense})
                     print(f"{stage}/{step}: {dense:.1f} % of patches told right")
     if not rows:
@@ -89,9 +92,27 @@ def pick_anchor(run_dir: str | Path, overrides: Sequence[str], *, num: int) -> l
     return rows
 
 
-def _without_teacher(config: Config) -> Config:
-    """Of a distilled student, who is looked at where its teacher need not be."""
-    return config.replaced({"distill.enabled": False})
+def _backbone(config: Config, layout: Layout) -> tuple[Embed, dict]:
+    """The backbone of a run, as a function of images, and the shapes of its ema on the devices.
+
+    Nothing of training is built: no heads, no losses, no optimizer, no teacher.
+    """
+    backbone = zoo.backbone(
+        config.model,
+        config.rope,
+        channels=config.image.channels,
+        attention="plain",
+        dtype=jax.numpy.dtype(config.precision.compute),
+    )
+    spec = backbone.spec
+    if not isinstance(spec, ConvNextSpec):
+        rows, columns = spec.grid(config.knn.crop_size, config.knn.crop_size)
+        images = -(-config.knn.batch_size // layout.num_shards)
+        tokens = 1 + spec.num_registers + rows * columns
+        shape = (images, tokens, spec.num_heads, spec.head_width)
+        backbone = zoo.module(with_attention(spec, config.model.attention, [shape]))
+    params = abstract_params(Networks(backbone, None, None), layout)
+    return embed(backbone, layout), {"ema": {"backbone": params["backbone"]}}
 
 
 def advice(rows: Sequence[dict]) -> str:

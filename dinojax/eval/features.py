@@ -2,17 +2,25 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import grain
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dinojax.data.decode import DecodeError, resize_pixels
 from dinojax.data.example import Source
 from dinojax.distributed import process_group
-from dinojax.sharding import batch
+from dinojax.models.convnext import ConvNext
+from dinojax.models.vit import Vit
+from dinojax.sharding import batch, mesh
+from dinojax.sharding.mesh import Layout
 
 _MIN_STD = 1e-6  # of values in 0..1; a crop of one colour becomes zeros, not NaN
 
+# (backbone parameters, images [B, H, W, C]) -> cls [B, D], mean of patches [B, D], patches
+Embed = Callable[[dict, Any], tuple[jax.Array, jax.Array, jax.Array]]
 # images_BHWC -> (cls [B, D], mean of the patches [B, D])
 Apply = Callable[[np.ndarray], tuple]
 
@@ -120,6 +128,32 @@ class _ReadBatch:
                 continue
             images_BHWC[row] = self.transform(pixels)
         return images_BHWC, len(indexes), bad
+
+
+def embed(backbone: Vit | ConvNext, layout: Layout) -> Embed:
+    """(backbone parameters, images [B, H, W, C]) -> cls [B, D], mean of patches, patches; float32.
+
+    Compiled once per image size; B is filled up to a multiple of the data shards. Of several
+    processes each needs its own rows of the images alone (batch.own_rows); the results may lie on
+    the devices of all (process_group.fetch).
+    """
+
+    @process_group.together
+    @jax.jit
+    def apply(params, images_BHWC):
+        images_BHWC = mesh.constrain(images_BHWC, "image", None, None, None)
+        found = backbone.apply({"params": params}, [images_BHWC])[0]
+        patches = found.patches.astype(jnp.float32)
+        return found.cls.astype(jnp.float32), jnp.mean(patches, axis=1), patches
+
+    def embed(params, images_BHWC):
+        num = len(images_BHWC)
+        fill = -num % layout.num_shards
+        images_BHWC = np.pad(images_BHWC, ((0, fill), (0, 0), (0, 0), (0, 0)))
+        found = apply(params, batch.from_own_rows(layout, images_BHWC))
+        return tuple(x[:num] for x in found) if fill else found
+
+    return embed
 
 
 def extract(

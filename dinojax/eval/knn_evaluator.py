@@ -2,21 +2,15 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable
 from pathlib import Path
-
-import numpy as np
 
 from dinojax.data.example import Source
 from dinojax.data.quarantine import KNN_FILE, Skipped, list_skipped
 from dinojax.distributed import process_group
-from dinojax.eval.features import FEATURES, EvalTransform, extract, selected
+from dinojax.eval.features import FEATURES, Embed, EvalTransform, extract, selected
 from dinojax.eval.knn import knn_accuracy, shared_labels
 
 log = logging.getLogger(__name__)
-
-# (backbone parameters, images [B, H, W, C]) -> cls [B, D], mean of patches [B, D], patches
-Embed = Callable[[dict, np.ndarray], tuple]
 
 
 @dataclasses.dataclass(frozen=True)

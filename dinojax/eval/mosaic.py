@@ -11,7 +11,6 @@ of this project, to compare checkpoints of one run, never to be set beside a pub
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import numpy as np
 
@@ -20,16 +19,12 @@ from dinojax.data.example import Source
 from dinojax.data.quarantine import read_or_replace
 from dinojax.data.sources import open_knn_sources
 from dinojax.distributed import process_group
-from dinojax.eval.features import EvalTransform
+from dinojax.eval.features import Embed, EvalTransform
 from dinojax.eval.knn import knn_classes, shared_labels
-from dinojax.train.program import Program
 
 QUARTERS = 4
 SEED = 4517  # of which images meet in a mosaic; part of the metric's meaning
 NAME = "dense/mosaic"  # its column in metrics.jsonl
-
-# (backbone parameters, images [B, H, W, C]) -> cls, mean of patches, patches [B, P, D]
-Embed = Callable[[dict, np.ndarray], tuple]
 
 
 @dataclasses.dataclass
@@ -114,7 +109,7 @@ class Mosaics:
         return patches_NPD.reshape(-1, patches_NPD.shape[-1])
 
 
-def open_mosaics(config: Config, built: Program, source: Source, num: int) -> Mosaics | None:
+def open_mosaics(config: Config, source: Source, num: int) -> Mosaics | None:
     """The dense metric on labelled images if there are any, else on those of training."""
     if not num:
         return None
@@ -125,7 +120,7 @@ def open_mosaics(config: Config, built: Program, source: Source, num: int) -> Mo
     return Mosaics(
         bank,
         query,
-        transform=built.eval_transform,
+        transform=EvalTransform.from_sections(image=config.image, knn=config.knn),
         patch_size=config.model.patch_size,
         num=num,
         neighbors=config.knn.neighbors,

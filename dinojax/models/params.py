@@ -4,14 +4,13 @@ import jax
 import jax.numpy as jnp
 
 from dinojax.models.layers import Named
-from dinojax.models.networks import Networks
+from dinojax.models.networks import HasNetworks
 from dinojax.ops import rng
 from dinojax.sharding import mesh
 from dinojax.sharding.mesh import Layout
-from dinojax.train.objective import Objective
 
 
-def init_params(networks: Networks | Objective, key: jax.Array) -> dict:
+def init_params(networks: HasNetworks, key: jax.Array) -> dict:
     """Random parameters of backbone and heads, with the names of their axes still attached."""
     spec = networks.backbone.spec
     heads = {"dino_head": networks.dino_head, "ibot_head": networks.ibot_head}
@@ -26,7 +25,7 @@ def init_params(networks: Networks | Objective, key: jax.Array) -> dict:
         return params
 
 
-def abstract_params(networks: Networks, layout: Layout) -> dict:
+def abstract_params(networks: HasNetworks, layout: Layout) -> dict:
     """The same of the parameters of some networks alone."""
     boxed = jax.eval_shape(lambda: init_params(networks, jax.random.key(0)))
     _check(layout, boxed)

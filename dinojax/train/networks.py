@@ -1,7 +1,6 @@
 """The networks of a config and how they meet their losses: the objective."""
 
 import dataclasses
-import logging
 
 import jax.numpy as jnp
 
@@ -10,12 +9,10 @@ from dinojax.config import Config
 from dinojax.models import zoo
 from dinojax.models.convnext import ConvNext
 from dinojax.models.heads import Head, HeadSpec
+from dinojax.models.networks import with_attention
 from dinojax.models.vit import Vit, VitSpec, num_kept
-from dinojax.ops import attention
 from dinojax.train.objective import GramSpec, LossSpec, Objective
 from dinojax.train.teacher import Teacher, open_teacher
-
-log = logging.getLogger(__name__)
 
 
 def build_objective(
@@ -88,7 +85,4 @@ def _with_attention(spec: VitSpec, config: Config, images: int, crops) -> VitSpe
         rows, columns = spec.grid(size // reduction, size // reduction)
         kept = num_kept(count * config.group_size, spec.drop_path) * images // config.group_size
         shapes.append((kept, 1 + spec.num_registers + rows * columns, *heads))
-    choice = attention.choose(config.model.attention, shapes=shapes, dtype=spec.dtype)
-    for reason in choice.reasons:
-        log.info("%s", reason)
-    return dataclasses.replace(spec, attention=choice.implementation)
+    return with_attention(spec, config.model.attention, shapes)

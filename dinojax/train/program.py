@@ -12,13 +12,12 @@ import numpy as np
 
 from dinojax.augment.spec import ViewSpec
 from dinojax.config import Config, stages
-from dinojax.distributed import process_group
-from dinojax.eval.features import EvalTransform
+from dinojax.eval.features import Embed, EvalTransform, embed
 from dinojax.models import zoo
 from dinojax.models.params import init_params
 from dinojax.models.vit import Vit
 from dinojax.sharding import compiler_options, mesh
-from dinojax.sharding.batch import check_groups, from_own_rows
+from dinojax.sharding.batch import check_groups
 from dinojax.sharding.mesh import Layout
 from dinojax.train import lora, optim
 from dinojax.train import state as states
@@ -89,31 +88,9 @@ class Program:
         )
         return step.lower(*inputs)
 
-    def embed(self) -> Callable[[dict, Any], tuple[jax.Array, jax.Array, jax.Array]]:
-        """(backbone parameters, images [B, H, W, C]) -> cls [B, D], mean of patches, patches.
-
-        Compiled once per image size; B is filled up to a multiple of the data shards. Of several
-        processes each needs its own rows of the images alone (batch.own_rows); the results may
-        lie on the devices of all (hosts.fetch).
-        """
-
-        @process_group.together
-        @jax.jit
-        def apply(params, images_BHWC):
-            images_BHWC = mesh.constrain(images_BHWC, "image", None, None, None)
-            found = self.step.objective.backbone.apply({"params": params}, [images_BHWC])[0]
-            patches = found.patches.astype(jnp.float32)
-            return found.cls.astype(jnp.float32), jnp.mean(patches, axis=1), patches
-
-        def embed(params, images_BHWC):
-            num = len(images_BHWC)
-            fill = -num % self.layout.num_shards
-            images_BHWC = np.pad(images_BHWC, ((0, fill), (0, 0), (0, 0), (0, 0)))
-            images_BHWC = from_own_rows(self.layout, images_BHWC)
-            found = apply(params, images_BHWC)
-            return tuple(x[:num] for x in found) if fill else found
-
-        return embed
+    def embed(self) -> Embed:
+        """The backbone's features of images; see `features.embed`."""
+        return embed(self.step.objective.backbone, self.layout)
 
 
 def build(

@@ -190,7 +190,7 @@ def open_run(
         pictures=config.log.pictures,
         probe=_probe(config, directory, programs[0], source) if config.log.pictures else None,
         tensorboard=config.log.tensorboard,
-        mosaics=open_mosaics(config, programs[0], source, config.knn.mosaics),
+        mosaics=open_mosaics(config, source, config.knn.mosaics),
         watch=Watch(config.until, config.knn, values=config.values()),
         hang=dict(
             factor=config.hang.factor,

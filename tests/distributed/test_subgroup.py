@@ -1,0 +1,237 @@
+"""Some processes of a run act as a team of their own; here each process is a thread."""
+
+import itertools
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from dinojax.distill import placement_search
+from dinojax.distill.shutdown import Ending
+from dinojax.distributed import process_group, subgroup
+from dinojax.distributed.channel import HostError
+from dinojax.distributed.cluster import Place
+from dinojax.distributed.interrupt import Alarm, Asked, Interrupt, Interrupted
+from dinojax.distributed.process_group import Team
+from dinojax.monitor.autopsy import Autopsy, NonFiniteError
+from dinojax.monitor.watchdog import Watchdog
+from dinojax.train import periodic, replay
+from dinojax.train.trainer import Pupil, StudentFailed
+from tests.support import several
+
+COUNT = 3
+
+
+@pytest.fixture
+def teams():
+    """Three processes of a run: together(function) is what function(team) returns in each."""
+    port = several.free_port()
+
+    def together(function, given=range(COUNT)):
+        with ThreadPoolExecutor(COUNT) as pool:
+            return list(pool.map(function, given))
+
+    def act(function):
+        def of(team):
+            with process_group.acting(team):
+                return function(team)
+
+        return together(of, found)
+
+    found = together(lambda index: Team(Place(f"localhost:{port}", COUNT, index), wait=60.0))
+    yield act
+    for team in found:
+        team._leaving = True  # or the end of one would end this process
+    for team in found:
+        several.cut(team.line)
+
+
+def test_a_crew_settles_what_is_its_own_while_others_do_something_else(teams):
+    def work(team):
+        crew, found = subgroup.of(team, (1, 2)), []
+        assert subgroup.of(team, (1, 2)) is crew and subgroup.of(team, (0, 1, 2)) is team
+        for number in range(3 * crew.has_me):
+            found.append(crew.settle("number", 10 * number + team.index, sum))
+        name = crew.settle("main", f"process {team.index}") if crew.has_me else None
+        return crew.is_main, found, name, team.settle("all", team.index, list)
+
+    assert teams(work) == [
+        (False, [], None, [0, 1, 2]),
+        (True, [3, 23, 43], "process 1", [0, 1, 2]),
+        (False, [3, 23, 43], "process 1", [0, 1, 2]),
+    ]
+
+
+def test_a_crew_of_one_process_asks_nobody(teams):
+    def work(team):
+        with process_group.acting(subgroup.of(team, (team.index,))):
+            alone = process_group.current()
+            assert alone.is_main and alone.index == team.index and alone.count == 1
+            return alone.settle("me", team.index), alone.settle("sum", 5, sum)
+
+    assert teams(work) == [(0, 5), (1, 5), (2, 5)]
+
+
+def test_who_of_a_crew_does_not_come_is_named(teams):
+    def work(team):
+        try:
+            return team.index or subgroup.of(team, (0, 2)).settle("step", seconds=0.2)
+        except HostError as error:
+            return str(error)
+
+    told = teams(work)[0]
+    assert "process 2" in told and "process 1" not in told and "did not answer" in told
+
+
+class Student:
+    """As much of a student as an ending needs."""
+
+    def __init__(self, name, team):
+        self.name, self.number, self.has_ended, self.done = name, 0, False, []
+        config = SimpleNamespace(batch_size=1)
+        checkpoints = SimpleNamespace(wait=lambda: self.done.append("on disk"))
+        self.run = SimpleNamespace(
+            team=team, config=config, checkpoints=checkpoints, note_stop=self.done.append
+        )
+
+    def flush(self):
+        pass
+
+    def save(self, position):
+        self.done.append(position)
+
+    def failed(self, error):
+        return StudentFailed(f"student {self.name} failed: {error}")
+
+
+def ended(teams, members, error, where):
+    """What ends every process when a student of `members` meets an error `where`; its students."""
+
+    def work(team):
+        own, other = Student("one", subgroup.of(team, members)), Student("two", team)
+        pupils = [own, other] if own.run.team.has_me else [other]
+        ending = Ending(Watchdog(lambda why: None, factor=None, seconds=1, minutes=1), minutes=1)
+        with Interrupt(team=team) as interrupt:
+            try:
+                for step in itertools.count(1):
+                    time.sleep(0.001)
+                    for pupil in (p for p in pupils if not p.has_ended):
+                        with ending.naming(pupil):
+                            pupil.number = step
+                            if pupil is own and step == 3 and team.index in where:
+                                raise error
+                    interrupt.check()
+            except Asked as asked:
+                found = ending.stopped(pupils, Interrupted(str(asked), step))
+            except Exception as raised:
+                found = raised
+        return found, {pupil.name: pupil for pupil in pupils}
+
+    return teams(work)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"), [(NonFiniteError("nan"), StudentFailed), (Alarm("k-NN fell"), Alarm)]
+)
+def test_a_student_who_cannot_go_on_waits_for_the_others_to_be_saved(teams, error, kind):
+    found = ended(teams, (0, 2), error, where=(0, 2))
+    assert [type(why) for why, _ in found] == [kind] * COUNT
+    assert all(str(error) in str(why) for why, _ in found)
+    turns = {students["two"].number for _, students in found}
+    assert len(turns) == 1, "all stop at the same turn"
+    for why, students in found:
+        assert students["two"].done == [*turns, "on disk", why]
+        assert "one" not in students or students["one"].done == [3, "on disk", why]
+
+
+def test_an_error_that_others_of_the_student_cannot_know_of_is_raised_at_once(teams):
+    def work(team):
+        student = Student("one", subgroup.of(team, (0, 2)))
+        ending = Ending(Watchdog(lambda why: None, factor=None, seconds=1, minutes=1), minutes=1)
+        with pytest.raises(StudentFailed, match="student one failed: out of memory") as raised:
+            with ending.naming(student):
+                raise RuntimeError("out of memory")
+        assert ending.failed([student], raised.value) is raised.value
+        return student.done == [raised.value]  # noted, not saved: the others would not join
+
+    assert teams(work) == [True] * COUNT
+
+
+def test_an_error_of_a_student_of_one_process_stops_all_with_its_name(teams):
+    found = ended(teams, (1,), RuntimeError("out of memory"), where=(1,))
+    assert {str(why) for why, _ in found} == {"student one failed: out of memory"}
+    assert len({students["two"].number for _, students in found}) == 1
+
+
+def test_a_student_that_cannot_be_saved_ends_with_its_name_and_the_others_are_saved(teams):
+    def work(team):
+        full, other = Student("one", subgroup.of(team, (1,))), Student("two", team)
+        full.save = lambda position: (_ for _ in ()).throw(OSError("disk full"))
+        pupils = [full, other] if full.run.team.has_me else [other]
+        ending = Ending(Watchdog(lambda why: None, factor=None, seconds=1, minutes=1), minutes=1)
+        return str(ending.stopped(pupils)), other.done[:2]
+
+    assert teams(work) == [("student one failed: disk full", [0, "on disk"])] * COUNT
+
+
+def test_an_evaluation_of_a_crew_is_put_off_when_a_stop_is_asked_for(teams, monkeypatch):
+    def look(run, embed, state, number, **how):
+        for batch in range(1000):
+            run.seen.append(embed(None, batch))
+            if batch == 2 and run.team.is_main:
+                run.team.ask("stop", "SIGTERM")
+
+    monkeypatch.setattr(periodic, "look", look)
+    monkeypatch.setattr(periodic, "is_due", lambda run, number, done: number not in done)
+
+    def work(team):
+        pupil = object.__new__(Pupil)
+        pupil.name, pupil.number, pupil.state, pupil._done, pupil._pending = "one", 4, None, {0}, []
+        pupil.run = SimpleNamespace(team=subgroup.of(team, (0, 1)), matmul="highest", seen=[])
+        pupil.run.hang = {"minutes": 1}
+        pupil.layout = pupil._metrics = None
+        pupil._watchdog = Watchdog(lambda why: None, factor=None, seconds=1, minutes=1)
+        pupil._embed = pupil._stoppable(lambda params, images: images)
+        if pupil.run.team.has_me:
+            pupil.evaluate()
+        return pupil.run.seen, pupil._done
+
+    monkeypatch.setattr(
+        "dinojax.sharding.mesh.use", lambda layout: process_group.contextlib.nullcontext()
+    )
+    one, two, three = teams(work)
+    assert one == two and 3 <= len(one[0]) < 1000 and one[1] == {0}
+    assert three == ([], {0})
+
+
+def test_the_images_of_a_bad_step_are_written_once_by_the_first_of_the_students_processes(
+    teams, tmp_path
+):
+    """Of all processes: those that do not learn with the student have some of them as well."""
+    (tmp_path / "config.json").write_text("{}")
+    folder = tmp_path / "autopsy/7"
+    folder.mkdir(parents=True)
+    (folder / "batch-0.npz").touch()  # of a time with other shares
+    batch = {"images": np.zeros((4, 2, 2, 3), np.uint8), "sizes": np.ones((4, 2), np.int32)}
+
+    def work(team):
+        autopsy = Autopsy(tmp_path, seed=0)
+        with process_group.acting(crew := subgroup.of(team, (1, 2))):
+            if crew.has_me:
+                autopsy.keep(7, batch)
+                autopsy.check(7, {"bad_steps": 1, "total": np.nan, "ibot": np.nan}, {"lr": 0.1})
+        return autopsy.suspicious
+
+    assert teams(work) == [False, True, True]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("batch-1.npz", "config.json", "step.json")
+    ]
+    assert replay._batch(folder)["images"].shape == (4, 2, 2, 3)
+
+
+def test_a_step_is_as_long_as_for_the_process_that_came_last():
+    """The first one to come has waited for it, in the same collective."""
+    rows = [{"one": 3.0, "two": 9.0}, {"two": 4.0}, {}]
+    assert placement_search.shortest(rows) == {"one": 3.0, "two": 4.0}

@@ -1,0 +1,33 @@
+"""What a block keeps for its backward pass; tests/models/test_vit.py has what it computes."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.ad_checkpoint import print_saved_residuals
+
+from dinojax.models.block import REMAT, Block, VitSpec, block_axes, with_block
+from dinojax.sharding import mesh
+
+
+def test_the_backward_pass_keeps_no_gathered_weight(capsys):
+    """Of all blocks together they would be the whole network on every device."""
+    spec = VitSpec(width=32, depth=1, num_heads=2)
+    tokens = jnp.zeros((8, 5, 32))
+    made = Block(spec, parent=None).init(jax.random.key(0), [tokens], [None], [None])["params"]
+
+    def apply(params, sets):
+        return Block(spec, parent=None).apply({"params": params}, sets, [None], [None])
+
+    def block(params, x):
+        return with_block(apply, params, block_axes(spec), [x], dtype=spec.dtype)[0]
+
+    def kept(remat):
+        total = lambda *x: jnp.sum(jax.checkpoint(block, policy=REMAT[remat])(*x))  # noqa: E731
+        with mesh.use(mesh.make("fsdp")):
+            print_saved_residuals(total, nn.meta.unbox(made), tokens)
+        lines = capsys.readouterr().out.splitlines()
+        return [line for line in lines if "argument" not in line]
+
+    # A device's part of what is kept leads with its image; of a weight it would be all rows.
+    assert kept("none") and all(line.startswith("f32[8,") for line in kept("none"))
+    assert kept("full") == []

@@ -1,0 +1,62 @@
+"""Plans by the compilers of TPUs and GPUs that are not there: bytes, peak and sums of gradients.
+
+They run where `pip install 'dinojax[plan]'` has been; DINOJAX_TEST_PLANS=1 makes a missing compiler
+an error. `python -m benchmarks.sharding --remake benchmarks/baselines/sharding.json` makes the
+table anew that they are compared with.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from benchmarks import sharding
+from dinojax.cli import plan
+from dinojax.plan import report, targets
+
+BASELINES = Path(__file__).parent.parent.parent / "benchmarks" / "baselines" / "sharding.json"
+ROWS = [row for row in json.loads(BASELINES.read_text()) if not row["target"].startswith("cpu")]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def as_in_runs(monkeypatch):
+    """Tests compile with fewer optimizations (conftest.py)."""
+    monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")
+
+
+def compiler_of(target: str) -> None:
+    """Skips, or fails if it was promised, where the compiler of a target is missing."""
+    try:
+        targets.check_compiler(targets.parse(target))
+    except ModuleNotFoundError as error:
+        if os.environ.get("DINOJAX_TEST_PLANS") == "1":
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("target", ["v5p:4x8x8", "tpu7x:4x4x8"])
+def test_square_kernels_are_not_summed_whole(target):
+    """Those of the 7B network, which is too large to be planned here."""
+    compiler_of(target)
+    found, _ = plan._process("tests.support.square_kernels", target, {"target": target})
+    sent, parts = found["sent"], found["parts"]
+    assert sent["all-gather"] == sent["reduce-scatter"] == parts
+    assert sent["all-reduce"] < 0.1 * parts, "of what is left of the parts, between copies"
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['target']}-{row['strategy']}")
+def test_a_target_s_compiler_sends_what_the_closed_form_says(row):
+    compiler_of(row["target"])
+    found = plan.one(row["recipe"], row["target"], row["overrides"])
+    assert found["fits"] and found["replicated"] == []
+    wire, form = report.wire_by_kind(found), found["closed_form"]
+    # In a network this small one gather of prototypes may serve several passes.
+    assert wire["all-gather"] == pytest.approx(form["all-gather"], rel=0.15)
+    # As parts, and those of all crops together.
+    assert wire.get("reduce-scatter", 0.0) == pytest.approx(form["reduce-scatter"], rel=0.1)
+    # Beside copies and vectors nothing is summed whole, which takes twice the bytes of scattering.
+    assert wire["all-reduce"] - form["all-reduce"] < 0.1 * 2 * form["reduce-scatter"]
+    if found["versions"] == row["versions"]:
+        assert sharding.differences(found, row) == []

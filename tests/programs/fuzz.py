@@ -1,0 +1,55 @@
+"""Damaged images through the decoder, mutated configs through the checks of `dinojax train`.
+
+    python -m tests.programs.fuzz --images 1000 --configs 500 --seed 0
+
+Every image gives pixels or a DecodeError that names it; every config resolves to legal values or is
+refused by an error that names the key; nothing else may happen. The last line is JSON; exit code 1
+with any fault.
+"""
+
+import argparse
+import json
+import sys
+import time
+import warnings
+
+from dinojax.runs.scalars import duration
+from tests.programs import fuzz_configs, fuzz_images
+
+
+def teller(what: str, count: int):
+    """Prints faults as they are found, and twenty times how far it is."""
+    began, told = time.monotonic(), 0
+
+    def tell(done: int, faults: list[str]) -> None:
+        nonlocal told
+        for fault in faults[told:]:
+            print(f"FAULT {fault}", flush=True)
+        told = len(faults)
+        if done % max(1, count // 20) == 0:
+            left = (time.monotonic() - began) / done * (count - done)
+            print(f"{done}/{count} {what}  {duration(left)} left", file=sys.stderr)
+
+    return tell
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--configs", type=int, default=500)
+    parser.add_argument("--trace", type=int, default=20, help="accepted configs to trace a step of")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")  # Pillow warns of odd metadata; a run goes on
+    images = fuzz_images.fuzz(args.seed, args.images, progress=teller("images", args.images))
+    configs = fuzz_configs.fuzz(
+        args.seed, args.configs, num_traced=args.trace, progress=teller("configs", args.configs)
+    )
+    faults = images["faults"] + configs["faults"]
+    row = {"name": "fuzz", "seed": args.seed, "images": images, "configs": configs}
+    print(json.dumps({**row, "ok": not faults}))
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,35 @@
+"""Damaged images and mutated configs: right, or refused by name: a part of programs/fuzz.py."""
+
+import pytest
+
+from dinojax.data.decode import decode
+from tests.programs import fuzz_configs, fuzz_images
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of odd metadata; a run goes on
+def test_a_hundred_and_twenty_damaged_files():
+    found = fuzz_images.fuzz(0, 120)
+    assert found["faults"] == []
+    assert 20 < found["decoded"] < 100  # neither all harmless nor all beyond repair
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_three_thousand_damaged_files():
+    found = fuzz_images.fuzz(1, 3000)
+    assert found["faults"] == [] and 500 < found["decoded"] < 2500
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_originals_decode():
+    for data in fuzz_images.originals():
+        assert decode(data, name="a", channels=3).shape == (24, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("seed", "count"), [(0, 30), pytest.param(1, 100, marks=pytest.mark.exhaustive)]
+)
+def test_mutated_configs_are_legal_or_refused_by_the_name_of_the_key(seed, count):
+    found = fuzz_configs.fuzz(seed, count)
+    assert found["faults"] == []
+    assert found["accepted"] > count // 10 and found["refused"] > count // 10

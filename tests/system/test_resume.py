@@ -1,0 +1,281 @@
+"""Killed, asked to stop, or out of disk: the run continues as if nothing had happened."""
+
+import contextlib
+import errno
+import json
+import os
+import signal
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from dinojax.checkpoint.manager import COMMITTED, Checkpoints
+from dinojax.config import ConfigError
+from dinojax.data import tiles
+from dinojax.distributed.interrupt import Interrupted, StorageError
+from dinojax.runs.scalars import read_metrics
+from dinojax.train import loop
+from dinojax.train.stage import check_data
+from tests.programs.kill_and_compare import SMALLER, kill_and_compare
+from tests.support import small
+from tests.support.killer import Place
+from tests.support.stored_run import order_differences
+
+STEPS = 6
+OVERRIDES = [
+    f"num_steps={STEPS}",
+    "log.every=1",
+    "checkpoint.every=2",
+    "knn.every=3",
+    "mesh.devices=1",
+    "knn.batch_size=240",
+]
+TIMES = ("data_wait", "images_per_second", "compile_seconds")  # the columns that are no result
+
+
+@pytest.fixture(scope="module")
+def config():
+    return small.config(*OVERRIDES)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cheap():
+    """Few tiles, no comparison at the end, and one compile for all runs: none is tested here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiles, "SPLITS", dict.fromkeys(tiles.SPLITS, 240))
+        patch.setattr(loop.finish, "finish", lambda *args, **options: None)
+        small.share_programs(patch)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(config, tmp_path_factory):
+    """A run that nothing disturbed: its directory and last state."""
+    directory = tmp_path_factory.mktemp("whole") / "run"
+    return directory, loop.train(config, directory)
+
+
+def rows(directory):
+    return [
+        {name: value for name, value in row.items() if name not in TIMES}
+        for row in read_metrics(directory / "metrics.jsonl")
+    ]
+
+
+def same_state(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        np.testing.assert_array_equal(x, y)
+
+
+class Stop(Exception):
+    """Stands for a kill: nothing in the program handles it."""
+
+
+@contextlib.contextmanager
+def at(monkeypatch, where, number, action):
+    """Call `action` when a function of train is entered for the number-th time."""
+    owner, name = where
+    original, calls = getattr(owner, name), []
+
+    def wrapped(*args, **options):
+        calls.append(1)
+        if len(calls) == number:
+            action()
+        return original(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, wrapped)
+        yield
+
+
+def die():
+    raise Stop
+
+
+def ask():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("step", [1, 3, 4])
+@pytest.mark.slow
+def test_a_killed_run_ends_like_one_that_was_not(config, whole, tmp_path, monkeypatch, step):
+    """Killed before the first checkpoint, between two, and right after one."""
+    with at(monkeypatch, (loop._Report, "add"), step, die), pytest.raises(Stop):
+        loop.train(config, tmp_path / "run")
+    state = loop.train(config, tmp_path / "run")
+    same_state(state, whole[1])
+    assert rows(tmp_path / "run") == rows(whole[0])
+
+
+@pytest.mark.parametrize(
+    ("where", "number"),
+    [
+        ((loop, "_compile"), 1),
+        ((loop.DataWait, "__next__"), 3),
+        ((loop._Report, "add"), 2),
+        ((loop, "_evaluate"), 4),
+        ((loop.Saves, "save"), 1),
+    ],
+    ids=["compile", "data wait", "step", "evaluation", "save"],
+)
+@pytest.mark.slow
+def test_asked_to_stop_it_saves_and_the_rest_is_the_same(
+    config, whole, tmp_path, monkeypatch, where, number
+):
+    with at(monkeypatch, where, number, ask), pytest.raises(Interrupted) as stopped:
+        loop.train(config, tmp_path / "run")
+    assert (tmp_path / "run/checkpoints/pretrain" / str(stopped.value.step) / COMMITTED).exists()
+    assert stopped.value.step < STEPS
+    state = loop.train(config, tmp_path / "run")
+    same_state(state, whole[1])
+    assert rows(tmp_path / "run") == rows(whole[0])
+    lines = (tmp_path / "run/resumes.jsonl").read_text().splitlines()
+    history = [json.loads(line) for line in lines]
+    assert [line["event"] for line in history] == ["start", "stop", "start", "stop"]
+    assert "SIGTERM" in history[1]["reason"] and history[2]["step"] == stopped.value.step
+
+
+@pytest.mark.slow
+def test_a_loader_that_hangs_does_not_keep_the_run(config, tmp_path, monkeypatch):
+    def hang(self):
+        threading.Timer(0.2, ask).start()
+        time.sleep(60)
+
+    began = time.monotonic()
+    monkeypatch.setattr(loop.DataWait, "__next__", hang)
+    with pytest.raises(Interrupted):
+        loop.train(config, tmp_path / "run")
+    assert time.monotonic() - began < 50
+
+
+@pytest.mark.slow
+def test_a_torn_checkpoint_is_set_aside(config, whole, tmp_path, monkeypatch):
+    with at(monkeypatch, (loop._Report, "add"), 5, die), pytest.raises(Stop):
+        loop.train(config, tmp_path / "run")
+    newest = max((tmp_path / "run/checkpoints/pretrain").iterdir(), key=lambda p: int(p.name))
+    (newest / COMMITTED).unlink()
+    same_state(loop.train(config, tmp_path / "run"), whole[1])
+    assert newest.with_name(newest.name + ".torn").exists()
+
+
+@pytest.mark.slow
+def test_storage_that_fails_in_the_background_is_reported_and_what_was_saved_stays(
+    config, tmp_path, monkeypatch
+):
+    """The save of step 4 fails while step 5 runs."""
+    original, saves = Checkpoints.save, []
+
+    def save(self, state, *, step, meta):
+        saves.append(step)
+        original(self, state, step=step, meta=meta)
+
+    def check_for_errors():
+        if 4 in saves:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+    made = Checkpoints.__init__
+
+    def init(self, *args, **options):
+        made(self, *args, **options)
+        monkeypatch.setattr(self._manager, "check_for_errors", check_for_errors)
+
+    monkeypatch.setattr(Checkpoints, "__init__", init)
+    with pytest.raises(StorageError, match=r"No space left.*stands"):
+        loop.train(config, tmp_path / "run")
+    assert (tmp_path / "run/checkpoints/pretrain/2" / COMMITTED).exists()
+    assert 6 not in saves
+
+
+@pytest.mark.slow
+def test_saving_by_minutes_comes_before_saving_by_steps(tmp_path, monkeypatch):
+    config = small.config(*OVERRIDES, "checkpoint.minutes=0.0001")
+    saved = []
+    original = Checkpoints.save
+    monkeypatch.setattr(
+        Checkpoints,
+        "save",
+        lambda self, state, *, step, meta: (
+            saved.append(step),
+            original(self, state, step=step, meta=meta),
+        ),
+    )
+    monkeypatch.setattr(loop, "_evaluate", lambda *args, **options: None)
+    loop.train(config, tmp_path / "run")
+    assert saved == list(range(1, STEPS + 1))
+
+
+def test_changed_images_are_refused_unless_accepted(caplog):
+    class Source:
+        fingerprint = "new"
+
+        def __len__(self):
+            return 12
+
+    meta = {"fingerprint": "old", "num_images": 1000}
+    with pytest.raises(ConfigError, match=r"1,000 images then, 12 now.*--accept-new-data"):
+        check_data(meta, Source())
+    check_data(meta, Source(), ["new-data"])
+    assert "order differs" in caplog.text
+    check_data({**meta, "fingerprint": "new"}, Source())
+
+
+def test_another_config_is_refused_unless_accepted_or_nothing_was_trained(tmp_path):
+    other = small.config(*OVERRIDES, "seed=5")
+    loop.claim(tmp_path / "trained", small.config(*OVERRIDES))
+    (tmp_path / "trained/metrics.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(ConfigError, match=r"seed: 0 there, 5 now[\s\S]*--accept-new-config"):
+        loop.claim(tmp_path / "trained", other)
+    loop.claim(tmp_path / "trained", other, ["new-config"])
+    loop.claim(tmp_path / "fresh", small.config(*OVERRIDES))
+    loop.claim(tmp_path / "fresh", other)
+    assert json.loads((tmp_path / "fresh/config.json").read_text())["config"]["seed"] == 5
+
+
+def test_the_images_of_several_processes_are_compared_as_parts_of_one_batch(tmp_path):
+    """As kill_and_compare.py reads them: a step may have been taken by some before a kill."""
+
+    def took(name, *ids_of_steps):
+        lines = [
+            json.dumps({"step": i, "ids": ids}) for i, ids in enumerate(ids_of_steps, 1) if ids
+        ]
+        (tmp_path / name).write_text("\n".join(lines))
+
+    took("one.order", [1, 2, 3, 4], [5, 6, 7, 8])
+    took("two.order.0", [1, 2], [5, 6])
+    took("two.order.1", [3, 4], [7, 8])
+    took("moved.order", None, [5, 6, 7, 8])
+    took("moved.order.0", [1, 2], None)
+    took("moved.order.1", [3, 4], [7, 8])
+    for run in ("two", "moved"):
+        assert order_differences(tmp_path / run, tmp_path / "one", 2) == []
+    took("moved.order.1", [3, 4], [8, 7])
+    assert order_differences(tmp_path / "moved", tmp_path / "one", 2)
+    took("two.order.1", [3, 4], None)
+    assert order_differences(tmp_path / "two", tmp_path / "one", 2)
+
+
+@pytest.mark.slow
+def test_real_processes_stopped_in_any_phase_end_like_one_that_was_not(tmp_path):
+    """Seven points of kill_and_compare.py, one in each phase, on a smaller network."""
+    smaller = ("batch_size=16", "model.width=24", "model.depth=1", "dino_head.prototypes=64")
+    smaller += ("log.every=2",)
+    found = kill_and_compare(tmp_path, 7, seed=3, num_steps=20, extra=smaller, few=True)
+    assert found["equal"], found["faults"]
+    assert found["points"] == 7
+
+
+@pytest.mark.exhaustive  # of several processes, test_hosts.py stops some at chosen moments
+def test_several_processes_stopped_at_random_moments_end_like_some_that_were_not(tmp_path):
+    """Twice on the same hosts; after a third time one process goes on alone."""
+    place = Place(processes=2, devices=2)
+    found = kill_and_compare(
+        tmp_path, 3, seed=1, num_steps=20, extra=SMALLER, place=place, per_run=2, few=True
+    )
+    assert found["equal"], found["faults"]
+    assert found["points"] == 3
