@@ -30,7 +30,7 @@ from dinojax.ops.flops import count_flops
 from dinojax.sharding import batch, mesh
 from dinojax.sharding.view import view_on
 from dinojax.train.teacher import Teacher, open_teacher
-from dinojax.train.teacher_forward import School, for_student
+from dinojax.train.teacher_forward import SharedTeacher, for_student
 
 
 def students(recipe: str, overrides: list[str], number: int | None) -> dict:
@@ -44,10 +44,12 @@ def students(recipe: str, overrides: list[str], number: int | None) -> dict:
 
 def forward_flops(placement: placements.Placement, configs_of: dict, teacher: Teacher) -> float:
     name = next(iter(configs_of))
-    teaching = placements.programs(configs_of[name], placement, name, teacher)[0].teaching
-    assert teaching is not None
+    teacher_forward = placements.programs(configs_of[name], placement, name, teacher)[
+        0
+    ].teacher_forward
+    assert teacher_forward is not None
     with mesh.use(placement.teacher):
-        return float(count_flops(teaching.forward, *teaching.abstract_inputs()))
+        return float(count_flops(teacher_forward.forward, *teacher_forward.abstract_inputs()))
 
 
 def costs_and_shares(found: dict, teacher: Teacher, devices: int) -> tuple[dict, dict]:
@@ -80,17 +82,17 @@ def moved(what: dict, config, teacher: Teacher) -> None:
     """The row of bytes of a step that one student needs."""
     name = "one"
     placement = placements.placed({name: config}, TURN, {name: 1.0})
-    teaching = placements.programs(config, placement, name, teacher)[0].teaching
-    assert teaching is not None
-    taught = teaching.shapes()
-    sent = [taught.dino_BGZ, taught.ibot_UMZ]
+    teacher_forward = placements.programs(config, placement, name, teacher)[0].teacher_forward
+    assert teacher_forward is not None
+    teacher_features = teacher_forward.shapes()
+    sent = [teacher_features.dino_BGZ, teacher_features.ibot_UMZ]
     value = sum(x.size * x.dtype.itemsize for x in sent)
-    spec, size = teacher.networks.backbone.spec, taught.dino_BGZ.dtype.itemsize
+    spec, size = teacher.networks.backbone.spec, teacher_features.dino_BGZ.dtype.itemsize
     crops = 2 * config.batch_size
-    patches = teaching.forward.view_spec.masks.side**2
+    patches = teacher_forward.forward.view_spec.masks.side**2
     whole = crops * (1 + patches) * spec.width * size
     heads = teacher.networks.dino_head, teacher.networks.ibot_head  # none where it gives features
-    rows = crops, taught.ibot_UMZ.size // taught.ibot_UMZ.shape[-1]
+    rows = crops, teacher_features.ibot_UMZ.size // teacher_features.ibot_UMZ.shape[-1]
     made = [(n, head.spec.prototypes) for n, head in zip(rows, heads, strict=True) if head]
     logits = sum(n * prototypes * size for n, prototypes in made)
     row(
@@ -115,7 +117,7 @@ class Class:
             n: placements.programs(c, self.placement, n, teacher)[0] for n, c in found.items()
         }
         first = next(iter(self.programs.values()))
-        self.school = School([first.teaching], self.placement.images)  # type: ignore[list-item]
+        self.school = SharedTeacher([first.teacher_forward], self.placement.images)  # type: ignore[list-item]
         rng = np.random.default_rng(0)
         shape = first.batch_shape
         images = rng.integers(0, 256, shape, dtype=np.uint8)
@@ -131,16 +133,22 @@ class Class:
 
     def step(self, names, number: int) -> tuple[dict[str, float], dict[str, float]]:
         """(loss, seconds) of each student's step, taken one after another."""
-        taught, shared = self.school(0, number, self.batch), self.school.hand_out(self.batch)
-        jax.block_until_ready((taught, shared))
+        teacher_features, shared = (
+            self.school(0, number, self.batch),
+            self.school.hand_out(self.batch),
+        )
+        jax.block_until_ready((teacher_features, shared))
         losses, seconds = {}, {}
         for name in names:
             built, began = self.programs[name], time.perf_counter()
-            assert built.teaching is not None
-            teaching = built.teaching
-            own = view_on(shared, teaching.student_sharding(built.layout))
+            assert built.teacher_forward is not None
+            teacher_forward = built.teacher_forward
+            own = view_on(shared, teacher_forward.student_sharding(built.layout))
             heard = for_student(
-                taught, self.heads[name], built.layout, is_spread=teaching.is_spread
+                teacher_features,
+                self.heads[name],
+                built.layout,
+                is_spread=teacher_forward.is_spread,
             )
             taken = self.steps[name](self.states[name], own, built.now(number), heard)
             self.states[name], scalars = taken

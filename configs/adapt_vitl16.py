@@ -11,8 +11,8 @@ tenth of the usual rate, held to the released patch features by a Gram anchor. W
 alarm watches the dense metric (knn.mosaics). Without the anchor:
 `--set adapt:gram.enabled=False --set adapt:gram.anchor=`.
 
-[R] the released models, [U] what users of them report (configs/RECIPES.md), [ours] extrapolated
-from configs/adapt_tiny.py, which is measured. DINOv2 weights: see RECIPES.md.
+[R] the released models, [U] what users of them report (docs/recipes.md), [ours] extrapolated
+from configs/adapt_tiny.py, which is measured. DINOv2 weights: see docs/recipes.md.
 """
 
 from configs import base

@@ -58,7 +58,7 @@ def get_config() -> ConfigDict:
     c.group_size = 64  # images that share masks, drop-path subsets, RoPE draws, KoLeo; [R] per GPU
     c.accumulate = 1  # micro-batches per step; changes memory, not results; [ours]
 
-    # What a stage starts from (dinojax/STAGES.md).
+    # What a stage starts from (docs/stages.md).
     c.start = ConfigDict()
     c.start.source = "previous"  # stage, or: nothing, RUN[/checkpoints/STAGE[/STEP]], FILE; [ours]
     c.start.what = "ema"  # ema (into student and ema; optimizer anew) [R] | state (all of it) [R]
@@ -66,7 +66,7 @@ def get_config() -> ConfigDict:
     c.start.schedules = "restart"  # restart | continue (count on from the stage before); [R]
     c.start.steps_before = 0  # steps of the recipe's earlier stages, which fill this in; [ours]
 
-    c.distill = ConfigDict()  # a frozen teacher instead of the ema (dinojax/DISTILL.md)
+    c.distill = ConfigDict()  # a frozen teacher instead of the ema (docs/distillation.md)
     c.distill.enabled = False  # its targets; student unmasked, masks select patches; [R]
     # RUN[/checkpoints/STAGE[/STEP]], a file or folder of weights, random:RECIPE (plans and tests)
     c.distill.teacher = ""  # or smoke:RECIPE, the same of a recipe's smoke; [R]
@@ -107,7 +107,7 @@ def get_config() -> ConfigDict:
     c.crops.gram_size = None  # pixels of the crops the gram network sees, None = no such crops; [R]
     c.crops.gram_distortions = False  # gram crops share colour and blur of the global crop; [R] 7B
     # Of distillation: pixels of a patch in crops of these sizes. None = model.patch_size; a network
-    # with smaller patches sees the crops reduced by the ratio (dinojax/DISTILL.md).
+    # with smaller patches sees the crops reduced by the ratio (docs/distillation.md).
     c.crops.patch_size = None  # for students of one teacher with patches of several sizes; [ours]
     # Steps of several sizes: each step draws one; the sizes above keep what these rates leave of 1.
     c.crops.more_rates = ()  # probabilities of further sizes, () = none; [R] high resolution
@@ -243,7 +243,7 @@ def get_config() -> ConfigDict:
     c.mesh.replicas = None  # copies of the weights; hsdp: None = leaves each 2^n devices; [ours]
     c.mesh.tensor = None  # devices that share prototypes, fsdp_tp; None = up to 8; [ours]
 
-    # What the machines must be; anything else ends the run before it begins (dinojax/HOSTS.md).
+    # What the machines must be; anything else ends the run before it begins (docs/hosts.md).
     c.expect = ConfigDict()
     c.expect.platform = None  # cpu | gpu | tpu, None = any: not to train on the CPU unseen; [ours]
     c.expect.devices = None  # number of devices over all hosts, None = any; [ours]

@@ -7,7 +7,7 @@ Cost:  the released model: 22,016 A100 GPU-hours on 142 million images (model ca
 Score: of the released model, whose training ended with a phase at 518 pixels: ImageNet-1k k-NN
        83.5, linear 86.5 (README). Not yet reproduced here.
 
-[D2] is the released training configuration; configs/RECIPES.md lists what differs from it.
+[D2] is the released training configuration; docs/recipes.md lists what differs from it.
 """
 
 from configs import dinov2_vitl14

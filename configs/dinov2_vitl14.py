@@ -7,7 +7,7 @@ Cost:  the reference implementation: about 3.3 days on 96 A100 (its README)
 Score: the reference implementation: k-NN 82.0, linear 84.5 on ImageNet-1k (its README). Not yet
        reproduced here. The released ViT-L/14 is another model: distilled, with a plain MLP.
 
-[D2] is the released training configuration; configs/RECIPES.md lists what differs from it.
+[D2] is the released training configuration; docs/recipes.md lists what differs from it.
 """
 
 from configs import base

@@ -51,18 +51,18 @@ class Checkpoints:
         All processes that act together make them together (hosts.current).
         """
         self.directory, self._read_only = Path(directory), read_only
-        self._team = process_group.current()
+        self._processes = process_group.current()
         if not read_only:
-            if self._team.is_main:
+            if self._processes.is_main:
                 _set_torn_aside(self.directory)
-            self._team.settle("torn checkpoints")
+            self._processes.settle("torn checkpoints")
         policies = ocp.checkpoint_managers
         keep: list[Any] = [policies.LatestN(keep_last)]
         if keep_every:
             keep.append(policies.EveryNSteps(keep_every))
         self._manager = orbax.manager(
             self.directory.absolute(),
-            self._team,
+            self._processes,
             preservation_policy=policies.AnyPreservationPolicy(keep),
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
@@ -88,7 +88,7 @@ class Checkpoints:
             raise RuntimeError(f"{self.directory}: step {step} not saved; step {latest} exists.")
         meta = {"format_version": FORMAT_VERSION, "step": step, **meta}
         items = ocp.args.Composite(
-            state=orbax.save_args(state, self._team),
+            state=orbax.save_args(state, self._processes),
             meta=ocp.args.JsonSave(meta),
             arrays=ocp.args.JsonSave(checksum.arrays(state)),
         )
@@ -121,7 +121,7 @@ class Checkpoints:
         if lines := checksum.differences(saved, checksum.shapes(like)):
             what = f"{self.directory / str(step)} holds other arrays than this config makes"
             raise ValueError("\n  ".join([f"{what}:", *lines]))
-        items = ocp.args.Composite(state=orbax.restore_args(like, self._team))
+        items = ocp.args.Composite(state=orbax.restore_args(like, self._processes))
         state = self._readable(step, lambda: self._manager.restore(step, args=items)["state"])
         if wrong := checksum.changed(saved, checksum.arrays(state)):
             what = f"{len(wrong)} of {len(saved)} arrays changed on disk, first {wrong[0]}"
@@ -187,7 +187,7 @@ class Checkpoints:
         return found
 
     def _reader(self) -> ocp.Checkpointer:
-        return orbax.reader(self._team)
+        return orbax.reader(self._processes)
 
     def _state(self, step: int) -> Path:
         return self.directory.absolute() / str(self._existing(step)) / "state"

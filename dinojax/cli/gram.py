@@ -5,7 +5,7 @@ from pathlib import Path
 
 PICK = """\
 Score all checkpoints of a run by a dense metric and recommend the anchor of a Gram stage, or none.
-The metric: which of four images side by side a patch belongs to (dinojax/STAGES.md).
+The metric: which of four images side by side a patch belongs to (docs/stages.md).
 
 examples:
   dinojax gram pick runs/vitl16

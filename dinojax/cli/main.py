@@ -90,7 +90,7 @@ examples:
   dinojax train --config configs/vitl16_in1k.py --run runs/vitl16 \\
       --set data.path=/data/imagenet/train --set batch_size=1024 --set optim.clip=none
 
-Several processes, one per host, each told who it is; dinojax/HOSTS.md and launch/ have more:
+Several processes, one per host, each told who it is; docs/hosts.md and launch/ have more:
   dinojax train --config vitl16_in1k --run /shared/vitl16 --coordinator host0:8476 \\
       --num-processes 4 --process-id 0
   srun dinojax train --config vitl16_in1k --run /shared/vitl16 --cluster slurm
@@ -98,7 +98,7 @@ Several processes, one per host, each told who it is; dinojax/HOSTS.md and launc
 DISTILL = """\
 Train the students of a recipe from one frozen teacher, whose forward pass is taken once per step.
 Each has a run directory of its own, RUN/STUDENT, that every other command takes. A RUN that exists
-continues; students may join and leave (dinojax/DISTILL.md).
+continues; students may join and leave (docs/distillation.md).
 
 examples:
   dinojax distill --config configs/distill_tiny.py --run runs/family --set distill.teacher=runs/tiny
@@ -125,7 +125,7 @@ examples:
 """
 DOCTOR = """\
 Say in words what is wrong with a run and what to do. Reads its files alone: works on any machine,
-while the run is under way or after. HEALTH.md in the package says what normal looks like. The exit
+while the run is under way or after. docs/health.md says what normal looks like. The exit
 code is 0 whatever is found, 2 if the run cannot be read.
 
 examples:

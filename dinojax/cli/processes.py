@@ -34,13 +34,13 @@ def joined(args: argparse.Namespace) -> Iterator[Any]:
     from dinojax.distributed import process_group  # imports jax
 
     place = cluster.find(args.coordinator, args.num_processes, args.process_id, args.cluster)
-    team = process_group.join(place, wait=args.wait)
+    processes = process_group.join(place, wait=args.wait)
     try:
-        yield team
+        yield processes
     except (Interrupted, Alarm):  # all of them
         raise
     except Exception as error:
-        if (shown := team.failed(error)) is not error:
+        if (shown := processes.failed(error)) is not error:
             raise shown from error
         raise
 

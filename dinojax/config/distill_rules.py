@@ -1,4 +1,4 @@
-"""What a distillation may demand, of its own section and of others. See DISTILL.md."""
+"""What a distillation may demand, of its own section and of others. See docs/distillation.md."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a stage of a recipe may demand, of itself and of those before it. See STAGES.md."""
+"""What a stage of a recipe may demand, of itself and of those before it. See docs/stages.md."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence

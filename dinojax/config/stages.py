@@ -1,4 +1,4 @@
-"""Stages of a recipe: when anchors change, which size a step has, what is kept. See STAGES.md.
+"""Stages of a recipe: when anchors change, which size a step has, what is kept. See docs/stages.md.
 
 Pure functions of config values; what values a stage may have is in stage_rules.py.
 """

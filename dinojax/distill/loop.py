@@ -20,9 +20,9 @@ from dinojax.data.mixture import parts_of
 from dinojax.data.quarantine import Quarantine
 from dinojax.distill import placement as placements
 from dinojax.distill.placement import Notes, Placement
-from dinojax.distill.placement_search import MEASURED, Chooser, Stopwatch
-from dinojax.distill.remote_student import Absent
-from dinojax.distill.shutdown import Ending
+from dinojax.distill.placement_search import MEASURED, PlacementSearch, Stopwatch
+from dinojax.distill.remote_student import RemoteStudent
+from dinojax.distill.shutdown import Shutdown
 from dinojax.distill.students import check_shared
 from dinojax.distributed import process_group, subgroup
 from dinojax.distributed.interrupt import (
@@ -44,8 +44,8 @@ from dinojax.train.periodic import pauses
 from dinojax.train.stage import Run, check_start, lost, open_run, open_train_source
 from dinojax.train.state import State
 from dinojax.train.teacher import open_teacher
-from dinojax.train.teacher_forward import School
-from dinojax.train.trainer import Pupil
+from dinojax.train.teacher_forward import SharedTeacher
+from dinojax.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -69,41 +69,43 @@ def distill(
         pick(next(iter(students.values())), stage)
     for number in range(len(names)):
         check_shared({name: configs[number] for name, configs in students.items()})
-    team = process_group.current()
+    processes = process_group.current()
     sources = {name_of(c): open_train_source(c) for c in next(iter(students.values()))}
     for configs in students.values():
-        preflight.check_same(team, configs, sources, root)
+        preflight.check_same(processes, configs, sources, root)
     states: dict[str, State] = {}
     with contextlib.ExitStack() as stack:
-        if team.is_main:
+        if processes.is_main:
             _occupy(root, students, stack, index=0)
-        preflight.check_storage(team, root)
-        if not team.is_main:
-            _occupy(root, students, stack, index=team.index)
-        name = "log.txt" if team.is_main else f"log.{team.index}.txt"
+        preflight.check_storage(processes, root)
+        if not processes.is_main:
+            _occupy(root, students, stack, index=processes.index)
+        name = "log.txt" if processes.is_main else f"log.{processes.index}.txt"
         stack.enter_context(RunLog(root / name))
         notes = Notes(root, students)  # asks for devices, as all processes must together
-        if team.is_main:
+        if processes.is_main:
             for name, configs in students.items():
                 claim(root / name, configs, accept)
             notes.tell()
-        team.settle("claimed")
-        interrupt = stack.enter_context(Interrupt(team=team if team.count > 1 else None))
+        processes.settle("claimed")
+        interrupt = stack.enter_context(
+            Interrupt(processes=processes if processes.count > 1 else None)
+        )
         stack.enter_context(within(max_wall, interrupt))
         every = [config for configs in students.values() for config in configs]
-        preflight.check_devices(team, [config.expect for config in every])
+        preflight.check_devices(processes, [config.expect for config in every])
         for number, current in enumerate(names):
             if stage not in (None, current):
                 continue
             configs_now = {name: configs[number] for name, configs in students.items()}
             done = all(is_finished(root / n, c) for n, c in configs_now.items())
-            if team.settle("done", done) and stage is None and number < len(names) - 1:
+            if processes.settle("done", done) and stage is None and number < len(names) - 1:
                 log.info("stage %s is done", current)
                 continue
-            if team.is_main:
+            if processes.is_main:
                 for name, configs in students.items():
                     enter(root / name, configs_now[name], configs)
-            team.settle("entered")
+            processes.settle("entered")
             source = sources[current]
             states = _Stage(root, configs_now, source, notes, interrupt).run(accept)
     return states
@@ -144,171 +146,192 @@ class _Stage:
         Raises StudentFailed, Interrupted.
         """
         began = time.monotonic()
-        chooser = Chooser(self._configs, self._teacher, self._notes)
-        for placement in chooser.placements():
+        search = PlacementSearch(self._configs, self._teacher, self._notes)
+        for placement in search.placements():
             log.info("%s", placement.told())
             with contextlib.ExitStack() as stack:
-                pupils, school = self._open(placement, stack, accept)
-                session = functools.partial(self._session, pupils, school, placement)
-                ahead = max(pupil.number for pupil in pupils)
-                if any(pupil.number < ahead for pupil in pupils):
+                students, shared_teacher = self._open(placement, stack, accept)
+                session = functools.partial(self._session, students, shared_teacher, placement)
+                ahead = max(student.number for student in students)
+                if any(student.number < ahead for student in students):
                     session(end=ahead)  # those behind catch up
                 end = ahead + MEASURED
-                if chooser.measures and end < self._num_steps:
+                if search.measures and end < self._num_steps:
                     self._notes.add(session(end=end, measures=True))
                     continue
-                if chooser.measures:
+                if search.measures:
                     log.info("too few steps are left to measure placements")
                 session(end=self._num_steps)
                 seconds = time.monotonic() - began
-                states = {pupil.name: pupil.finish(seconds) for pupil in pupils}
-                self._ending.meet("finished")
+                states = {student.name: student.finish(seconds) for student in students}
+                self._shutdown.meet("finished")
                 return {name: state for name, state in states.items() if state is not None}
         raise AssertionError("the last placement goes to the end")
 
     # -- at work -----------------------------------------------------------------------------
 
-    def _open(self, placement: Placement, stack, accept) -> tuple[list[Pupil | Absent], School]:
-        runs, team = self._runs(placement), process_group.current()
+    def _open(
+        self, placement: Placement, stack, accept
+    ) -> tuple[list[Trainer | RemoteStudent], SharedTeacher]:
+        runs, processes = self._runs(placement), process_group.current()
         for run in runs.values():
             check_start(run)
-        teachings = [built.teaching for built in next(iter(runs.values())).programs]
+        teacher_forwards = [built.teacher_forward for built in next(iter(runs.values())).programs]
         with jax.default_matmul_precision(self._first.precision.matmul):
-            school = School([t for t in teachings if t is not None], placement.images)
-        team.last_words = functools.partial(lost, self._root, list(runs.values()))
+            shared_teacher = SharedTeacher(
+                [t for t in teacher_forwards if t is not None], placement.images
+            )
+        processes.last_words = functools.partial(lost, self._root, list(runs.values()))
         first = next(iter(runs.values()))
-        watchdog = stack.enter_context(Watchdog(team.report_stall, **first.hang))
-        self._ending = Ending(watchdog, minutes=first.hang["minutes"])
-        own: dict[str, Pupil] = {}
+        watchdog = stack.enter_context(Watchdog(processes.report_stall, **first.hang))
+        self._shutdown = Shutdown(watchdog, minutes=first.hang["minutes"])
+        own: dict[str, Trainer] = {}
         alarm = None
         for name, run in runs.items():
-            if not run.team.has_me:
+            if not run.processes.has_me:
                 stack.callback(run.checkpoints.close)
                 continue
             options = {"accept": accept, "interrupt": self._interrupt, "watchdog": watchdog}
             try:
-                own[name] = Pupil(name, run, school, **options)
+                own[name] = Trainer(name, run, shared_teacher, **options)
             except Alarm as error:  # of an earlier time, which stands
                 stack.callback(run.checkpoints.close)
                 alarm = alarm or f"student {name}: {error}"
             else:
                 stack.callback(own[name].close)
                 run.note(event="start", step=own[name].number, devices=own[name].layout.mesh.size)
-        told = self._ending.meet(
-            "opened", [alarm, {n: pupil.number for n, pupil in own.items()}], list
+        told = self._shutdown.meet(
+            "opened", [alarm, {n: student.number for n, student in own.items()}], list
         )
         if alarms := [text for text, _ in told if text]:
             raise Alarm(alarms[0])
         numbers = {name: number for _, found in told for name, number in found.items()}
-        absent = {n: Absent(n, run, numbers[n]) for n, run in runs.items() if n not in own}
-        return [own.get(name) or absent[name] for name in runs], school
+        absent = {n: RemoteStudent(n, run, numbers[n]) for n, run in runs.items() if n not in own}
+        return [own.get(name) or absent[name] for name in runs], shared_teacher
 
     def _runs(self, placement: Placement) -> dict[str, Run]:
         """Of all students, of which each process writes to those that it has devices of."""
-        runs, team = {}, process_group.current()
-        crew_of = {name: subgroup.of(team, placement.processes(name)) for name in self._configs}
+        runs, processes = {}, process_group.current()
+        part_of = {
+            name: subgroup.of(processes, placement.processes(name)) for name in self._configs
+        }
         for has_me in (True, False):
-            for name in (n for n, crew in crew_of.items() if crew.has_me == has_me):
+            for name in (n for n, part in part_of.items() if part.has_me == has_me):
                 config = self._configs[name]
                 built = placements.programs(config, placement, name, self._teacher)
-                with process_group.acting(crew_of[name]):
+                with process_group.acting(part_of[name]):
                     runs[name] = open_run(
                         *(config, self._root / name, self._source, built), layout=placement.teacher
                     )
-            team.settle("runs")  # torn checkpoints are set aside before others look for whole ones
+            processes.settle(
+                "runs"
+            )  # torn checkpoints are set aside before others look for whole ones
         return {name: runs[name] for name in self._configs}
 
     def _session(
         self,
-        pupils: list[Pupil | Absent],
-        school: School,
+        students: list[Trainer | RemoteStudent],
+        shared_teacher: SharedTeacher,
         placement: Placement,
         *,
         end: int,
         measures: bool = False,
     ) -> dict:
         """Steps up to `end`; what was measured on the way, if anything was."""
-        number = min(pupil.number for pupil in pupils)
-        watch = Stopwatch(pupils, placement, number) if measures else None
-        loader = self._loader(pupils[0], start=number * self._first.batch_size)
+        number = min(student.number for student in students)
+        watch = Stopwatch(students, placement, number) if measures else None
+        loader = self._loader(students[0], start=number * self._first.batch_size)
         before: dict = {}
         with closed_in_time(loader):
             try:
-                with self._interrupt.ending(lambda name: _unsaved(pupils, name)):
-                    for pupil in pupils:
-                        pupil.compile()
-                    self._ending.meet("compiled")
-                for pupil in pupils:
-                    with self._ending.naming(pupil):
-                        pupil.evaluate()
-                self._pause(pupils)
+                with self._interrupt.ending(lambda name: _unsaved(students, name)):
+                    for student in students:
+                        student.compile()
+                    self._shutdown.meet("compiled")
+                for student in students:
+                    with self._shutdown.naming(student):
+                        student.evaluate()
+                self._pause(students)
                 while number < end:
                     began = time.monotonic()
                     with self._interrupt.breakable():
                         host_batch = next(loader)
                     waited = time.monotonic() - began
-                    taught = self._lesson(pupils, school, placement, number, host_batch, watch)
+                    teacher_features = self._lesson(
+                        students, shared_teacher, placement, number, host_batch, watch
+                    )
                     number += 1
-                    self._keep_up(pupils, number, loader.position, waited)
+                    self._keep_up(students, number, loader.position, waited)
                     jax.block_until_ready(before)  # where no student makes wait, none is far ahead
-                    before = taught.health
-                    self._ending.watchdog.beat()
+                    before = teacher_features.health
+                    self._shutdown.watchdog.beat()
                     self._interrupt.check()
                 measured = {} if watch is None else watch.row()
             except Asked as asked:
                 interrupted = Interrupted(str(asked), number)
-                raise (self._ending.stopped(pupils, interrupted) or interrupted) from None
+                raise (self._shutdown.stopped(students, interrupted) or interrupted) from None
             except Exception as error:
-                raise self._ending.failed(pupils, error) from error.__cause__
-            if (failed := self._ending.stopped(pupils)) is not None:  # in the last step
+                raise self._shutdown.failed(students, error) from error.__cause__
+            if (failed := self._shutdown.stopped(students)) is not None:  # in the last step
                 raise failed
         return measured
 
-    def _lesson(self, pupils, school: School, placement: Placement, number: int, host_batch, watch):
+    def _lesson(
+        self,
+        students,
+        shared_teacher: SharedTeacher,
+        placement: Placement,
+        number: int,
+        host_batch,
+        watch,
+    ):
         """One step: the teacher's forward pass, then the steps of all who have come so far."""
         named = {name: host_batch[name] for name in ("images", "sizes")}
         batch = global_batch(placement.teacher, named)
-        which = pupils[0].run.draw(number)
-        taught, shared = school(which, number, batch), school.hand_out(batch)
+        which = students[0].run.draw(number)
+        teacher_features, shared = (
+            shared_teacher(which, number, batch),
+            shared_teacher.hand_out(batch),
+        )
         if watch is not None:
-            watch.begin(number, (taught, shared))
-        for pupil in pupils:
-            if pupil.number == number and not pupil.has_ended:
-                with self._ending.naming(pupil):
-                    pupil.learn(which, shared, taught, host_batch)
+            watch.begin(number, (teacher_features, shared))
+        for student in students:
+            if student.number == number and not student.has_ended:
+                with self._shutdown.naming(student):
+                    student.learn(which, shared, teacher_features, host_batch)
                     if watch is not None:
-                        watch.learned(pupil)
-        return taught
+                        watch.learned(student)
+        return teacher_features
 
-    def _keep_up(self, pupils, number: int, position: int, waited: float) -> None:
+    def _keep_up(self, students, number: int, position: int, waited: float) -> None:
         """What is due after a step; where that is more than a row, nobody goes on before all."""
         asked = "save" in self._interrupt.due
         self._interrupt.due.discard("save")
-        for pupil in pupils:
-            if pupil.number == number and not pupil.has_ended:
-                with self._ending.naming(pupil):
-                    pupil.keep_up(position, waited, asked=asked)
-        if asked or any(pauses(pupil.run, number) for pupil in pupils):
-            self._pause(pupils)
+        for student in students:
+            if student.number == number and not student.has_ended:
+                with self._shutdown.naming(student):
+                    student.keep_up(position, waited, asked=asked)
+        if asked or any(pauses(student.run, number) for student in students):
+            self._pause(students)
 
-    def _pause(self, pupils) -> None:
+    def _pause(self, students) -> None:
         """Where some processes have had more to do than a step."""
-        is_put_off = any(pupil.is_put_off for pupil in pupils)
-        while self._ending.meet("a pause", is_put_off, any):
+        is_put_off = any(student.is_put_off for student in students)
+        while self._shutdown.meet("a pause", is_put_off, any):
             self._interrupt.check()  # until the turn of all at which it raises Asked
 
-    def _loader(self, pupil: Pupil | Absent, *, start: int) -> Loader:
+    def _loader(self, student: Trainer | RemoteStudent, *, start: int) -> Loader:
         quarantine = Quarantine(
             self._root,
             max_share=self._first.data.max_bad_share,
             parts=parts_of(self._source),
             host=process_group.current().index,
         )
-        options = {**pupil.run.loader_options, "quarantine": quarantine}
+        options = {**student.run.loader_options, "quarantine": quarantine}
         return Loader(self._source, **options, start=start)
 
 
-def _unsaved(pupils, name: str) -> int:
+def _unsaved(students, name: str) -> int:
     """The exit code of a process asked to stop while it compiles."""
     log.error("stopped by %s before anything new was done; the same command continues", name)
-    return SAVED if all(p.run.checkpoints.latest() is not None for p in pupils) else NOT_SAVED
+    return SAVED if all(p.run.checkpoints.latest() is not None for p in students) else NOT_SAVED

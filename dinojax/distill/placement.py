@@ -140,10 +140,11 @@ def programs(
     built = program.build_sizes(config, placement.students[name], teacher, placement.teacher)
     return tuple(
         dataclasses.replace(
-            one, teaching=dataclasses.replace(one.teaching, is_spread=placement.is_spread)
+            one,
+            teacher_forward=dataclasses.replace(one.teacher_forward, is_spread=placement.is_spread),
         )
         for one in built
-        if one.teaching is not None
+        if one.teacher_forward is not None
     )
 
 

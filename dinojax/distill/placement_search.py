@@ -10,11 +10,11 @@ import numpy as np
 from dinojax.config import Config
 from dinojax.distill import placement as placements
 from dinojax.distill.placement import APART, TURN, Notes, Placement
-from dinojax.distill.remote_student import Absent
+from dinojax.distill.remote_student import RemoteStudent
 from dinojax.distributed import process_group
 from dinojax.sharding import mesh
 from dinojax.train.teacher import Teacher
-from dinojax.train.trainer import Pupil
+from dinojax.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ MEASURED = WARM + ALONE + TOGETHER
 BETTER = 0.95  # time over time from which another placement is worth a try
 
 
-class Chooser:
+class PlacementSearch:
     """Offers placements to measure, then the one to stay with."""
 
     def __init__(self, configs: Mapping[str, Config], teacher: Teacher, notes: Notes):
@@ -116,10 +116,12 @@ def shortest(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 class Stopwatch:
     """Times a few steps: each student's alone, then a step as it usually is."""
 
-    def __init__(self, pupils: Sequence[Pupil | Absent], placement: Placement, first: int):
+    def __init__(
+        self, students: Sequence[Trainer | RemoteStudent], placement: Placement, first: int
+    ):
         self._placement, self._first = placement, first
-        self._pupils = pupils
-        self._alone: dict[str, list[float]] = {pupil.name: [] for pupil in pupils}
+        self._students = students
+        self._alone: dict[str, list[float]] = {student.name: [] for student in students}
         self._mark = 0.0
 
     def begin(self, number: int, outputs) -> None:
@@ -132,25 +134,25 @@ class Stopwatch:
             jax.block_until_ready(outputs)
             self._since = time.monotonic()
 
-    def learned(self, pupil: Pupil | Absent) -> None:
+    def learned(self, student: Trainer | RemoteStudent) -> None:
         """A student's step was dispatched."""
-        if self._step >= WARM + ALONE or not pupil.is_here:
+        if self._step >= WARM + ALONE or not student.is_here:
             return
-        pupil.wait()
+        student.wait()
         now = time.monotonic()
         if self._step >= WARM:
-            self._alone[pupil.name].append(now - self._since)
+            self._alone[student.name].append(now - self._since)
         self._since = time.monotonic()
 
     def row(self) -> dict:
         """What was found, the same in every process."""
-        for pupil in self._pupils:
-            pupil.wait()
-        team = process_group.current()
-        step_seconds = team.settle("step", (time.monotonic() - self._mark) / TOGETHER, max)
+        for student in self._students:
+            student.wait()
+        processes = process_group.current()
+        step_seconds = processes.settle("step", (time.monotonic() - self._mark) / TOGETHER, max)
         own = {name: float(np.median(found)) for name, found in self._alone.items() if found}
-        found = team.settle("step of each", own, shortest)
-        alone = {pupil.name: found[pupil.name] for pupil in self._pupils}
+        found = processes.settle("step of each", own, shortest)
+        alone = {student.name: found[student.name] for student in self._students}
         shares = self._placement.shares
         slowest = max(alone.values())
         for name, seconds in alone.items():

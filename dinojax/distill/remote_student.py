@@ -4,7 +4,7 @@ from dinojax.train.stage import Run
 from dinojax.train.trainer import StudentFailed
 
 
-class Absent:
+class RemoteStudent:
     """A student of whose devices this process has none: others teach it, here it is counted."""
 
     is_here = has_ended = is_put_off = False

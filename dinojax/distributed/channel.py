@@ -19,14 +19,14 @@ KEEP_ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
 RETRY = 0.2  # seconds between two calls to a process 0 that does not answer yet
 GONE = "gone"  # the notice in the name of a process that ended without a word
 
-Judge = Callable[[Sequence[Any]], Any]  # the values of all processes, in order -> what holds
+Combine = Callable[[Sequence[Any]], Any]  # the values of all processes, in order -> what holds
 
 
 class HostError(ValueError):
     """The processes of a run do not fit together; the message says which, and the next move."""
 
 
-class Line:
+class ControlChannel:
     """One process's end of the line. Values and notices are whatever JSON takes.
 
     `heard(sender, content)` receives every notice, the own ones too, in threads of the line and in
@@ -40,12 +40,12 @@ class Line:
         self._names: dict[int, str] = {}
         self._said_bye: set[int] = set()
         self._readers: list[threading.Thread] = []
-        self._judges: dict[str, Judge] = {}  # of process 0
+        self._judges: dict[str, Combine] = {}  # of process 0
         self._given: dict[str, dict[int, Any]] = {}  # of process 0
         self._among: dict[str, Sequence[int]] = {}  # of process 0: whose values count, if not all's
         self._results: dict[str, queue.Queue] = {}
 
-    def open(self, address: tuple[str, int], *, me: str, seconds: float) -> "Line":
+    def open(self, address: tuple[str, int], *, me: str, seconds: float) -> "ControlChannel":
         """Meet the others. me: this process in words, for their messages.
 
         Raises HostError after `seconds`, naming who is missing.
@@ -71,12 +71,12 @@ class Line:
         """A process in words."""
         return f"process {index} ({self._names.get(index, 'unknown')})"
 
-    def settle(self, name: str, value: Any, judge: Judge, *, seconds: float) -> Any:
-        """What `judge` makes, in process 0, of the values of all; every process calls it.
+    def settle(self, name: str, value: Any, combine: Combine, *, seconds: float) -> Any:
+        """What `combine` makes, in process 0, of the values of all; every process calls it.
 
         name: another one in each call. Raises HostError after `seconds`, naming who is late.
         """
-        self.give(name, value, judge)
+        self.give(name, value, combine)
         return self.settled(name, seconds=seconds)
 
     def gather(self, name: str, value: Any, among: Sequence[int], *, seconds: float) -> list[Any]:
@@ -90,13 +90,13 @@ class Line:
             self._take(0, name, value, among)
         return self.settled(name, seconds=seconds)
 
-    def give(self, name: str, value: Any, judge: Judge) -> None:
+    def give(self, name: str, value: Any, combine: Combine) -> None:
         """This process's value of what `settled` waits for."""
         if self.index:
             self._tell(0, {"name": name, "value": value})
             return
         with self._lock:
-            self._judges[name] = judge
+            self._judges[name] = combine
             self._take(0, name, value)
 
     def settled(self, name: str, *, seconds: float) -> Any:

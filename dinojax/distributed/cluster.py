@@ -15,7 +15,7 @@ MANY = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class ProcessSpec:
     """Where a process stands in a run of several."""
 
     coordinator: str  # HOST:PORT of process 0; the line takes PORT + 1
@@ -26,7 +26,7 @@ class Place:
 
 def find(
     coordinator: str | None, count: int | None, index: int | None, cluster: str | None
-) -> Place | None:
+) -> ProcessSpec | None:
     """Where this process stands, from flags, else from the environment, else from the cluster.
 
     cluster: one that JAX knows (slurm, gce_tpu, gke_tpu, ompi, k8s, ...), or "auto". None without
@@ -53,7 +53,7 @@ def find(
         return None
     if missing:
         raise HostError(f"{', '.join(missing)} missing: a run of several processes needs all.")
-    place = Place(*told.values())  # type: ignore[arg-type]
+    place = ProcessSpec(*told.values())  # type: ignore[arg-type]
     _check(place)
     return place
 
@@ -88,7 +88,7 @@ def _number(name: str, given: int | None) -> int | None:
     return int(text)
 
 
-def _check(place: Place) -> None:
+def _check(place: ProcessSpec) -> None:
     host, _, port = place.coordinator.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65535:
         raise HostError(f"--coordinator {place.coordinator}: give HOST:PORT of process 0.")
@@ -99,7 +99,7 @@ def _check(place: Place) -> None:
         )
 
 
-def _detected(cluster: str) -> Place:
+def _detected(cluster: str) -> ProcessSpec:
     """What JAX finds out about the cluster that this process runs on."""
     method = None if cluster == "auto" else cluster
     try:
@@ -119,4 +119,4 @@ def _detected(cluster: str) -> Place:
         )
     if os.environ.get("SLURM_STEP_NUM_NODES") == os.environ.get("SLURM_NTASKS"):
         devices = None  # one task per node takes all of it, where JAX would give it one device
-    return Place(address, count, index, None if devices is None else list(devices))
+    return ProcessSpec(address, count, index, None if devices is None else list(devices))

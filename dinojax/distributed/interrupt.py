@@ -2,7 +2,7 @@
 
 SIGTERM, SIGINT and SIGUSR1 ask once: the run saves and ends with SAVED. Asked a second time it
 ends at once with NOT_SAVED (two within SAME seconds are one); what an earlier save completed stays.
-Of a run of several processes any one may be asked: all stop at the same turn (turns.py).
+Of a run of several processes any one may be asked: all stop at the same turn (sync_point.py).
 """
 
 import contextlib
@@ -57,7 +57,7 @@ class StorageError(RuntimeError):
 
 
 class Several(Protocol):
-    """What an Interrupt needs of a run of several processes (hosts.Team)."""
+    """What an Interrupt needs of a run of several processes (process_group.ProcessGroup)."""
 
     asked: Callable[[str], None] | None
 
@@ -73,27 +73,27 @@ class Interrupt:
     Python runs handlers between two instructions of the main thread, and a compile is one that
     may take minutes. A thread that hears of signals through a socket ends the process where the
     handler cannot. Outside the main thread Python delivers no signals: then nothing is installed.
-    With a `team` a signal asks all processes, and `check` is a turn of all of them.
+    With a `processes` a signal asks all processes, and `check` is a turn of all of them.
     """
 
-    def __init__(self, *, grace: float = GRACE, team: Several | None = None) -> None:
+    def __init__(self, *, grace: float = GRACE, processes: Several | None = None) -> None:
         self._asked: str | None = None
         self._why: str | None = None  # what asked, where it was no signal
         self._installed = False  # handlers of signals
         self._breakable = False
-        self._grace, self._team = grace, team
+        self._grace, self._processes = grace, processes
         self._last_words: Callable[[str], int] | None = None
         self._lock = threading.Lock()  # of the last words and the vote on them
         self._vote: threading.Event | None = None  # set once it was refused to end here
-        self._reached = False  # the turn at which the team stops
+        self._reached = False  # the turn at which the process group stops
         self._timers: list[threading.Timer] = []
         self._closed = False
         self._undo = contextlib.ExitStack()
-        self.due: set[str] = set()  # what else the team was asked to do at this turn
+        self.due: set[str] = set()  # what else the process group was asked to do at this turn
 
     def __enter__(self) -> "Interrupt":
-        if self._team is not None:
-            self._team.asked = lambda why: self._after(self._grace, self._end, why)
+        if self._processes is not None:
+            self._processes.asked = lambda why: self._after(self._grace, self._end, why)
         if threading.current_thread() is threading.main_thread():
             told, heard = socket.socketpair()
             told.setblocking(False)  # a signal must never wait
@@ -119,15 +119,15 @@ class Interrupt:
         self._why = why
         if self._installed:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
-        elif self._team is not None:
-            self._team.ask("stop", why)
+        elif self._processes is not None:
+            self._processes.ask("stop", why)
         else:
             self._asked = self._asked or why
 
     def check(self) -> None:
-        """Raise Asked if a signal came since the run began, in a team at the turn of all."""
-        if self._team is not None:
-            due = self._team.turn()
+        """Raise Asked if a signal came since the run began; of several processes at one turn."""
+        if self._processes is not None:
+            due = self._processes.turn()
             self.due |= set(due) - {"stop"}
             if "stop" in due:
                 self._reached = True
@@ -140,10 +140,10 @@ class Interrupt:
         """For waiting in plain Python, which may end anywhere: a signal raises Asked at once.
 
         Not for code that traces or compiles: jax's own extensions crash on such an exception. In a
-        team what others wait for must not end, so that it is waited for.
+        processes what others wait for must not end, so that it is waited for.
         """
         self.check()
-        self._breakable = self._team is None
+        self._breakable = self._processes is None
         try:
             if self._breakable:
                 self.check()
@@ -168,8 +168,8 @@ class Interrupt:
         """The same where nothing there is could be saved: what to do is left to the next check.
 
         Where that is not within the time of grace, another thread calls last_words with the
-        signal's name and ends the process with the code it returns; a team does so if all its
-        processes are here.
+        signal's name and ends the process with the code it returns; one of several does so if all
+        are here.
         """
         with self._lock:
             self._last_words = last_words
@@ -196,10 +196,10 @@ class Interrupt:
             if since is None:
                 since = time.monotonic()
                 why = self._why or signal.Signals(message[0]).name
-                if self._team is None:
+                if self._processes is None:
                     self._after(self._grace, self._end, why)
                 else:
-                    self._team.ask("stop", why)
+                    self._processes.ask("stop", why)
             elif time.monotonic() - since >= SAME:
                 os._exit(NOT_SAVED)  # asked twice: whoever asks has no time left
 
@@ -214,23 +214,23 @@ class Interrupt:
     def _end(self, why: str) -> None:
         with self._lock:
             last_words = self._last_words
-            if last_words is not None and self._team is not None:
+            if last_words is not None and self._processes is not None:
                 self._vote = threading.Event()
-        if self._team is None:
+        if self._processes is None:
             if last_words is not None:
                 end_now(last_words(why))
-        elif self._team.all_ending(last_words is not None) and last_words is not None:
-            self._team.end(last_words(why))
+        elif self._processes.all_ending(last_words is not None) and last_words is not None:
+            self._processes.end(last_words(why))
         else:
             if self._vote is not None:
                 self._vote.set()
             self._after(HURRY, self._give_up, why)
 
     def _give_up(self, why: str) -> None:
-        """Where a process of the team hangs, all end with what was saved before."""
-        if self._team is not None and not self._reached:
+        """Where a process of the group hangs, all end with what was saved before."""
+        if self._processes is not None and not self._reached:
             print(f"stopped by {why}: not all processes came to a stop together", flush=True)
-            self._team.end(NOT_SAVED)
+            self._processes.end(NOT_SAVED)
 
 
 @contextlib.contextmanager

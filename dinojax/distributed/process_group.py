@@ -1,7 +1,8 @@
 """The processes of a run, one per host: what they settle, and how they end together.
 
-A process belongs to one team, as it belongs to one JAX job: `current()` gives it, alone or of
-many. Everything on devices is JAX's; the line (line.py) carries what must work without devices.
+A process belongs to one process group, as it belongs to one JAX job: `current()` gives it, alone or
+of many. Everything on devices is JAX's; the channel (channel.py) carries what must work without
+devices.
 """
 
 import contextlib
@@ -18,10 +19,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dinojax.distributed.channel import GONE, HostError, Judge, Line
-from dinojax.distributed.cluster import WAIT, Place
+from dinojax.distributed.channel import GONE, Combine, ControlChannel, HostError
+from dinojax.distributed.cluster import WAIT, ProcessSpec
 from dinojax.distributed.interrupt import FAILED, HURRY, LOST, Lost, end_now
-from dinojax.distributed.sync_point import Turns
+from dinojax.distributed.sync_point import SyncPoint
 
 log = logging.getLogger(__name__)
 
@@ -30,12 +31,12 @@ GRACE = 3.0  # seconds for the main thread to end by itself once the run is lost
 LEAVE = 10.0  # seconds that process 0 waits for the others to end before it does
 
 
-class Team:
+class ProcessGroup:
     """The processes of a run as one of them sees it. Alone, everything is settled at once."""
 
-    def __init__(self, place: Place | None = None, *, wait: float = WAIT):
+    def __init__(self, place: ProcessSpec | None = None, *, wait: float = WAIT):
         self.count, self.index = (1, 0) if place is None else (place.count, place.index)
-        self.line: Line | None = None
+        self.channel: ControlChannel | None = None
         self._settled = 0
         self._lock = threading.Lock()
         self._leaving = False
@@ -43,16 +44,16 @@ class Team:
         self._failed_here = threading.Event()
         self.asked: Callable[[str], None] | None = None  # gets why, when all are asked to stop
         self.last_words: Callable[[str, bool], None] | None = None  # (why, whether it hangs)
-        self._turns: Turns | None = None
-        self.crews: dict[tuple[int, ...], Team] = {}  # parts of it (crews.py)
+        self._sync_point: SyncPoint | None = None
+        self.subgroups: dict[tuple[int, ...], ProcessGroup] = {}  # parts of it (subgroup.py)
         if place is not None and place.count > 1:
             host, port = place.coordinator.rsplit(":", 1)
-            line = Line(self.index, self.count, self._heard)
-            self._turns = Turns(line)
+            channel = ControlChannel(self.index, self.count, self._heard)
+            self._sync_point = SyncPoint(channel)
             me = f"{socket.gethostname()}, pid {os.getpid()}"
             # The last port of all has none after it; SLURM's detection may give it.
             beside = int(port) + (1 if int(port) < 65535 else -1)
-            self.line = line.open((host, beside), me=me, seconds=wait)
+            self.channel = channel.open((host, beside), me=me, seconds=wait)
 
     @property
     def is_main(self) -> bool:
@@ -72,21 +73,21 @@ class Team:
     @property
     def is_asked_to_stop(self) -> bool:
         """Whether a stop was asked for whose turn has not come yet."""
-        return self._turns is not None and self._turns.awaits("stop")
+        return self._sync_point is not None and self._sync_point.awaits("stop")
 
     def name(self, index: int) -> str:
-        return f"process {index}" if self.line is None else self.line.name(index)
+        return f"process {index}" if self.channel is None else self.channel.name(index)
 
-    def settle(self, what: str, value: Any = None, judge: Judge | None = None, seconds=SETTLE):
-        """What `judge` makes of the values of all, None = the value of process 0.
+    def settle(self, what: str, value: Any = None, combine: Combine | None = None, seconds=SETTLE):
+        """What `combine` makes of the values of all, None = the value of process 0.
 
         All processes call it at the same place. Raises HostError, naming who does not come.
         """
-        judge = judge or _first
-        if self.line is None:
-            return judge([value])
+        combine = combine or _first
+        if self.channel is None:
+            return combine([value])
         self._settled += 1
-        return self.line.settle(f"{what} {self._settled}", value, judge, seconds=seconds)
+        return self.channel.settle(f"{what} {self._settled}", value, combine, seconds=seconds)
 
     def all_or_raise(self, what: str, fault: str | None, seconds: float = SETTLE) -> None:
         """Raise HostError in all processes if there is a fault in any."""
@@ -101,30 +102,30 @@ class Team:
 
     def ask(self, what: str, why: str) -> None:
         """Ask all processes to "stop" or to "save" at the same turn. From any thread."""
-        assert self._turns is not None
-        self._turns.ask(what, why)
+        assert self._sync_point is not None
+        self._sync_point.ask(what, why)
 
     def turn(self) -> Mapping[str, str]:
         """Called before everything that all do together; {what: why} of what was asked for."""
-        return {} if self._turns is None else self._turns.take()
+        return {} if self._sync_point is None else self._sync_point.take()
 
     def all_ending(self, here: bool) -> bool:
         """Whether all are where nothing can be saved. Once per run; from a thread of its own."""
-        if self.line is None:
+        if self.channel is None:
             return True
         try:
-            return self.line.settle("ending", here, all, seconds=HURRY)
+            return self.channel.settle("ending", here, all, seconds=HURRY)
         except HostError as error:  # one is through already, or hangs
             log.warning("%s", error)
             return False
 
     def report_stall(self, why: str) -> None:
         """No step finishes: all processes dump their stacks and end with LOST."""
-        if self.line is None:
+        if self.channel is None:
             self._lose(why, LOST, stalled=True, now=True)
         else:
-            self.line.notify({"what": "stall", "why": why})
-            # Should the line be dead as well, this process still ends.
+            self.channel.notify({"what": "stall", "why": why})
+            # Should the channel be dead as well, this process still ends.
             threading.Timer(2 * GRACE, self._lose, (why, LOST, True, True)).start()
 
     def failed(self, error: BaseException) -> BaseException:
@@ -132,7 +133,7 @@ class Team:
 
         An error that another process's end has caused gives way to that.
         """
-        if self.line is None:
+        if self.channel is None:
             return error
         with self._lock:
             self._leaving = True
@@ -141,22 +142,26 @@ class Team:
         if self._lost is not None:
             return Lost(*self._lost)
         first = (str(error).splitlines() or [""])[0]
-        self.line.notify({"what": "failed", "why": f"{type(error).__name__}: {first}"})
+        self.channel.notify({"what": "failed", "why": f"{type(error).__name__}: {first}"})
         return error
 
     def end(self, code: int) -> None:
         """End this process, process 0 last: JAX's coordinator lives in it."""
         with self._lock:
             self._leaving = True
-        if self.line is not None:
-            self.line.close(seconds=LEAVE)
+        if self.channel is not None:
+            self.channel.close(seconds=LEAVE)
         end_now(code)
 
     def _heard(self, sender: int, content: dict) -> None:
         what = content["what"]
         if what == "ask":
-            assert self._turns is not None
-            if self._turns.heard(content) and content["ask"] == "stop" and self.asked is not None:
+            assert self._sync_point is not None
+            if (
+                self._sync_point.heard(content)
+                and content["ask"] == "stop"
+                and self.asked is not None
+            ):
                 self.asked(content["why"])
         elif what == "stall":
             self._lose(f"{self.name(sender)}: {content['why']}", LOST, stalled=True)
@@ -194,32 +199,32 @@ class Team:
             timer.start()
 
 
-_current = Team()
-_acting: ContextVar[Team | None] = ContextVar("acting", default=None)
+_current = ProcessGroup()
+_acting: ContextVar[ProcessGroup | None] = ContextVar("acting", default=None)
 
 
-def current() -> Team:
-    """The team of this process, or the part of it that it acts with."""
+def current() -> ProcessGroup:
+    """The processes of this process, or the part of it that it acts with."""
     return _acting.get() or _current
 
 
 @contextlib.contextmanager
-def acting(team: Team) -> Iterator[None]:
-    """In this thread, what is settled, fetched and written is a matter of this team alone."""
-    token = _acting.set(team)
+def acting(processes: ProcessGroup) -> Iterator[None]:
+    """In this thread, this process group alone settles, fetches and writes."""
+    token = _acting.set(processes)
     try:
         yield
     finally:
         _acting.reset(token)
 
 
-def join(place: Place | None, *, wait: float = WAIT) -> Team:
+def join(place: ProcessSpec | None, *, wait: float = WAIT) -> ProcessGroup:
     """Meet the other processes and start JAX's own coordination; must come before any device work.
 
     Raises HostError naming who does not come within `wait` seconds.
     """
     global _current
-    _current = Team(place, wait=wait)
+    _current = ProcessGroup(place, wait=wait)
     if place is not None and place.count > 1:
         # Ours: JAX's own takes SIGTERM away and knows nothing of what can be saved when.
         jax.config.update("jax_enable_preemption_service", False)

@@ -79,17 +79,17 @@ class Autopsy:
 
     def _write(self, folder: Path, number: int, batch, content: dict) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        team = process_group.current()
+        processes = process_group.current()
         if batch is not None:
             arrays: dict[str, Any] = {name: process_group.fetch(batch[name]) for name in batch}
-            if "ids" not in batch and team.is_main:
+            if "ids" not in batch and processes.is_main:
                 for other in folder.glob("batch-*.npz"):  # of another time, with other processes
                     other.unlink()
-            if team.is_main or "ids" in batch:
-                draft = folder / f"batch-{team.index}.draft.npz"
+            if processes.is_main or "ids" in batch:
+                draft = folder / f"batch-{processes.index}.draft.npz"
                 np.savez(draft, **arrays)
-                os.replace(draft, folder / f"batch-{team.index}.npz")
-        if not team.is_main:
+                os.replace(draft, folder / f"batch-{processes.index}.npz")
+        if not processes.is_main:
             return
         shutil.copy(self._run_dir / "config.json", folder / "config.json")
         ids = [] if batch is None else np.asarray(batch.get("ids", [])).tolist()

@@ -1,8 +1,8 @@
 """What curves say of a run that learns badly: the doctor's rules on columns of metrics.jsonl.
 
 Each rule looks at a run and yields findings. Their thresholds were set on runs made sick on
-purpose and on healthy ones beside them (tests/programs/make_sick_runs.py); HEALTH.md says what is
-normal.
+purpose and on healthy ones beside them (tests/programs/make_sick_runs.py); docs/health.md says
+what is normal.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """`dinojax doctor RUN`: what is wrong with a run, in words, and what to do. Needs no accelerator.
 
 Every rule looks at the files alone and yields findings; those about curves are in ailments.py, and
-HEALTH.md says what normal looks like.
+docs/health.md says what normal looks like.
 """
 
 from collections.abc import Iterator

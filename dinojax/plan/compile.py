@@ -31,7 +31,7 @@ from dinojax.sharding import compiler_options, mesh
 from dinojax.train import program
 from dinojax.train.program import Program
 from dinojax.train.teacher import prototypes
-from dinojax.train.teacher_forward import Teaching
+from dinojax.train.teacher_forward import TeacherForward
 
 READERS = ("ops/flops.py", "plan/hlo.py", "plan/compile.py")
 TREES = ("student", "ema", "gram", "opt_state", "centers")
@@ -86,10 +86,10 @@ def plan(
     }
     start = time.perf_counter()
     found |= of_step(config, built, machine, keep)
-    if (teaching := built.teaching) is not None:
-        place = teaching.places(teaching.student_sharding(layout), layout.sharding())
-        own = of_forward(teaching, place, machine, keep)
-        found = _with_teacher(found, own, prototypes_of_student(teaching, layout))
+    if (teacher_forward := built.teacher_forward) is not None:
+        place = teacher_forward.places(teacher_forward.student_sharding(layout), layout.sharding())
+        own = of_forward(teacher_forward, place, machine, keep)
+        found = _with_teacher(found, own, prototypes_of_student(teacher_forward, layout))
     return found | ending(found, machine, start)
 
 
@@ -107,25 +107,29 @@ def of_step(config: Config, built: Program, machine: Target, keep: str | None) -
         return found | kept(built.lower(), machine, built.layout, keep)
 
 
-def of_forward(teaching: Teaching, place: Any, machine: Target, keep: str | None) -> dict:
+def of_forward(
+    teacher_forward: TeacherForward, place: Any, machine: Target, keep: str | None
+) -> dict:
     """The same of a teacher's forward pass. place: shardings of what comes out."""
-    with mesh.use(teaching.layout):
-        inputs = teaching.abstract_inputs()
-        flops = count_flops(teaching.forward, *inputs)
-    own = kept(teaching.lower(place), machine, teaching.layout, keep)
+    with mesh.use(teacher_forward.layout):
+        inputs = teacher_forward.abstract_inputs()
+        flops = count_flops(teacher_forward.forward, *inputs)
+    own = kept(teacher_forward.lower(place), machine, teacher_forward.layout, keep)
     if "memory" in own:  # the program takes no prototypes, but they lie there as well
         memory = own["memory"]
         own["memory"] = {**memory, "peak": memory["peak"] + device_bytes(prototypes(inputs[0]))}
-    known = {"flops": flops, "closed_form": formula.forward_wire(teaching)}
+    known = {"flops": flops, "closed_form": formula.forward_wire(teacher_forward)}
     return {**known, "state": {"teacher": device_bytes(inputs[0])}, **own}
 
 
-def prototypes_of_student(teaching: Teaching, layout: mesh.Layout) -> tuple[int, int]:
+def prototypes_of_student(teacher_forward: TeacherForward, layout: mesh.Layout) -> tuple[int, int]:
     """Bytes of the teacher's prototypes on a device of a student: of its own, and shared ones.
 
-    Where both keep them alike they are the same arrays (`School.heads`), and the teacher's.
+    Where both keep them alike they are the same arrays (`SharedTeacher.heads`), and the teacher's.
     """
-    own, theirs = (prototypes(teaching.teacher.abstract(at)) for at in (layout, teaching.layout))
+    own, theirs = (
+        prototypes(teacher_forward.teacher.abstract(at)) for at in (layout, teacher_forward.layout)
+    )
     same = jax.tree.map(lambda a, b: a.sharding.is_equivalent_to(b.sharding, a.ndim), own, theirs)
     size = device_bytes(own)
     return (0, size) if all(jax.tree.leaves(same)) else (size, 0)

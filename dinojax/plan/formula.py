@@ -1,4 +1,4 @@
-"""FLOPs and bytes of a step in closed form, by network and crops. PLANS.md prints the formulas.
+"""FLOPs and bytes of a step in closed form, by network and crops (docs/planning.md).
 
 2 per multiply-add of matrix products, over all devices. `model` counts what the mathematics asks
 for, `hardware` also what remat and blocks of scores compute again; utilisation of either kind is
@@ -20,7 +20,7 @@ from dinojax.models.zoo import Spec
 from dinojax.sharding.axes import device_axes
 from dinojax.train.program import Program
 from dinojax.train.teacher import prototypes
-from dinojax.train.teacher_forward import Teaching
+from dinojax.train.teacher_forward import TeacherForward
 
 
 def closed_form(built: Program) -> dict[str, dict[str, float]]:
@@ -36,7 +36,9 @@ def closed_form(built: Program) -> dict[str, dict[str, float]]:
     }
     made, whole = (images * x for x in _crops(views, *built.batch_shape[2:]))
     # The program of a frozen teacher cuts its crops itself.
-    parts = {"crops": {"model": made, "hardware": made + (built.teaching is not None) * whole}}
+    parts = {
+        "crops": {"model": made, "hardware": made + (built.teacher_forward is not None) * whole}
+    }
     parts["teacher global"] = _once(forward(teacher.backbone.spec, seen) * 2 * images)
     if objective.gram is not None and objective.gram.teacher == "frozen":
         size = views.gram_size or views.global_size
@@ -196,23 +198,23 @@ def wire(built: Program) -> dict[str, float]:
         width = objective.backbone.spec.dtype.itemsize if kernel else 4
         size = box.value.size * width / (places / parts)
         away = size * (parts - 1) / parts * built.step.accumulate
-        taught = built.teaching is not None
+        taught = built.teacher_forward is not None
         scanned = "depth" in box.names
         found["all-gather"] += away * _passes(name, objective, scanned=scanned, taught=taught)
         found["reduce-scatter"] += away
         copies = layout.num_shards / places
         found["all-reduce"] += 2 * size / parts * (1 - 1 / copies) * built.step.accumulate
-    if built.teaching is not None:  # for targets and the loss, forward and backward
-        theirs = prototypes(built.teaching.teacher.abstract(layout))
+    if built.teacher_forward is not None:  # for targets and the loss, forward and backward
+        theirs = prototypes(built.teacher_forward.teacher.abstract(layout))
         found["all-gather"] += 3 * _missing(theirs) * built.step.accumulate
     return found
 
 
-def forward_wire(teaching: Teaching) -> dict[str, float]:
+def forward_wire(teacher_forward: TeacherForward) -> dict[str, float]:
     """The same of a frozen teacher's forward pass, which needs no prototypes."""
-    params = teaching.teacher.abstract(teaching.layout)
+    params = teacher_forward.teacher.abstract(teacher_forward.layout)
     gathered = _missing(params) - _missing(prototypes(params))
-    found = {"all-gather": gathered * teaching.forward.accumulate}
+    found = {"all-gather": gathered * teacher_forward.forward.accumulate}
     return {**found, "reduce-scatter": 0.0, "all-reduce": 0.0}
 
 

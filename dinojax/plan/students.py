@@ -24,7 +24,7 @@ from dinojax.sharding.mesh import Layout
 from dinojax.train.program import Program
 from dinojax.train.step import abstract_batch
 from dinojax.train.teacher import open_teacher
-from dinojax.train.teacher_forward import Teaching
+from dinojax.train.teacher_forward import TeacherForward
 
 
 def plan(
@@ -128,21 +128,21 @@ def _programs(
     keep: str | None,
 ):
     """What is known of each, the teacher's first; `kept`: bytes on each of its devices."""
-    teaching = next(iter(built.values())).teaching
-    assert teaching is not None
-    place = teaching.places(placement.images, placement.teacher.sharding())
-    forward = compile.of_forward(teaching, place, machine, keep)
+    teacher_forward = next(iter(built.values())).teacher_forward
+    assert teacher_forward is not None
+    place = teacher_forward.places(placement.images, placement.teacher.sharding())
+    forward = compile.of_forward(teacher_forward, place, machine, keep)
     kept = forward["state"]["teacher"]
     # What it made of a step is alive until all is dispatched of the next one.
     made = forward["memory"]["output"] if "memory" in forward else 0
     yield _named("teacher", placement.teacher, forward, kept=kept, learns=False, alive=made)
     if placement.images != placement.teacher.sharding("image"):
-        handing = _handing(teaching, placement, machine, keep)
+        handing = _handing(teacher_forward, placement, machine, keep)
         yield _named("images", placement.teacher, handing, kept=0, learns=False, alive=2 * made)
     for name, program in built.items():
         step = compile.of_step(many[name], program, machine, keep)
-        assert program.teaching is not None
-        copied, shared = compile.prototypes_of_student(program.teaching, program.layout)
+        assert program.teacher_forward is not None
+        copied, shared = compile.prototypes_of_student(program.teacher_forward, program.layout)
         kept = sum(step["state"].values()) + copied
         seen = {"reduction": program.step.view_spec.reduction}
         where = list(placement.teacher.mesh.devices.flat)
@@ -157,9 +157,11 @@ def _named(name: str, layout: Layout, found: dict, *, kept: int, learns: bool, a
     return {"name": name, **where, **found, "kept": kept, "learns": learns, "alive": alive}
 
 
-def _handing(teaching: Teaching, placement: Placement, machine: Target, keep: str | None) -> dict:
-    """Of the program that puts the images of a step where students take them (School.hand_out)."""
-    batch = abstract_batch(teaching.batch_shape, placement.teacher.sharding("image"))
+def _handing(
+    teacher_forward: TeacherForward, placement: Placement, machine: Target, keep: str | None
+) -> dict:
+    """Of SharedTeacher.hand_out, which puts the images of a step where students take them."""
+    batch = abstract_batch(teacher_forward.batch_shape, placement.teacher.sharding("image"))
     handed = jax.jit(lambda batch: batch, out_shardings=placement.images).lower(batch)
     return {"flops": 0, "state": {}, **compile.kept(handed, machine, placement.teacher, keep)}
 

@@ -28,7 +28,7 @@ class TeacherOutputs:
 
 
 @struct.dataclass
-class Taught:
+class TeacherFeatures:
     """What a student needs of a frozen teacher's forward pass, which was another program."""
 
     dino_BGZ: jax.Array

@@ -1,4 +1,4 @@
-"""What tells a healthy run from a dying one: a few scalars of every step. HEALTH.md explains them.
+"""What tells a healthy run from a dying one: a few scalars of every step (docs/health.md).
 
 Pure functions inside the compiled step, float32 at least, without gradient. Values of the teacher
 are taken over the whole batch and those of the student are means, so neither devices nor

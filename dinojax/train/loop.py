@@ -57,7 +57,7 @@ from dinojax.train.stage import (
     open_train_source,
 )
 from dinojax.train.state import State
-from dinojax.train.teacher_forward import Lessons
+from dinojax.train.teacher_forward import OwnTeacher
 
 log = logging.getLogger(__name__)
 
@@ -83,36 +83,36 @@ def train(
     directory, stages = Path(run_dir), as_stages(config)
     wanted = stages if stage is None else [pick(stages, stage)]
     sources = {name_of(c): open_train_source(c) for c in wanted}
-    team = process_group.current()
-    preflight.check_same(team, wanted, sources, directory)
+    processes = process_group.current()
+    preflight.check_same(processes, wanted, sources, directory)
     with contextlib.ExitStack() as stack:
-        if team.is_main:
+        if processes.is_main:
             stack.enter_context(occupy(directory))
-        preflight.check_storage(team, directory)
-        if not team.is_main:
-            stack.enter_context(occupy(directory, index=team.index))
+        preflight.check_storage(processes, directory)
+        if not processes.is_main:
+            stack.enter_context(occupy(directory, index=processes.index))
         stack.enter_context(
-            RunLog(directory / ("log.txt" if team.is_main else f"log.{team.index}.txt"))
+            RunLog(directory / ("log.txt" if processes.is_main else f"log.{processes.index}.txt"))
         )
-        if team.count > 1:
+        if processes.count > 1:
             jax.devices()  # made by all processes together, which claim asks in one alone
-        if team.is_main:
+        if processes.is_main:
             claim(directory, stages, accept)
-        finished = team.settle("finished stages", [is_finished(directory, c) for c in wanted])
+        finished = processes.settle("finished stages", [is_finished(directory, c) for c in wanted])
         todo = [c for c, done in zip(wanted, finished, strict=True) if not done] or wanted[-1:]
         for done in wanted[: len(wanted) - len(todo)]:
             log.info("stage %s is done", name_of(done))
-        several = team if team.count > 1 else None
-        interrupt = stack.enter_context(Interrupt(team=several))
+        several = processes if processes.count > 1 else None
+        interrupt = stack.enter_context(Interrupt(processes=several))
         stack.enter_context(within(max_wall, interrupt))
-        preflight.check_devices(team, [c.expect for c in todo])
+        preflight.check_devices(processes, [c.expect for c in todo])
         runs = [open_run(c, directory, sources[name_of(c)]) for c in todo]
         for run in runs:
             stack.callback(run.checkpoints.close)
             check_start(run)
         for run in runs:
             if len(stages) > 1:
-                if team.is_main:
+                if processes.is_main:
                     enter(directory, run.config, stages)
                 log.info("stage %s, %d of %d", run.stage, 1 + _number(run, stages), len(stages))
             state: Any = None  # gives back the memory of the stage before
@@ -127,8 +127,8 @@ def _number(run: Run, stages: Sequence[Config]) -> int:
 
 def _train(run: Run, interrupt: Interrupt, accept: Collection[str], *, is_last: bool) -> State:
     """The state of the stage's last checkpoint, or its first one, taken to the end."""
-    team = process_group.current()
-    begin = team.settle("checkpoint", run.checkpoints.latest())
+    processes = process_group.current()
+    begin = processes.settle("checkpoint", run.checkpoints.latest())
     with interrupt.unsaved(functools.partial(_last_words, run, begin or 0)):
         state, meta = _begin(run, begin, accept)
     run.note(event="start", step=begin or 0, devices=run.program.layout.mesh.size)
@@ -139,9 +139,9 @@ def _train(run: Run, interrupt: Interrupt, accept: Collection[str], *, is_last: 
     kinds = [device.device_kind for device in devices]
     here = [d.local_hardware_id for d in devices if d.process_index == jax.process_index()]
     with closed_in_time(loader), metrics, contextlib.ExitStack() as stack:
-        if team.is_main:  # the other hosts' energy is taken to be alike
+        if processes.is_main:  # the other hosts' energy is taken to be alike
             stack.enter_context(EnergyMeter(kinds, run.directory / "energy.json", gpus=here))
-        if run.tensorboard and team.is_main:
+        if run.tensorboard and processes.is_main:
             events = EventLog(
                 run.directory / "tensorboard",
                 resume_step=begin,
@@ -149,13 +149,13 @@ def _train(run: Run, interrupt: Interrupt, accept: Collection[str], *, is_last: 
             )
             metrics.mirror = events
             stack.callback(events.close)
-        team.last_words = functools.partial(lost, run.directory, [run])
+        processes.last_words = functools.partial(lost, run.directory, [run])
         report = _Report(
             run,
             metrics=metrics,
             batches=DataWait(loader),
             autopsy=Autopsy(run.directory, seed=run.program.seed, steps_before=run.steps_before),
-            watchdog=stack.enter_context(Watchdog(team.report_stall, **run.hang)),
+            watchdog=stack.enter_context(Watchdog(processes.report_stall, **run.hang)),
             compiles=stack.enter_context(Compiles()),
         )
         try:
@@ -213,7 +213,7 @@ def _loop(
     try:
         last_words = functools.partial(_last_words, run, number)
         with report.watchdog.phase("compiling"), interrupt.ending(last_words):
-            lessons, steps, renewed = _prepare(run, state)
+            own_teacher, steps, renewed = _prepare(run, state)
         _evaluate(run, embed, state, number, report=report, done=evaluated)
         while number < run.num_steps and not run.watch.ended:
             with interrupt.breakable():
@@ -226,8 +226,10 @@ def _loop(
                 finish.draw_crops(run, state, batch)
             now = run.program.now(number)
             which = run.draw(number)
-            taught = () if lessons is None else (lessons.of_step(which, number, batch),)
-            state, scalars = steps[which](state, batch, now, *taught)
+            teacher_features = (
+                () if own_teacher is None else (own_teacher.of_step(which, number, batch),)
+            )
+            state, scalars = steps[which](state, batch, now, *teacher_features)
             number, position = number + 1, loader.position
             if renewed is not None and run.anchor is not None and run.anchor.renews(number):
                 state = renewed(state)
@@ -264,22 +266,24 @@ def _last_words(run: Run, number: int, name: str) -> int:
 
 def _prepare(run: Run, state: State):
     """(the teacher or None, compiled steps, what renews the Gram anchor or None)."""
-    lessons = _lessons(run)
+    own_teacher = _own_teacher(run)
     steps = [_compile(built) for built in run.programs]
     renewed = None if run.anchor is None else initialize.refresh(state)
     process_group.current().settle("compiled", seconds=60.0 * run.hang["minutes"])
-    return lessons, steps, renewed
+    return own_teacher, steps, renewed
 
 
-def _lessons(run: Run) -> Lessons | None:
+def _own_teacher(run: Run) -> OwnTeacher | None:
     """The teacher of a distillation, loaded and compared with the one the run began with."""
-    teachings = [built.teaching for built in run.programs if built.teaching is not None]
-    if not teachings:
+    teacher_forwards = [
+        built.teacher_forward for built in run.programs if built.teacher_forward is not None
+    ]
+    if not teacher_forwards:
         return None
-    lessons = Lessons(teachings, run.program.layout)
+    own_teacher = OwnTeacher(teacher_forwards, run.program.layout)
     if (begin := run.checkpoints.latest()) is not None:
-        check_teacher(run.checkpoints.restore_meta(begin), lessons.fingerprint)
-    return lessons
+        check_teacher(run.checkpoints.restore_meta(begin), own_teacher.fingerprint)
+    return own_teacher
 
 
 def _compile(built: Program):

@@ -30,7 +30,7 @@ from dinojax.models.layers import l2_normalize, wide
 from dinojax.models.networks import Networks
 from dinojax.models.vit import Features, Vit
 from dinojax.train import health
-from dinojax.train.batch_types import Inputs, Targets, Taught, TeacherOutputs
+from dinojax.train.batch_types import Inputs, Targets, TeacherFeatures, TeacherOutputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,13 +85,13 @@ class Objective:
             health=per_crop,
         )
 
-    def taught(self, outputs: TeacherOutputs) -> Taught:
+    def teacher_features(self, outputs: TeacherOutputs) -> TeacherFeatures:
         """Of the whole batch, what a student needs beside the teacher's prototypes."""
         seen = outputs.health, outputs.cls_BGD
         scalars = health.teacher_health(*seen, {}, group_size=self.group_size)
-        return Taught(outputs.dino_BGZ, outputs.ibot_UMZ, health=scalars, heads={})
+        return TeacherFeatures(outputs.dino_BGZ, outputs.ibot_UMZ, health=scalars, heads={})
 
-    def assign(self, teacher, outputs: TeacherOutputs | Taught, centers: dict, now: dict):
+    def assign(self, teacher, outputs: TeacherOutputs | TeacherFeatures, centers: dict, now: dict):
         """(Targets over the whole batch, next centers); teacher: what made the outputs.
 
         Centers are empty unless centering=softmax.
@@ -117,14 +117,14 @@ class Objective:
         targets = Targets(rows["dino"], rows["ibot"], outputs.gram_BGPD, columns)
         return jax.lax.stop_gradient((targets, next_centers))
 
-    def teacher_health(self, outputs: TeacherOutputs | Taught, targets: Targets) -> dict:
+    def teacher_health(self, outputs: TeacherOutputs | TeacherFeatures, targets: Targets) -> dict:
         """Scalars that show the state of the teacher; both arguments of the whole batch."""
         seen = {}
         heads = {} if self.is_features else _heads(self.frozen or self)
         for name, head in heads.items():
             rows = getattr(targets, name)
             seen[name] = (rows.entropy_BT, rows.largest_BT, rows.first_BT, head.spec.prototypes)
-        if isinstance(outputs, Taught):
+        if isinstance(outputs, TeacherFeatures):
             return outputs.health | health.target_health(seen)
         crops = outputs.health, outputs.cls_BGD
         return health.teacher_health(*crops, seen, group_size=self.group_size)

@@ -168,12 +168,12 @@ class Saves:
         asked: the processes of the run have agreed to save here (their clocks differ).
         """
         self._run.checkpoints.check()
-        every, team = self._run.every, self._run.team
+        every, processes = self._run.every, self._run.processes
         late = every.minutes is not None and time.monotonic() - self._last >= 60 * every.minutes
-        if late and team.count > 1:
+        if late and processes.count > 1:
             late, self._last = False, time.monotonic()
-            if team.is_main:
-                team.ask("save", f"{every.minutes} minutes")
+            if processes.is_main:
+                processes.ask("save", f"{every.minutes} minutes")
         return asked or late or number % every.checkpoint == 0 or number == self._run.num_steps
 
     def finish(self, state: State, number: int, position: int) -> None:

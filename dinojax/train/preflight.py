@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dinojax.config import Config, ConfigError
 from dinojax.data.example import Source
-from dinojax.distributed.process_group import Team
+from dinojax.distributed.process_group import ProcessGroup
 from dinojax.runs.directory import HOSTS, name_of, package_versions
 
 log = logging.getLogger(__name__)
@@ -31,10 +31,13 @@ COLLECTIVE = 120.0  # seconds for the first collective, in which connections are
 
 
 def check_same(
-    team: Team, stages: Sequence[Config], sources: Mapping[str, Source], directory: Path
+    processes: ProcessGroup,
+    stages: Sequence[Config],
+    sources: Mapping[str, Source],
+    directory: Path,
 ) -> None:
     """Config, code, versions and images must be the same in all processes."""
-    if team.count == 1:
+    if processes.count == 1:
         return
     said = {
         "code": _code(),
@@ -45,9 +48,9 @@ def check_same(
         name = name_of(stage)
         said |= {f"{name}: {key}": repr(value) for key, value in stage.values().items()}
         said[f"{name}: images"] = f"{len(sources[name]):,}, {sources[name].fingerprint}"
-    faults = team.settle("the same everywhere", said, _others, STARTED)
+    faults = processes.settle("the same everywhere", said, _others, STARTED)
     if faults:
-        lines = "\n  ".join(f"{team.name(index)}: {text}" for index, text in faults)
+        lines = "\n  ".join(f"{processes.name(index)}: {text}" for index, text in faults)
         raise ConfigError(
             f"the processes of the run were not started alike; process 0 has other values:\n  "
             f"{lines}\nGive all the same command, code and data."
@@ -73,15 +76,15 @@ def _code() -> str:
     return digest.hexdigest()[:16]
 
 
-def check_storage(team: Team, directory: Path) -> None:
+def check_storage(processes: ProcessGroup, directory: Path) -> None:
     """Every process must see in the run directory what process 0 has written, and may write."""
-    if team.count == 1:
+    if processes.count == 1:
         return
-    token = team.settle("token", secrets.token_hex(8))
-    if team.is_main:
+    token = processes.settle("token", secrets.token_hex(8))
+    if processes.is_main:
         (directory / HOSTS).write_text(json.dumps({"token": token}) + "\n")
-    team.settle("token is written")
-    team.all_or_raise("storage is not shared", _storage_fault(directory, token), STARTED)
+    processes.settle("token is written")
+    processes.all_or_raise("storage is not shared", _storage_fault(directory, token), STARTED)
 
 
 def _storage_fault(directory: Path, token: str) -> str | None:
@@ -107,26 +110,31 @@ def _storage_fault(directory: Path, token: str) -> str | None:
     return None
 
 
-def check_devices(team: Team, expects: Collection[Config]) -> None:
+def check_devices(processes: ProcessGroup, expects: Collection[Config]) -> None:
     """Log who has which devices; refuse what `expect` does not want; try one collective."""
     local = jax.local_devices()
     kind, platform = local[0].device_kind, local[0].platform
-    mine = {"name": team.name(team.index), "platform": platform, "kind": kind, "num": len(local)}
-    rows = team.settle("devices", mine, list)
-    if team.is_main:
+    mine = {
+        "name": processes.name(processes.index),
+        "platform": platform,
+        "kind": kind,
+        "num": len(local),
+    }
+    rows = processes.settle("devices", mine, list)
+    if processes.is_main:
         for line in table(rows):
             log.info("%s", line)
     total, platforms = sum(row["num"] for row in rows), {row["platform"] for row in rows}
     for expect in expects:
         _compare("expect.platform", expect.platform, "/".join(sorted(platforms)))
         _compare("expect.devices", expect.devices, total)
-        _compare("expect.hosts", expect.hosts, team.count)
+        _compare("expect.hosts", expect.hosts, processes.count)
     if len({(row["platform"], row["kind"], row["num"]) for row in rows}) > 1:
         raise ConfigError(
             "the processes of the run have different devices:\n  " + "\n  ".join(table(rows))
         )
-    if team.count > 1:
-        _collective(team)
+    if processes.count > 1:
+        _collective(processes)
 
 
 def table(rows: Sequence[Mapping]) -> list[str]:
@@ -147,13 +155,13 @@ def _compare(key: str, wanted, found) -> None:
         )
 
 
-def _collective(team: Team) -> None:
+def _collective(processes: ProcessGroup) -> None:
     """The sum over all devices, so that what cannot talk fails here and not in the first step."""
     devices = sorted(jax.devices(), key=lambda device: device.process_index)
     place = NamedSharding(Mesh(np.array(devices), ("all",)), PartitionSpec("all"))
     began = time.monotonic()
     hangs = f"a sum over all devices did not finish within {COLLECTIVE:.0f} s: is a port closed?"
-    watch = threading.Timer(COLLECTIVE, team.report_stall, (hangs,))
+    watch = threading.Timer(COLLECTIVE, processes.report_stall, (hangs,))
     watch.daemon = True
     watch.start()
     ones = jax.make_array_from_callback((len(devices),), place, lambda _: np.ones(1, np.int32))
@@ -161,5 +169,5 @@ def _collective(team: Team) -> None:
     found = int(jax.jit(jnp.sum, out_shardings=whole)(ones))
     watch.cancel()
     fault = None if found == len(devices) else f"summed {found}, not {len(devices)}"
-    team.all_or_raise("a sum over all devices is wrong", fault, COLLECTIVE)
+    processes.all_or_raise("a sum over all devices is wrong", fault, COLLECTIVE)
     log.info("all %d devices talk to each other (%.1f s)", found, time.monotonic() - began)

@@ -27,7 +27,7 @@ from dinojax.train.objective import Objective
 from dinojax.train.state import State
 from dinojax.train.step import Forward, Step, abstract_batch
 from dinojax.train.teacher import Teacher, open_teacher
-from dinojax.train.teacher_forward import Teaching
+from dinojax.train.teacher_forward import TeacherForward
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,9 @@ class Program:
     seed: int
     batch_shape: tuple[int, int, int, int]  # B, S, S, C of the global batch
     eval_transform: EvalTransform
-    teaching: Teaching | None = None  # of distillation: the frozen teacher's half of the step
+    teacher_forward: TeacherForward | None = (
+        None  # of distillation: the frozen teacher's half of the step
+    )
 
     def new_state(self) -> State:
         """The state before the first step, a function of the seed alone."""
@@ -61,17 +63,17 @@ class Program:
         In distillation also, last, what the teacher's forward pass gives.
         """
         images, scalar = self.layout.sharding("image"), self.layout.sharding()
-        if self.teaching is not None:
-            images = self.teaching.student_sharding(self.layout)
+        if self.teacher_forward is not None:
+            images = self.teacher_forward.student_sharding(self.layout)
         batch = abstract_batch(self.batch_shape, images)
         now = {
             name: jax.ShapeDtypeStruct((), jnp.float32, sharding=scalar)
             for name in self.schedules(0)
         }
         inputs = (self.abstract_state(), batch, now)
-        if self.teaching is None:
+        if self.teacher_forward is None:
             return inputs
-        return *inputs, self.teaching.abstract_taught(self.layout)
+        return *inputs, self.teacher_forward.abstract_teacher_features(self.layout)
 
     def lower(self):
         """The step traced for this layout, from shapes alone; the state is donated.
@@ -135,20 +137,20 @@ def build(
     )
     seed = stages.stage_seed(config.seed, before)
     batch_shape = (config.batch_size, *[config.data.box_size] * 2, config.image.channels)
-    teaching = None
+    teacher_forward = None
     if teacher is not None:
         forward = Forward(objective, view_spec, config.accumulate)
         own = _teacher_layout(config, layout) if teacher_layout is None else teacher_layout
         _check_groups(config, own)
         spread = list(own.mesh.devices.flat) == list(layout.mesh.devices.flat)
-        teaching = Teaching(teacher, forward, own, batch_shape, seed, is_spread=spread)
+        teacher_forward = TeacherForward(teacher, forward, own, batch_shape, seed, is_spread=spread)
     return Program(
         layout=layout,
         step=Step(objective, build_optimizer(config, objective), view_spec, config.accumulate),
         schedules=schedules,
         seed=seed,
         batch_shape=batch_shape,
-        teaching=teaching,
+        teacher_forward=teacher_forward,
         eval_transform=EvalTransform.from_sections(image=config.image, knn=config.knn),
     )
 

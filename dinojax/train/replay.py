@@ -45,7 +45,9 @@ def replay(folder: str | Path) -> dict[str, Any]:
         state, apart = _state(built, folder, seen["step"], config)
         batch = global_batch(layout, _batch(folder))
         now = built.now(seen["step"] - 1)
-        teacher = None if built.teaching is None else built.teaching.teacher.load(layout)
+        teacher = (
+            None if built.teacher_forward is None else built.teacher_forward.teacher.load(layout)
+        )
         look = jax.jit(functools.partial(_look, built))
         scalars, finite = jax.device_get(look(state, batch, now, teacher))
     bad = [name for name, fine in _named(finite) if not fine]

@@ -69,7 +69,7 @@ class Run:
     mosaics: Mosaics | None  # the images of the dense metric
     watch: Watch
     hang: dict  # options of the watchdog
-    team: process_group.Team  # the processes that work on it; the first of them writes
+    processes: process_group.ProcessGroup  # the processes that work on it; the first of them writes
 
     @property
     def program(self) -> Program:
@@ -96,10 +96,10 @@ class Run:
             "devices": self.program.layout.mesh.size,
             "versions": environment()["versions"],
         }
-        if self.program.teaching is not None:
-            meta["teacher"] = self.program.teaching.teacher.fingerprint
+        if self.program.teacher_forward is not None:
+            meta["teacher"] = self.program.teacher_forward.teacher.fingerprint
         self.checkpoints.save(state, step=step, meta=meta)
-        if self.team.is_main:
+        if self.processes.is_main:
             reports.refresh(self.directory)
 
     def num_drawn(self, step: int) -> dict[str, int]:
@@ -109,7 +109,7 @@ class Run:
 
     def note(self, **content) -> None:
         """A line of resumes.jsonl: when the run started or stopped, where, and why."""
-        if not self.team.is_main:
+        if not self.processes.is_main:
             return
         if len(saved_stages(self.directory)) > 1:
             content = {"stage": self.stage, **content}
@@ -124,7 +124,7 @@ class Run:
     def note_stop(self, error: Exception) -> None:
         """The last line of a run that ends before its time, and the report that shows it."""
         self.note(event="stop", reason=f"{type(error).__name__}: {error}".splitlines()[0])
-        if self.team.is_main:
+        if self.processes.is_main:
             reports.refresh(self.directory)
 
 
@@ -140,9 +140,9 @@ def open_run(
 
     programs: made already, on a part of the devices; None = of the config alone. layout: of the
     devices that batches go to, None = those of the programs. It belongs to the processes that act
-    together (hosts.acting); one that is none of them only looks.
+    together (process_group.acting); one that is none of them only looks.
     """
-    team = process_group.current()
+    processes = process_group.current()
     data, channels = config.data, config.image.channels
     sources = open_knn_sources(data, config.knn, channels=channels)
     if programs is None:
@@ -155,7 +155,7 @@ def open_run(
         directory,
         max_share=data.max_bad_share,
         parts=parts_of(source),
-        host=team.index,
+        host=processes.index,
     )
     return Run(
         directory=directory,
@@ -178,7 +178,7 @@ def open_run(
         knn=build_knn(sources, image=config.image, knn=config.knn, directory=directory)
         if sources
         else None,
-        checkpoints=_checkpoints(config, directory, team),
+        checkpoints=_checkpoints(config, directory, processes),
         num_steps=config.num_steps,
         every=Every(
             log=config.log.every,
@@ -197,14 +197,16 @@ def open_run(
             seconds=config.hang.seconds,
             minutes=config.hang.minutes,
         ),
-        team=team,
+        processes=processes,
     )
 
 
-def _checkpoints(config: Config, directory: Path, team: process_group.Team) -> Checkpoints:
-    if team.has_me:
+def _checkpoints(
+    config: Config, directory: Path, processes: process_group.ProcessGroup
+) -> Checkpoints:
+    if processes.has_me:
         return open_checkpoints(config, directory)
-    with process_group.acting(subgroup.of(team, (team.index,))):
+    with process_group.acting(subgroup.of(processes, (processes.index,))):
         return open_checkpoints(config, directory, read_only=True)
 
 
@@ -226,7 +228,7 @@ def open_metrics(run: Run, resume_step: int | None) -> MetricsLog:
     """metrics.jsonl, which one process writes; the rows of several stages say whose they are."""
     names = saved_stages(run.directory)
     return MetricsLog(
-        run.directory / "metrics.jsonl" if run.team.is_main else None,
+        run.directory / "metrics.jsonl" if run.processes.is_main else None,
         resume_step=resume_step,
         stage=run.stage if len(names) > 1 else None,
         is_first=run.stage == names[0],

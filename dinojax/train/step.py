@@ -13,7 +13,7 @@ from dinojax.ops import rng
 from dinojax.sharding import mesh
 from dinojax.sharding.batch import merge_batch, split_batch
 from dinojax.train import health
-from dinojax.train.batch_types import Inputs, Taught, TeacherOutputs
+from dinojax.train.batch_types import Inputs, TeacherFeatures, TeacherOutputs
 from dinojax.train.objective import Objective
 from dinojax.train.optim import part_norms
 from dinojax.train.state import State
@@ -25,7 +25,7 @@ class Step:
 
     batch: {"images" uint8 [B, S, S, C], "sizes" int32 [B, 2]}; now: the schedules' values at this
     step as scalars, so that they are exact and a change of schedule never recompiles. teacher: of
-    the objective's frozen networks, if it has any, their parameters or what they taught already.
+    the objective's frozen networks, if it has any, their parameters or the features they gave.
     """
 
     objective: Objective
@@ -72,8 +72,8 @@ class Step:
 
         Sinkhorn runs once, over the whole batch.
         """
-        whole: TeacherOutputs | Taught
-        if isinstance(teacher, Taught):
+        whole: TeacherOutputs | TeacherFeatures
+        if isinstance(teacher, TeacherFeatures):
             whole, teacher = teacher, teacher.heads
         else:
             teacher = state.ema if teacher is None else teacher
@@ -107,7 +107,7 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Forward:
-    """The forward pass of a frozen teacher: `forward(teacher, key, number, batch) -> Taught`.
+    """A frozen teacher's forward pass: `forward(teacher, key, number, batch) -> TeacherFeatures`.
 
     A program of its own, on devices and with shardings of its own; it makes the same crops as the
     student's step, of which it needs the global ones. teacher: parameters; key: of the seed;
@@ -118,11 +118,13 @@ class Forward:
     view_spec: ViewSpec
     accumulate: int = 1
 
-    def __call__(self, teacher: dict, key: jax.Array, number: jax.Array, batch: dict) -> Taught:
+    def __call__(
+        self, teacher: dict, key: jax.Array, number: jax.Array, batch: dict
+    ) -> TeacherFeatures:
         key = jax.random.fold_in(key, number)
         inputs = _inputs(key, _views(key, batch, self.view_spec))
         parts = split_batch(inputs, self.accumulate)
-        return self.objective.taught(_outputs(self.objective, teacher, None, parts))
+        return self.objective.teacher_features(_outputs(self.objective, teacher, None, parts))
 
 
 def abstract_batch(shape: tuple[int, int, int, int], sharding) -> dict:

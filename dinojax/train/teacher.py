@@ -1,7 +1,7 @@
 """The frozen teacher of a distillation: which network it is, and its parameters on devices.
 
 Of any format that `dinojax.load` reads, or a run, with the trained heads that a run or an own
-export brings along. Opening looks at names and shapes alone; DISTILL.md explains the choices.
+export brings along. Opening looks at names and shapes alone; docs/distillation.md has the choices.
 """
 
 import dataclasses

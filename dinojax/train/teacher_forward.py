@@ -19,7 +19,7 @@ import numpy as np
 from dinojax.sharding import mesh
 from dinojax.sharding.mesh import Layout
 from dinojax.sharding.view import view_on
-from dinojax.train.batch_types import Taught
+from dinojax.train.batch_types import TeacherFeatures
 from dinojax.train.step import Forward, abstract_batch
 from dinojax.train.teacher import Teacher, prototypes
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Teaching:
+class TeacherForward:
     """A teacher, its forward pass and its devices, of which a student has all or a part."""
 
     teacher: Teacher
@@ -55,7 +55,7 @@ class Teaching:
         with self._active():
             return jax.jit(self.forward, out_shardings=place).lower(*self.abstract_inputs())
 
-    def shapes(self) -> Taught:
+    def shapes(self) -> TeacherFeatures:
         with self._active():
             return jax.eval_shape(self.forward, *self.abstract_inputs())
 
@@ -64,68 +64,74 @@ class Teaching:
         with mesh.off(), mesh.use(self.layout):
             yield
 
-    def places(self, images: Any, whole: Any) -> Taught:
-        """A Taught of shardings: `images` for what leads with images, `whole` for scalars."""
+    def places(self, images: Any, whole: Any) -> TeacherFeatures:
+        """Their shardings: `images` for what leads with images, `whole` for scalars."""
         return jax.tree.map(lambda x: images if x.ndim else whole, self.shapes())
 
     def student_sharding(self, layout: Layout):
         """Of images and all that leads with them, where a student's step takes it."""
         return layout.sharding("image") if self.is_spread else layout.sharding()
 
-    def abstract_taught(self, layout: Layout) -> Taught:
+    def abstract_teacher_features(self, layout: Layout) -> TeacherFeatures:
         """What a student's step takes of it, on the student's devices."""
         place = self.places(self.student_sharding(layout), layout.sharding())
 
         def with_place(x, sharding):
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-        taught = jax.tree.map(with_place, self.shapes(), place)
+        teacher_features = jax.tree.map(with_place, self.shapes(), place)
         heads = prototypes(self.teacher.abstract(layout))
-        return dataclasses.replace(taught, heads=heads)
+        return dataclasses.replace(teacher_features, heads=heads)
 
 
-class Lessons:
+class OwnTeacher:
     """The teacher at work: gives every step of a run what it makes of the step's images."""
 
-    def __init__(self, teachings: Sequence[Teaching], layout: Layout):
-        """teachings: one per size of crops, of one teacher. layout: the student's, on all of the
-        teacher's devices."""
-        self._school = School(teachings, teachings[0].layout.sharding("image"))
-        self._layout, self._heads = layout, self._school.heads(layout)
-        self.fingerprint = teachings[0].teacher.fingerprint
+    def __init__(self, teacher_forwards: Sequence[TeacherForward], layout: Layout):
+        """teacher_forwards: one per size of crops, of one teacher. layout: the student's, on all
+        of the teacher's devices."""
+        self._teacher = SharedTeacher(
+            teacher_forwards, teacher_forwards[0].layout.sharding("image")
+        )
+        self._layout, self._heads = layout, self._teacher.heads(layout)
+        self.fingerprint = teacher_forwards[0].teacher.fingerprint
 
     @property
     def params(self) -> dict:
         """The teacher's parameters."""
-        return self._school.params
+        return self._teacher.params
 
-    def of_step(self, which: int, number: int, batch: dict) -> Taught:
+    def of_step(self, which: int, number: int, batch: dict) -> TeacherFeatures:
         """The forward pass of a step, dispatched. which: of the sizes; number: of steps before it;
         batch: on the student's mesh."""
-        taught = self._school(which, number, batch)
-        return for_student(taught, self._heads, self._layout, is_spread=True)
+        teacher_features = self._teacher(which, number, batch)
+        return for_student(teacher_features, self._heads, self._layout, is_spread=True)
 
 
-class School:
+class SharedTeacher:
     """A teacher whose parameters are on its devices, and its compiled forward passes."""
 
-    def __init__(self, teachings: Sequence[Teaching], place_images: Any):
+    def __init__(self, teacher_forwards: Sequence[TeacherForward], place_images: Any):
         """place_images: the sharding of what leads with images when it comes out."""
-        first = teachings[0]
+        first = teacher_forwards[0]
         began = time.monotonic()
         self._teacher, self._layout = first.teacher, first.layout
         self.fingerprint = first.teacher.fingerprint
         self.params, scalar = first.teacher.load(first.layout), first.layout.sharding()
         self._key = jax.jit(jax.random.key, out_shardings=scalar)(np.uint32(first.seed))
-        places = [teaching.places(place_images, scalar) for teaching in teachings]
-        pairs = zip(teachings, places, strict=True)
-        self._forwards = [teaching.lower(place).compile() for teaching, place in pairs]
+        places = [
+            teacher_forward.places(place_images, scalar) for teacher_forward in teacher_forwards
+        ]
+        pairs = zip(teacher_forwards, places, strict=True)
+        self._forwards = [
+            teacher_forward.lower(place).compile() for teacher_forward, place in pairs
+        ]
         self._copies = place_images != first.layout.sharding("image")
         self._hand_out = jax.jit(lambda batch: batch, out_shardings=place_images)
         told = first.teacher.name, self.fingerprint[:16], time.monotonic() - began
         log.info("teacher %s, SHA-256 %s, loaded and compiled in %.0f s", *told)
 
-    def __call__(self, which: int, number: int, batch: dict) -> Taught:
+    def __call__(self, which: int, number: int, batch: dict) -> TeacherFeatures:
         """The forward pass of a step, dispatched; batch: on any mesh of the same devices."""
         batch = view_on(batch, self._layout.sharding("image"))
         return self._forwards[which](self.params, self._key, np.int32(number), batch)
@@ -143,13 +149,15 @@ class School:
         return self._teacher.load_prototypes(layout)
 
 
-def for_student(taught: Taught, heads: dict, layout: Layout, *, is_spread: bool) -> Taught:
+def for_student(
+    teacher_features: TeacherFeatures, heads: dict, layout: Layout, *, is_spread: bool
+) -> TeacherFeatures:
     """What came out of the forward pass, with its labels on the student's mesh."""
     whole = layout.sharding()
     images = layout.sharding("image") if is_spread else whole
-    return Taught(
-        dino_BGZ=view_on(taught.dino_BGZ, images),
-        ibot_UMZ=view_on(taught.ibot_UMZ, images),
-        health=view_on(taught.health, whole),
+    return TeacherFeatures(
+        dino_BGZ=view_on(teacher_features.dino_BGZ, images),
+        ibot_UMZ=view_on(teacher_features.ibot_UMZ, images),
+        health=view_on(teacher_features.health, whole),
         heads=heads,
     )

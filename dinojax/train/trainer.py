@@ -10,17 +10,17 @@ import jax
 
 from dinojax.distributed import process_group
 from dinojax.distributed.interrupt import stoppable
-from dinojax.distributed.subgroup import Crew
+from dinojax.distributed.subgroup import Subgroup
 from dinojax.monitor.autopsy import Autopsy
 from dinojax.monitor.watchdog import Watchdog
 from dinojax.sharding import mesh
 from dinojax.sharding.view import view_on
 from dinojax.train import finish, initialize, periodic
-from dinojax.train.batch_types import Taught
+from dinojax.train.batch_types import TeacherFeatures
 from dinojax.train.periodic import Clock, Saves
 from dinojax.train.stage import Run, check_data, check_teacher, open_metrics
 from dinojax.train.state import State
-from dinojax.train.teacher_forward import School, for_student
+from dinojax.train.teacher_forward import SharedTeacher, for_student
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class StudentFailed(RuntimeError):
     """A student ended before its time; the message begins with its name."""
 
 
-class Pupil:
+class Trainer:
     """A student between two steps. It learns from batches in their order, each exactly once.
 
     `number` counts the steps it has done; one that is ahead of the others, or behind, is not
@@ -41,9 +41,16 @@ class Pupil:
     """
 
     def __init__(
-        self, name: str, run: Run, school: School, *, accept, interrupt, watchdog: Watchdog
+        self,
+        name: str,
+        run: Run,
+        shared_teacher: SharedTeacher,
+        *,
+        accept,
+        interrupt,
+        watchdog: Watchdog,
     ):
-        self.name, self.run, self._school = name, run, school
+        self.name, self.run, self._shared_teacher = name, run, shared_teacher
         self.layout = run.program.layout
         self._interrupt, self._watchdog = interrupt, watchdog
         self.is_here, self.has_ended = True, False
@@ -54,16 +61,16 @@ class Pupil:
     def _begin(self, accept) -> None:
         """The state to go on from, and all that looks after it."""
         run = self.run
-        begin = run.team.settle("checkpoint", run.checkpoints.latest())
+        begin = run.processes.settle("checkpoint", run.checkpoints.latest())
         meta = dict[str, Any](seconds=0.0)
         if begin is None:
             self.state = initialize.first_state(run.program, run.config, run.directory)
         else:
             meta = run.checkpoints.restore_meta(begin)
             check_data(meta, run.source, accept)
-            check_teacher(meta, self._school.fingerprint)
+            check_teacher(meta, self._shared_teacher.fingerprint)
             self.state = run.checkpoints.restore(run.program.abstract_state(), begin)
-        self._heads = self._school.heads(self.layout)
+        self._heads = self._shared_teacher.heads(self.layout)
         self.number = int(self.state.step)
         self._embed = self._stoppable(run.program.embed())
         self._metrics = open_metrics(run, begin)
@@ -71,7 +78,7 @@ class Pupil:
         self._autopsy = Autopsy(run.directory, seed=seed, steps_before=before)
         self._saves = Saves(run, Clock(meta["seconds"]), self._watchdog)
         rows = run.watch.of_interest(self._metrics.rows())
-        run.watch.begin(run.team.settle("rows so far", rows))
+        run.watch.begin(run.processes.settle("rows so far", rows))
         self._done = periodic.evaluated(self._metrics)
         self._pending: list[tuple] = []  # (number, scalars, now) of steps that were dispatched
         self._waited, self._since = 0.0, time.monotonic()  # for data, since the last row
@@ -81,7 +88,7 @@ class Pupil:
     @contextlib.contextmanager
     def _at_work(self):
         with (
-            process_group.acting(self.run.team),
+            process_group.acting(self.run.processes),
             mesh.use(self.layout),
             jax.default_matmul_precision(self.run.matmul),
         ):
@@ -89,22 +96,22 @@ class Pupil:
 
     def _meet(self, what: str) -> None:
         """Wait for the student's processes: one may be busy with another student of its own."""
-        self.run.team.settle(what, seconds=60.0 * self.run.hang["minutes"])
+        self.run.processes.settle(what, seconds=60.0 * self.run.hang["minutes"])
 
     @property
     def is_apart(self) -> bool:
         """Whether only some processes of the run have devices of the student."""
-        return isinstance(self.run.team, Crew)
+        return isinstance(self.run.processes, Subgroup)
 
     def _stoppable(self, embed: Callable) -> Callable:
         """The same function, which does not go on between two batches once a stop was asked for."""
         if not self.is_apart:
             return stoppable(embed, self._interrupt)
-        team = self.run.team
+        processes = self.run.processes
 
         def unless_stopped(params, images_BHWC):
             # No turn of all, which other processes would not take.
-            if team.settle("stopped", team.is_asked_to_stop, any):
+            if processes.settle("stopped", processes.is_asked_to_stop, any):
                 raise _PutOff
             return embed(params, images_BHWC)
 
@@ -119,15 +126,19 @@ class Pupil:
             self._steps = [built.lower().compile() for built in self.run.programs]
         log.info("%s: compiled in %.0f s", self.name, time.monotonic() - began)
 
-    def learn(self, which: int, batch: dict, taught: Taught, host_batch: dict) -> None:
-        """Dispatch a step. batch, taught: as the teacher's devices have them; host_batch: the
-        images of this process, for an autopsy."""
-        teaching = self.run.program.teaching
-        assert teaching is not None
-        own = view_on(batch, teaching.student_sharding(self.layout))
+    def learn(
+        self, which: int, batch: dict, teacher_features: TeacherFeatures, host_batch: dict
+    ) -> None:
+        """Dispatch a step. batch, teacher_features: as the teacher's devices have them; host_batch:
+        the images of this process, for an autopsy."""
+        teacher_forward = self.run.program.teacher_forward
+        assert teacher_forward is not None
+        own = view_on(batch, teacher_forward.student_sharding(self.layout))
         # Of processes that do not learn with this student nobody would ask for their images.
         self._autopsy.keep(self.number + 1, own if self.is_apart else host_batch)
-        heard = for_student(taught, self._heads, self.layout, is_spread=teaching.is_spread)
+        heard = for_student(
+            teacher_features, self._heads, self.layout, is_spread=teacher_forward.is_spread
+        )
         if self.number == 0 and self.run.pictures:
             with self._at_work():
                 finish.draw_crops(self.run, self.state, own)
@@ -173,7 +184,7 @@ class Pupil:
             log.info(
                 "%s: step %d/%d, loss %.4f", self.name, number, run.num_steps, scalars["total"]
             )
-        with process_group.acting(run.team):
+        with process_group.acting(run.processes):
             self._autopsy.check(number, scalars, now)
 
     def evaluate(self) -> None:

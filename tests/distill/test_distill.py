@@ -26,8 +26,8 @@ from dinojax.runs.scalars import read_metrics
 from dinojax.sharding import mesh
 from dinojax.train import loop, program
 from dinojax.train.teacher import open_teacher
-from dinojax.train.teacher_forward import School
-from dinojax.train.trainer import Pupil, StudentFailed
+from dinojax.train.teacher_forward import SharedTeacher
+from dinojax.train.trainer import StudentFailed, Trainer
 from dinojax.weights import run as convert
 from tests.config.test_recipes import FAMILIES, READ_BY_THE_RUN
 from tests.support import several, small
@@ -160,7 +160,7 @@ REFUSALS = {
 def test_students_who_cannot_learn_together_are_refused_before_compiling(
     keys, recipe, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(distill_loop, "School", None)
+    monkeypatch.setattr(distill_loop, "SharedTeacher", None)
     monkeypatch.setattr(placements, "costs", lambda *args: {"one": 1.0, "two": 2.1})
     with pytest.raises(ValueError) as refused:
         distill_loop.distill(load(recipe, *keys.split(" ")), tmp_path / "run")
@@ -229,7 +229,7 @@ def test_copies_of_the_teacher_are_as_many_as_of_the_student(recipe):
     assert placement.teacher.mesh.shape == {"replica": 4, "fsdp": 2, "tensor": 1}
     config = students["one"]
     built = program.build(config, mesh.from_section(config.mesh))
-    assert built.teaching.layout == built.layout and built.layout == placement.teacher
+    assert built.teacher_forward.layout == built.layout and built.layout == placement.teacher
 
 
 def test_shares_of_more_powers_of_two_come_first(recipe):
@@ -279,7 +279,9 @@ def test_the_step_of_a_student_holds_no_forward_pass_of_the_teacher(recipe):
         built = program.build(config, layout, dataclasses.replace(teacher, networks=other))
         with mesh.use(built.layout):
             student = count_flops(built.step, *built.abstract_inputs())
-            forward = count_flops(built.teaching.forward, *built.teaching.abstract_inputs())
+            forward = count_flops(
+                built.teacher_forward.forward, *built.teacher_forward.abstract_inputs()
+            )
         found.append((student, forward))
     (student, two), (again, four) = found
     assert student == again and four > 1.5 * two
@@ -287,24 +289,24 @@ def test_the_step_of_a_student_holds_no_forward_pass_of_the_teacher(recipe):
 
 def test_a_step_is_measured_when_all_students_have_come_as_far(monkeypatch):
     """One that is new in the recipe catches up first: the others take no steps until then."""
-    pupils = [SimpleNamespace(number=50), SimpleNamespace(number=0)]
+    students = [SimpleNamespace(number=50), SimpleNamespace(number=0)]
     sessions = []
 
-    def session(self, pupils, school, placement, *, end, measures=False):
-        sessions.append((min(pupil.number for pupil in pupils), end, measures))
-        for pupil in pupils:
-            pupil.number = max(pupil.number, end)
-            pupil.finish = lambda seconds: None
-            pupil.name = "one"
+    def session(self, students, shared_teacher, placement, *, end, measures=False):
+        sessions.append((min(student.number for student in students), end, measures))
+        for student in students:
+            student.number = max(student.number, end)
+            student.finish = lambda seconds: None
+            student.name = "one"
 
     placement = SimpleNamespace(told=lambda: "somewhere")
-    chooser = SimpleNamespace(measures=True, placements=lambda: [placement] * 9)
-    monkeypatch.setattr(distill_loop, "Chooser", lambda *args: chooser)
+    search = SimpleNamespace(measures=True, placements=lambda: [placement] * 9)
+    monkeypatch.setattr(distill_loop, "PlacementSearch", lambda *args: search)
     stage = object.__new__(distill_loop._Stage)
     stage._configs, stage._teacher, stage._num_steps = {}, None, 50 + 2 * distill_loop.MEASURED
     stage._notes = SimpleNamespace(add=lambda row: None)
-    stage._ending = SimpleNamespace(meet=lambda what: None)
-    monkeypatch.setattr(distill_loop._Stage, "_open", lambda self, *args: (pupils, None))
+    stage._shutdown = SimpleNamespace(meet=lambda what: None)
+    monkeypatch.setattr(distill_loop._Stage, "_open", lambda self, *args: (students, None))
     monkeypatch.setattr(distill_loop._Stage, "_session", session)
     stage.run(())
     first, last = 50 + distill_loop.MEASURED, 50 + 2 * distill_loop.MEASURED
@@ -343,7 +345,7 @@ def test_no_family_changes_a_key_that_nothing_reads(name):
     check_shared({"last": (last := next(iter(found.values()))[-1])})
     for config in (*(each[0] for each in found.values()), last):
         built = program.build_sizes(config, layout)
-        assert all(one.teaching is not None for one in built)
+        assert all(one.teacher_forward is not None for one in built)
         assert [key for key in config.unread() if not key.startswith(read)] == []
 
 
@@ -390,10 +392,12 @@ def run(found, directory, **options):
 def together(recipe, tmp_path_factory):
     """Both students in turn on eight devices: (directory, states, forward passes taken)."""
     directory, taken = tmp_path_factory.mktemp("family") / "turn", []
-    call = School.__call__
+    call = SharedTeacher.__call__
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            School, "__call__", lambda self, *args: taken.append(args[1]) or call(self, *args)
+            SharedTeacher,
+            "__call__",
+            lambda self, *args: taken.append(args[1]) or call(self, *args),
         )
         states = run(load(recipe), directory)
     return directory, jax.device_get(states), taken
@@ -423,7 +427,7 @@ def test_the_teacher_looks_once_however_many_learn(together):
 def test_shares_and_a_student_who_fails_change_no_result(recipe, together, tmp_path, monkeypatch):
     """2 + 6 devices, of which the 6 are 3 copies over 2, until one student fails, then 4 + 4, one
     of them tensor-parallel; the other student waits meanwhile."""
-    learn = Pupil.learn
+    learn = Trainer.learn
 
     def fail(self, *args):
         if (self.name, self.number) == ("two", 1):
@@ -433,7 +437,7 @@ def test_shares_and_a_student_who_fails_change_no_result(recipe, together, tmp_p
     place = ("distill.place=apart", "one:distill.share=2", "two:distill.share=6")
     place += ("two:mesh.strategy=hsdp",)
     with monkeypatch.context() as patch:
-        patch.setattr(Pupil, "learn", fail)
+        patch.setattr(Trainer, "learn", fail)
         with pytest.raises(StudentFailed, match="student two failed, so all stop: .*out of memory"):
             run(load(recipe, *place), tmp_path / "run")
     stands = {
@@ -445,7 +449,7 @@ def test_shares_and_a_student_who_fails_change_no_result(recipe, together, tmp_p
     assert stands == {"one": [1, 2], "two": [1]}
     learned = []
     monkeypatch.setattr(
-        Pupil, "learn", lambda self, *args: learned.append(self.name) or learn(self, *args)
+        Trainer, "learn", lambda self, *args: learned.append(self.name) or learn(self, *args)
     )
     place = ("distill.place=apart", "one:distill.share=4", "two:distill.share=4")
     place += ("two:mesh.strategy=fsdp_tp", "two:mesh.tensor=2")

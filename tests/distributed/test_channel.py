@@ -1,4 +1,4 @@
-"""The line between processes and the turns that they take, here between threads of one."""
+"""The channel between processes and the turns that they take, here between threads of one."""
 
 import contextlib
 import queue
@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from dinojax.distributed.channel import GONE, HostError, Line
-from dinojax.distributed.sync_point import Turns
+from dinojax.distributed.channel import GONE, ControlChannel, HostError
+from dinojax.distributed.sync_point import SyncPoint
 from tests.support import several
 
 SECONDS = 30.0
@@ -18,27 +18,29 @@ SECONDS = 30.0
 @pytest.fixture(autouse=True)
 def closed(monkeypatch):
     """Every connection is closed at the end of a test."""
-    opened, keep = [], Line.open
+    opened, keep = [], ControlChannel.open
     monkeypatch.setattr(
-        Line, "open", lambda line, *args, **how: opened.append(line) or keep(line, *args, **how)
+        ControlChannel,
+        "open",
+        lambda channel, *args, **how: opened.append(channel) or keep(channel, *args, **how),
     )
     yield
-    for line in opened:
-        cut(line)
-    for reader in [reader for line in opened for reader in line._readers]:
+    for channel in opened:
+        cut(channel)
+    for reader in [reader for channel in opened for reader in channel._readers]:
         reader.join(SECONDS)
 
 
-def cut(line) -> None:
+def cut(channel) -> None:
     """As the kernel does for a process that is killed."""
-    with line._lock:  # a killed process says nothing more, not even that its connections close
-        for end in line._ends.values():
+    with channel._lock:  # a killed process says nothing more, not even that its connections close
+        for end in channel._ends.values():
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
 
 def meet(count: int, *, given=None, seconds: float = SECONDS, address=None):
-    """What came of each process's attempt: its line, or the error; and what each has heard.
+    """What came of each process's attempt: its channel, or the error; and what each has heard.
 
     given: (index, count) of every process that comes.
     """
@@ -47,9 +49,9 @@ def meet(count: int, *, given=None, seconds: float = SECONDS, address=None):
     heard = [queue.Queue() for _ in given]
 
     def come(place, inbox):
-        line = Line(*place, lambda sender, content: inbox.put((sender, content)))
+        channel = ControlChannel(*place, lambda sender, content: inbox.put((sender, content)))
         try:
-            return line.open(address, me=f"host{place[0]}", seconds=seconds)
+            return channel.open(address, me=f"host{place[0]}", seconds=seconds)
         except HostError as error:
             return error
 
@@ -57,21 +59,26 @@ def meet(count: int, *, given=None, seconds: float = SECONDS, address=None):
         return list(pool.map(come, given, heard)), heard
 
 
-def all_at_once(function, lines):
-    with ThreadPoolExecutor(len(lines)) as pool:
-        return list(pool.map(function, lines))
+def all_at_once(function, channels):
+    with ThreadPoolExecutor(len(channels)) as pool:
+        return list(pool.map(function, channels))
 
 
 def test_what_is_settled_is_judged_over_the_values_of_all_in_order():
-    lines, _ = meet(3)
-    got = all_at_once(lambda line: line.settle("a", line.index, list, seconds=SECONDS), lines)
+    channels, _ = meet(3)
+    got = all_at_once(
+        lambda channel: channel.settle("a", channel.index, list, seconds=SECONDS), channels
+    )
     assert got == [[0, 1, 2]] * 3
-    assert lines[2].name(1) == "process 1 (host1)"
+    assert channels[2].name(1) == "process 1 (host1)"
 
 
 def test_notices_reach_all_in_one_order():
-    lines, heard = meet(3)
-    all_at_once(lambda line: [line.notify({"what": f"{line.index}-{i}"}) for i in range(5)], lines)
+    channels, heard = meet(3)
+    all_at_once(
+        lambda channel: [channel.notify({"what": f"{channel.index}-{i}"}) for i in range(5)],
+        channels,
+    )
     got = [[inbox.get(timeout=SECONDS) for _ in range(15)] for inbox in heard]
     assert got[0] == got[1] == got[2]
     assert {sender for sender, _ in got[0]} == {0, 1, 2}
@@ -108,25 +115,25 @@ def test_a_port_that_is_taken_is_an_error_with_the_way_on():
 
 
 def test_who_does_not_answer_is_named():
-    lines, _ = meet(2)
+    channels, _ = meet(2)
     with pytest.raises(HostError, match=r"process 1 \(host1\) did not answer"):
-        lines[0].settle("a", 1, list, seconds=0.2)
+        channels[0].settle("a", 1, list, seconds=0.2)
 
 
 @pytest.mark.parametrize("gone", [0, 1])
 def test_all_hear_of_a_process_that_ends_without_a_word(gone):
-    lines, heard = meet(3)
-    cut(lines[gone])
+    channels, heard = meet(3)
+    cut(channels[gone])
     for index in {0, 1, 2} - {gone}:
         assert heard[index].get(timeout=SECONDS) == (gone, {"what": GONE})
 
 
 def test_a_good_bye_is_not_mistaken_for_a_death():
-    lines, heard = meet(2)
-    lines[1].close(seconds=SECONDS)
-    cut(lines[1])
-    lines[0].close(seconds=SECONDS)
-    assert not lines[0]._readers[0].is_alive()
+    channels, heard = meet(2)
+    channels[1].close(seconds=SECONDS)
+    cut(channels[1])
+    channels[0].close(seconds=SECONDS)
+    assert not channels[0]._readers[0].is_alive()
     with pytest.raises(queue.Empty):
         heard[0].get(timeout=0.2)
 
@@ -136,9 +143,9 @@ def walk(count: int, num_turns: int, asks):
     port, start = several.free_port(), threading.Barrier(count)
 
     def process(index):
-        line = Line(index, count, lambda sender, content: turns.heard(content))
-        turns = Turns(line)
-        line.open(("127.0.0.1", port), me=f"host{index}", seconds=SECONDS)
+        channel = ControlChannel(index, count, lambda sender, content: turns.heard(content))
+        turns = SyncPoint(channel)
+        channel.open(("127.0.0.1", port), me=f"host{index}", seconds=SECONDS)
         start.wait()
         acted = []
         for turn in range(num_turns):
@@ -151,7 +158,7 @@ def walk(count: int, num_turns: int, asks):
                 threading.Event().wait(0.002)
         with contextlib.suppress(threading.BrokenBarrierError):
             start.wait(SECONDS)
-        line.close(seconds=0.0)
+        channel.close(seconds=0.0)
         return acted
 
     with ThreadPoolExecutor(count) as pool:

@@ -1,4 +1,4 @@
-"""Some processes of a run act as a team of their own; here each process is a thread."""
+"""Some processes of a run act as a process group of their own; here each process is a thread."""
 
 import itertools
 import time
@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from dinojax.distill import placement_search
-from dinojax.distill.shutdown import Ending
+from dinojax.distill.shutdown import Shutdown
 from dinojax.distributed import process_group, subgroup
 from dinojax.distributed.channel import HostError
-from dinojax.distributed.cluster import Place
+from dinojax.distributed.cluster import ProcessSpec
 from dinojax.distributed.interrupt import Alarm, Asked, Interrupt, Interrupted
-from dinojax.distributed.process_group import Team
+from dinojax.distributed.process_group import ProcessGroup
 from dinojax.monitor.autopsy import Autopsy, NonFiniteError
 from dinojax.monitor.watchdog import Watchdog
 from dinojax.train import periodic, replay
-from dinojax.train.trainer import Pupil, StudentFailed
+from dinojax.train.trainer import StudentFailed, Trainer
 from tests.support import several
 
 COUNT = 3
@@ -26,7 +26,7 @@ COUNT = 3
 
 @pytest.fixture
 def teams():
-    """Three processes of a run: together(function) is what function(team) returns in each."""
+    """Three processes of a run: together(function) is what function(processes) returns in each."""
     port = several.free_port()
 
     def together(function, given=range(COUNT)):
@@ -34,28 +34,33 @@ def teams():
             return list(pool.map(function, given))
 
     def act(function):
-        def of(team):
-            with process_group.acting(team):
-                return function(team)
+        def of(processes):
+            with process_group.acting(processes):
+                return function(processes)
 
         return together(of, found)
 
-    found = together(lambda index: Team(Place(f"localhost:{port}", COUNT, index), wait=60.0))
+    found = together(
+        lambda index: ProcessGroup(ProcessSpec(f"localhost:{port}", COUNT, index), wait=60.0)
+    )
     yield act
-    for team in found:
-        team._leaving = True  # or the end of one would end this process
-    for team in found:
-        several.cut(team.line)
+    for processes in found:
+        processes._leaving = True  # or the end of one would end this process
+    for processes in found:
+        several.cut(processes.channel)
 
 
-def test_a_crew_settles_what_is_its_own_while_others_do_something_else(teams):
-    def work(team):
-        crew, found = subgroup.of(team, (1, 2)), []
-        assert subgroup.of(team, (1, 2)) is crew and subgroup.of(team, (0, 1, 2)) is team
-        for number in range(3 * crew.has_me):
-            found.append(crew.settle("number", 10 * number + team.index, sum))
-        name = crew.settle("main", f"process {team.index}") if crew.has_me else None
-        return crew.is_main, found, name, team.settle("all", team.index, list)
+def test_a_part_settles_what_is_its_own_while_others_do_something_else(teams):
+    def work(processes):
+        part, found = subgroup.of(processes, (1, 2)), []
+        assert (
+            subgroup.of(processes, (1, 2)) is part
+            and subgroup.of(processes, (0, 1, 2)) is processes
+        )
+        for number in range(3 * part.has_me):
+            found.append(part.settle("number", 10 * number + processes.index, sum))
+        name = part.settle("main", f"process {processes.index}") if part.has_me else None
+        return part.is_main, found, name, processes.settle("all", processes.index, list)
 
     assert teams(work) == [
         (False, [], None, [0, 1, 2]),
@@ -64,20 +69,20 @@ def test_a_crew_settles_what_is_its_own_while_others_do_something_else(teams):
     ]
 
 
-def test_a_crew_of_one_process_asks_nobody(teams):
-    def work(team):
-        with process_group.acting(subgroup.of(team, (team.index,))):
+def test_a_part_of_one_process_asks_nobody(teams):
+    def work(processes):
+        with process_group.acting(subgroup.of(processes, (processes.index,))):
             alone = process_group.current()
-            assert alone.is_main and alone.index == team.index and alone.count == 1
-            return alone.settle("me", team.index), alone.settle("sum", 5, sum)
+            assert alone.is_main and alone.index == processes.index and alone.count == 1
+            return alone.settle("me", processes.index), alone.settle("sum", 5, sum)
 
     assert teams(work) == [(0, 5), (1, 5), (2, 5)]
 
 
-def test_who_of_a_crew_does_not_come_is_named(teams):
-    def work(team):
+def test_who_of_a_part_does_not_come_is_named(teams):
+    def work(processes):
         try:
-            return team.index or subgroup.of(team, (0, 2)).settle("step", seconds=0.2)
+            return processes.index or subgroup.of(processes, (0, 2)).settle("step", seconds=0.2)
         except HostError as error:
             return str(error)
 
@@ -88,12 +93,12 @@ def test_who_of_a_crew_does_not_come_is_named(teams):
 class Student:
     """As much of a student as an ending needs."""
 
-    def __init__(self, name, team):
+    def __init__(self, name, processes):
         self.name, self.number, self.has_ended, self.done = name, 0, False, []
         config = SimpleNamespace(batch_size=1)
         checkpoints = SimpleNamespace(wait=lambda: self.done.append("on disk"))
         self.run = SimpleNamespace(
-            team=team, config=config, checkpoints=checkpoints, note_stop=self.done.append
+            processes=processes, config=config, checkpoints=checkpoints, note_stop=self.done.append
         )
 
     def flush(self):
@@ -109,25 +114,25 @@ class Student:
 def ended(teams, members, error, where):
     """What ends every process when a student of `members` meets an error `where`; its students."""
 
-    def work(team):
-        own, other = Student("one", subgroup.of(team, members)), Student("two", team)
-        pupils = [own, other] if own.run.team.has_me else [other]
-        ending = Ending(Watchdog(lambda why: None, factor=None, seconds=1, minutes=1), minutes=1)
-        with Interrupt(team=team) as interrupt:
+    def work(processes):
+        own, other = Student("one", subgroup.of(processes, members)), Student("two", processes)
+        students = [own, other] if own.run.processes.has_me else [other]
+        ending = Shutdown(Watchdog(lambda why: None, factor=None, seconds=1, minutes=1), minutes=1)
+        with Interrupt(processes=processes) as interrupt:
             try:
                 for step in itertools.count(1):
                     time.sleep(0.001)
-                    for pupil in (p for p in pupils if not p.has_ended):
-                        with ending.naming(pupil):
-                            pupil.number = step
-                            if pupil is own and step == 3 and team.index in where:
+                    for student in (p for p in students if not p.has_ended):
+                        with ending.naming(student):
+                            student.number = step
+                            if student is own and step == 3 and processes.index in where:
                                 raise error
                     interrupt.check()
             except Asked as asked:
-                found = ending.stopped(pupils, Interrupted(str(asked), step))
+                found = ending.stopped(students, Interrupted(str(asked), step))
             except Exception as raised:
                 found = raised
-        return found, {pupil.name: pupil for pupil in pupils}
+        return found, {student.name: student for student in students}
 
     return teams(work)
 
@@ -147,9 +152,9 @@ def test_a_student_who_cannot_go_on_waits_for_the_others_to_be_saved(teams, erro
 
 
 def test_an_error_that_others_of_the_student_cannot_know_of_is_raised_at_once(teams):
-    def work(team):
-        student = Student("one", subgroup.of(team, (0, 2)))
-        ending = Ending(Watchdog(lambda why: None, factor=None, seconds=1, minutes=1), minutes=1)
+    def work(processes):
+        student = Student("one", subgroup.of(processes, (0, 2)))
+        ending = Shutdown(Watchdog(lambda why: None, factor=None, seconds=1, minutes=1), minutes=1)
         with pytest.raises(StudentFailed, match="student one failed: out of memory") as raised:
             with ending.naming(student):
                 raise RuntimeError("out of memory")
@@ -166,37 +171,45 @@ def test_an_error_of_a_student_of_one_process_stops_all_with_its_name(teams):
 
 
 def test_a_student_that_cannot_be_saved_ends_with_its_name_and_the_others_are_saved(teams):
-    def work(team):
-        full, other = Student("one", subgroup.of(team, (1,))), Student("two", team)
+    def work(processes):
+        full, other = Student("one", subgroup.of(processes, (1,))), Student("two", processes)
         full.save = lambda position: (_ for _ in ()).throw(OSError("disk full"))
-        pupils = [full, other] if full.run.team.has_me else [other]
-        ending = Ending(Watchdog(lambda why: None, factor=None, seconds=1, minutes=1), minutes=1)
-        return str(ending.stopped(pupils)), other.done[:2]
+        students = [full, other] if full.run.processes.has_me else [other]
+        ending = Shutdown(Watchdog(lambda why: None, factor=None, seconds=1, minutes=1), minutes=1)
+        return str(ending.stopped(students)), other.done[:2]
 
     assert teams(work) == [("student one failed: disk full", [0, "on disk"])] * COUNT
 
 
-def test_an_evaluation_of_a_crew_is_put_off_when_a_stop_is_asked_for(teams, monkeypatch):
+def test_an_evaluation_of_a_part_is_put_off_when_a_stop_is_asked_for(teams, monkeypatch):
     def look(run, embed, state, number, **how):
         for batch in range(1000):
             run.seen.append(embed(None, batch))
-            if batch == 2 and run.team.is_main:
-                run.team.ask("stop", "SIGTERM")
+            if batch == 2 and run.processes.is_main:
+                run.processes.ask("stop", "SIGTERM")
 
     monkeypatch.setattr(periodic, "look", look)
     monkeypatch.setattr(periodic, "is_due", lambda run, number, done: number not in done)
 
-    def work(team):
-        pupil = object.__new__(Pupil)
-        pupil.name, pupil.number, pupil.state, pupil._done, pupil._pending = "one", 4, None, {0}, []
-        pupil.run = SimpleNamespace(team=subgroup.of(team, (0, 1)), matmul="highest", seen=[])
-        pupil.run.hang = {"minutes": 1}
-        pupil.layout = pupil._metrics = None
-        pupil._watchdog = Watchdog(lambda why: None, factor=None, seconds=1, minutes=1)
-        pupil._embed = pupil._stoppable(lambda params, images: images)
-        if pupil.run.team.has_me:
-            pupil.evaluate()
-        return pupil.run.seen, pupil._done
+    def work(processes):
+        student = object.__new__(Trainer)
+        student.name, student.number, student.state, student._done, student._pending = (
+            "one",
+            4,
+            None,
+            {0},
+            [],
+        )
+        student.run = SimpleNamespace(
+            processes=subgroup.of(processes, (0, 1)), matmul="highest", seen=[]
+        )
+        student.run.hang = {"minutes": 1}
+        student.layout = student._metrics = None
+        student._watchdog = Watchdog(lambda why: None, factor=None, seconds=1, minutes=1)
+        student._embed = student._stoppable(lambda params, images: images)
+        if student.run.processes.has_me:
+            student.evaluate()
+        return student.run.seen, student._done
 
     monkeypatch.setattr(
         "dinojax.sharding.mesh.use", lambda layout: process_group.contextlib.nullcontext()
@@ -216,10 +229,10 @@ def test_the_images_of_a_bad_step_are_written_once_by_the_first_of_the_students_
     (folder / "batch-0.npz").touch()  # of a time with other shares
     batch = {"images": np.zeros((4, 2, 2, 3), np.uint8), "sizes": np.ones((4, 2), np.int32)}
 
-    def work(team):
+    def work(processes):
         autopsy = Autopsy(tmp_path, seed=0)
-        with process_group.acting(crew := subgroup.of(team, (1, 2))):
-            if crew.has_me:
+        with process_group.acting(part := subgroup.of(processes, (1, 2))):
+            if part.has_me:
                 autopsy.keep(7, batch)
                 autopsy.check(7, {"bad_steps": 1, "total": np.nan, "ibot": np.nan}, {"lr": 0.1})
         return autopsy.suspicious

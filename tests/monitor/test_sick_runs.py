@@ -84,7 +84,7 @@ def test_a_run_that_has_just_begun_is_not_called_sick_too_early(name, num_rows, 
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_without_metrics_has_nothing_to_judge(name, tmp_path, capsys):
+def test_a_run_without_metrics_has_nothing_to_combine(name, tmp_path, capsys):
     run = tmp_path / name
     shutil.copytree(RECORDED / name, run)
     (run / "metrics.jsonl").unlink()

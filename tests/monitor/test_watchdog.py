@@ -81,11 +81,12 @@ def test_a_stall_writes_stacks_and_ends_the_process_with_its_own_code(tmp_path):
         "from pathlib import Path\n"
         "from dinojax.distributed import process_group\n"
         "from dinojax.monitor import watchdog\n"
-        "team = process_group.current()\n"
-        f"team.last_words = lambda why, hangs: watchdog.dump_stacks(Path({str(tmp_path)!r}, 's'))\n"
+        "group = process_group.current()\n"
+        f"path = Path({str(tmp_path / 's')!r})\n"
+        "group.last_words = lambda why, hangs: watchdog.dump_stacks(path)\n"
         "def decode_for_ever():\n"
         "    time.sleep(600)\n"
-        "with watchdog.Watchdog(team.report_stall, factor=2, seconds=0.1, minutes=0.001):\n"
+        "with watchdog.Watchdog(group.report_stall, factor=2, seconds=0.1, minutes=0.001):\n"
         "    decode_for_ever()\n"
     )
     done = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True)

@@ -26,9 +26,11 @@ def built_on_one(recipe, *overrides, stage=None):
 def walked(built):
     with mesh.use(built.layout):
         own = count_flops(built.step, *built.abstract_inputs())
-        if built.teaching is None:
+        if built.teacher_forward is None:
             return own
-        return own + count_flops(built.teaching.forward, *built.teaching.abstract_inputs())
+        return own + count_flops(
+            built.teacher_forward.forward, *built.teacher_forward.abstract_inputs()
+        )
 
 
 @pytest.mark.slow

@@ -131,9 +131,15 @@ def test_the_student_gathers_the_teacher_s_prototypes_and_the_teacher_does_not(m
     names = ["narrow"]
     found = students.load("distill_tiny", machine, [*OVERRIDES, *HEADS], names, **asked)
     built = programs.build(found["narrow"], layout)
-    one = [formula.wire(built)["all-gather"], formula.forward_wire(built.teaching)["all-gather"]]
+    one = [
+        formula.wire(built)["all-gather"],
+        formula.forward_wire(built.teacher_forward)["all-gather"],
+    ]
     monkeypatch.setattr(formula, "prototypes", lambda params: {})
-    two = [formula.wire(built)["all-gather"], formula.forward_wire(built.teaching)["all-gather"]]
+    two = [
+        formula.wire(built)["all-gather"],
+        formula.forward_wire(built.teacher_forward)["all-gather"],
+    ]
     lacking = PROTOTYPES * 3 / 4
     assert one[0] - two[0] == 3 * lacking, "targets, and the loss forward and backward"
     assert two[1] - one[1] == lacking

@@ -98,12 +98,12 @@ def train(run: Path, settings: Sequence[str], *, count: int, devices: int, **mor
     )
 
 
-def cut(line) -> None:
-    """Close an end of a line as the kernel does for a process that is killed."""
-    for end in line._ends.values():
+def cut(channel) -> None:
+    """Close an end of a channel as the kernel does for a process that is killed."""
+    for end in channel._ends.values():
         with contextlib.suppress(OSError):
             end.shutdown(socket.SHUT_RDWR)
-    for reader in line._readers:
+    for reader in channel._readers:
         reader.join(5.0)
 
 

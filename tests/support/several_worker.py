@@ -17,7 +17,7 @@ import pytest
 from jax._src import cache_key
 
 from dinojax import config as configs
-from dinojax.cli import processes
+from dinojax.cli import processes as process_flags
 from dinojax.data import tiles
 from dinojax.distributed import process_group
 from dinojax.distributed.interrupt import Interrupted, Lost
@@ -71,10 +71,10 @@ def take(out: Path, strategies: str) -> None:
 
 def stop_all(_, number: int, batch: dict) -> None:
     """In place of Autopsy.keep: one process gets SIGTERM, and all wait until they have heard."""
-    team = process_group.current()
-    if team.index == STOPS:
+    processes = process_group.current()
+    if processes.index == STOPS:
         os.kill(os.getpid(), signal.SIGTERM)
-    while not team._turns._asked:
+    while not processes._turns._asked:
         time.sleep(0.01)
 
 
@@ -94,15 +94,15 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("what")
-    processes.add(parser)
+    process_flags.add(parser)
     args = parser.parse_args()
     code = 0
     try:
-        with processes.joined(args) as team:
+        with process_flags.joined(args) as processes:
             print("joined", flush=True)
-            if args.what == "fail" and team.index == 1:
+            if args.what == "fail" and processes.index == 1:
                 raise OSError("no such luck")
-            if args.what == "die" and team.index == int(os.environ["DIES"]):
+            if args.what == "die" and processes.index == int(os.environ["DIES"]):
                 os.kill(os.getpid(), 9)
             if args.what in ("sleep", "die", "fail"):
                 time.sleep(600)

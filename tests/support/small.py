@@ -176,7 +176,7 @@ def convnext(*overrides: str) -> Program:
 
 def teacher_numbers(built: Program) -> dict:
     """Parameters of the frozen networks, from numpy."""
-    assert built.teaching is not None
+    assert built.teacher_forward is not None
     rng = np.random.default_rng(1)
 
     def fill(path, leaf):
@@ -184,7 +184,7 @@ def teacher_numbers(built: Program) -> dict:
         value = offset + 0.1 * rng.normal(size=leaf.shape)
         return jax.device_put(jnp.asarray(value, leaf.dtype), leaf.sharding)
 
-    shapes = built.teaching.teacher.abstract(built.layout)
+    shapes = built.teacher_forward.teacher.abstract(built.layout)
     return jax.tree_util.tree_map_with_path(fill, shapes)
 
 

@@ -20,7 +20,7 @@
 | a host that is missing, dies or fails; unshared storage; other config or devices | test_hosts |
 | a stop in every phase of several processes | test_hosts, test_line |
 | no step finishes any more | test_watchdog |
-| a student that cannot go on | test_distill; while other processes teach others: test_crews |
+| a student that cannot go on | test_distill; while other processes teach others: test_subgroups |
 | damaged files and configs at random | test_fuzz |
 """
 

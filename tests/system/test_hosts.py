@@ -13,7 +13,7 @@ from dinojax.checkpoint.manager import Checkpoints
 from dinojax.cli import main
 from dinojax.config import ConfigError
 from dinojax.distributed.channel import HostError
-from dinojax.distributed.cluster import Place, find
+from dinojax.distributed.cluster import ProcessSpec, find
 from dinojax.distributed.interrupt import (
     FAILED,
     LOST,
@@ -24,7 +24,7 @@ from dinojax.distributed.interrupt import (
     Interrupt,
     within,
 )
-from dinojax.distributed.process_group import Team
+from dinojax.distributed.process_group import ProcessGroup
 from dinojax.runs.scalars import read_metrics
 from dinojax.sharding import mesh
 from dinojax.train import loop, preflight, program
@@ -188,7 +188,7 @@ def teams():
     found = [None, None]
 
     def come(index):
-        found[index] = Team(Place(f"localhost:{port}", 2, index), wait=60.0)
+        found[index] = ProcessGroup(ProcessSpec(f"localhost:{port}", 2, index), wait=60.0)
 
     def together(function):
         results = [None, None]
@@ -212,32 +212,32 @@ def teams():
     for thread in threads:
         thread.join()
     yield together
-    for team in found:
-        team._leaving = True  # or the end of one would end this process
-    for team in found:
-        several.cut(team.line)
+    for processes in found:
+        processes._leaving = True  # or the end of one would end this process
+    for processes in found:
+        several.cut(processes.channel)
 
 
 @pytest.fixture
 def stops(teams, monkeypatch):
-    """stops(process): runs process(interrupt, team) in both; {index: exit code or the reason}."""
+    """stops(process): runs process(interrupt, group) in both; {index: exit code or the reason}."""
     ended = {}
 
-    def end(team, code):
-        ended[team.index] = code
+    def end(processes, code):
+        ended[processes.index] = code
         threading.Event().wait(0.5)  # the real one never returns
 
-    monkeypatch.setattr(Team, "end", end)
+    monkeypatch.setattr(ProcessGroup, "end", end)
     monkeypatch.setattr("dinojax.distributed.interrupt.HURRY", 1.0)
     monkeypatch.setattr("dinojax.distributed.process_group.HURRY", 1.0)
 
     def run(process):
-        def one(team):
-            with Interrupt(grace=0.1, team=team) as interrupt:
+        def one(processes):
+            with Interrupt(grace=0.1, processes=processes) as interrupt:
                 try:
-                    process(interrupt, team)
+                    process(interrupt, processes)
                 except Asked as asked:
-                    ended.setdefault(team.index, str(asked))
+                    ended.setdefault(processes.index, str(asked))
 
         teams(one)
         return ended
@@ -249,10 +249,10 @@ def stops(teams, monkeypatch):
 def test_asked_while_all_compile_all_end_with_their_last_words(where, stops):
     ended, inside = [threading.Event(), threading.Event()], threading.Barrier(2)
 
-    def process(interrupt, team):
+    def process(interrupt, processes):
         def last_words(why):
-            ended[team.index].set()
-            return 70 + team.index
+            ended[processes.index].set()
+            return 70 + processes.index
 
         with getattr(interrupt, where)(last_words):
             inside.wait(20.0)
@@ -283,13 +283,13 @@ def test_making_the_first_state_is_work_that_may_be_ended(tmp_path, monkeypatch)
 def test_asked_while_some_compile_and_others_do_not_all_stop_at_the_next_turn(stops):
     done, step = [], threading.Barrier(2)
 
-    def process(interrupt, team):
+    def process(interrupt, processes):
         with interrupt.ending(lambda why: 70):
-            time.sleep(0.6 * team.index)  # process 0 is through, process 1 compiles
-            if team.index == 1:
+            time.sleep(0.6 * processes.index)  # process 0 is through, process 1 compiles
+            if processes.index == 1:
                 interrupt.ask("SIGTERM")
                 time.sleep(0.4)
-        done.append(team.index)
+        done.append(processes.index)
         for _ in range(10):
             with interrupt.breakable():
                 pass
@@ -300,10 +300,10 @@ def test_asked_while_some_compile_and_others_do_not_all_stop_at_the_next_turn(st
 
 
 def test_asked_while_one_waits_for_images_for_ever_all_end_in_time(stops):
-    def process(interrupt, team):
-        for _ in range(2 + team.index):
+    def process(interrupt, processes):
+        for _ in range(2 + processes.index):
             interrupt.check()
-        if team.index == 1:
+        if processes.index == 1:
             interrupt.ask("SIGTERM")
         time.sleep(3.0)  # in a collective, or in the loader
 
@@ -313,15 +313,15 @@ def test_asked_while_one_waits_for_images_for_ever_all_end_in_time(stops):
 def test_the_wall_is_a_stop_of_all_with_time_left_to_save(stops):
     seen = {}
 
-    def process(interrupt, team):
+    def process(interrupt, processes):
         began = time.monotonic()
         try:
-            with within(1.0 if team.index == 1 else None, interrupt):
+            with within(1.0 if processes.index == 1 else None, interrupt):
                 while True:
                     interrupt.check()
                     time.sleep(0.01)
         finally:
-            seen[team.index] = time.monotonic() - began
+            seen[processes.index] = time.monotonic() - began
 
     assert set(stops(process).values()) == {"--max-wall (1 s left when the run was opened)"}
     assert seen[1] >= 0.9, "a tenth is kept"
@@ -337,9 +337,9 @@ class Images:
 def test_processes_that_were_started_differently_are_refused_by_key_and_process(teams, tmp_path):
     configs = [small.config(f"seed={seed}") for seed in range(2)]
 
-    def check(team):
-        config, run = configs[team.index], tmp_path / str(team.index)
-        preflight.check_same(team, [config], {"pretrain": Images()}, run)
+    def check(processes):
+        config, run = configs[processes.index], tmp_path / str(processes.index)
+        preflight.check_same(processes, [config], {"pretrain": Images()}, run)
 
     for error in teams(check):
         assert "process 1 (" in str(error)
@@ -354,10 +354,12 @@ def test_storage_that_is_not_shared_is_found_in_time(stale, teams, tmp_path, mon
         (tmp_path / name).mkdir()
     if stale:  # of an earlier run, on a disk of its own
         (tmp_path / "1" / "hosts.json").write_text(json.dumps({"token": "earlier"}))
-    errors = teams(lambda team: preflight.check_storage(team, tmp_path / str(team.index)))
+    errors = teams(
+        lambda processes: preflight.check_storage(processes, tmp_path / str(processes.index))
+    )
     for error in errors:
         assert "storage is not shared" in str(error) and "process 1 (" in str(error)
-    assert teams(lambda team: preflight.check_storage(team, tmp_path)) == [None, None]
+    assert teams(lambda processes: preflight.check_storage(processes, tmp_path)) == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -370,18 +372,18 @@ def test_storage_that_is_not_shared_is_found_in_time(stale, teams, tmp_path, mon
 )
 def test_machines_that_are_not_as_expected_are_refused(override, told):
     with pytest.raises(ConfigError) as refused:
-        preflight.check_devices(Team(), [small.config(override).expect])
+        preflight.check_devices(ProcessGroup(), [small.config(override).expect])
     assert told in str(refused.value)
-    preflight.check_devices(Team(), [small.config("expect.platform=cpu").expect])
+    preflight.check_devices(ProcessGroup(), [small.config("expect.platform=cpu").expect])
 
 
 def test_hosts_with_different_devices_are_refused_in_all(teams, monkeypatch):
     here, devices = threading.local(), jax.devices()
     monkeypatch.setattr(jax, "local_devices", lambda: devices[: here.num])
 
-    def check(team):
-        here.num = 4 - team.index
-        preflight.check_devices(team, [])
+    def check(processes):
+        here.num = 4 - processes.index
+        preflight.check_devices(processes, [])
 
     for error in teams(check):
         assert isinstance(error, ConfigError) and "have different devices" in str(error)
@@ -390,7 +392,7 @@ def test_hosts_with_different_devices_are_refused_in_all(teams, monkeypatch):
 
 def test_devices_that_do_not_sum_right_are_refused_in_all(teams, monkeypatch):
     monkeypatch.setattr(preflight.jnp, "sum", preflight.jnp.max)
-    for error in teams(lambda team: preflight.check_devices(team, [])):
+    for error in teams(lambda processes: preflight.check_devices(processes, [])):
         assert "a sum over all devices is wrong" in str(error)
         assert "process 1 (" in str(error) and "summed 1, not 8" in str(error)
 
@@ -398,14 +400,16 @@ def test_devices_that_do_not_sum_right_are_refused_in_all(teams, monkeypatch):
 def test_devices_that_do_not_talk_end_all_in_time(teams, monkeypatch, caplog):
     ended, make = {}, jax.make_array_from_callback
     monkeypatch.setattr(preflight, "COLLECTIVE", 0.2)
-    monkeypatch.setattr(Team, "end", lambda team, code: ended.setdefault(team.index, code))
+    monkeypatch.setattr(
+        ProcessGroup, "end", lambda processes, code: ended.setdefault(processes.index, code)
+    )
 
     def hanging(*args):
         assert wait_until(lambda: len(ended) == 2)
         return make(*args)
 
     monkeypatch.setattr(jax, "make_array_from_callback", hanging)
-    teams(lambda team: preflight.check_devices(team, []))
+    teams(lambda processes: preflight.check_devices(processes, []))
     assert ended == {0: LOST, 1: LOST}
     assert "a sum over all devices did not finish within 0 s: is a port closed?" in caplog.text
 
@@ -425,12 +429,12 @@ def test_the_table_of_processes_counts_devices_on():
 
 def test_who_a_process_is_comes_from_flags_or_the_environment(monkeypatch):
     assert find(None, None, None, None) is None
-    assert find("a:5", 2, 1, None) == Place("a:5", 2, 1)
+    assert find("a:5", 2, 1, None) == ProcessSpec("a:5", 2, 1)
     monkeypatch.setenv("DINOJAX_COORDINATOR", "b:6")
     monkeypatch.setenv("DINOJAX_NUM_PROCESSES", "3")
     monkeypatch.setenv("DINOJAX_PROCESS_ID", "2")
-    assert find(None, None, None, None) == Place("b:6", 3, 2)
-    assert find(None, None, 0, None) == Place("b:6", 3, 0)
+    assert find(None, None, None, None) == ProcessSpec("b:6", 3, 2)
+    assert find(None, None, 0, None) == ProcessSpec("b:6", 3, 0)
     assert find(None, 1, None, None) is None, "alone, whatever else is said"
 
 

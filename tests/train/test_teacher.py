@@ -10,7 +10,7 @@ from dinojax.sharding import mesh
 from dinojax.train import program
 from dinojax.train import stage as runs
 from dinojax.train.teacher import open_teacher
-from dinojax.train.teacher_forward import Lessons
+from dinojax.train.teacher_forward import OwnTeacher
 from dinojax.weights import run
 from dinojax.weights.export import export
 from tests.support import small
@@ -23,7 +23,7 @@ def student(teacher: str, *overrides: str):
 
 
 @pytest.fixture(scope="module")
-def taught(tmp_path_factory):
+def teacher_features(tmp_path_factory):
     """A run whose heads are unlike those of the student: (directory, ema)."""
     directory = tmp_path_factory.mktemp("teacher") / "run"
     state = small.saved_run(directory, "model.width=24", "dino_head.hidden=40")
@@ -31,10 +31,10 @@ def taught(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def exports(taught, tmp_path_factory):
+def exports(teacher_features, tmp_path_factory):
     """Own exports of that run, with heads and without."""
     folder = tmp_path_factory.mktemp("exports")
-    network = run.network_of_run(taught[0])
+    network = run.network_of_run(teacher_features[0])
     for name in ("with_heads", "without_heads"):
         export(
             network,
@@ -47,26 +47,26 @@ def exports(taught, tmp_path_factory):
 
 
 @pytest.mark.parametrize("what", ["run", "step", "export"])
-def test_a_teacher_is_the_same_from_wherever_it_comes(what, taught, exports):
+def test_a_teacher_is_the_same_from_wherever_it_comes(what, teacher_features, exports):
     place = {
-        "run": taught[0],
-        "step": taught[0] / "checkpoints/pretrain/3",
+        "run": teacher_features[0],
+        "step": teacher_features[0] / "checkpoints/pretrain/3",
         "export": exports / "with_heads",
     }[what]
     teacher = open_teacher(student(str(place)))
     assert teacher.networks.dino_head.spec.prototype_norm == "unit"
     assert teacher.networks.dino_head.spec.hidden == 40
     layout = mesh.make("fsdp", 8)
-    assert small.same(teacher.load(layout), {part: taught[1][part] for part in PARTS})
+    assert small.same(teacher.load(layout), {part: teacher_features[1][part] for part in PARTS})
     assert small.same(
         teacher.load_prototypes(layout)["ibot_head"]["prototypes"],
-        taught[1]["ibot_head"]["prototypes"],
+        teacher_features[1]["ibot_head"]["prototypes"],
     )
-    assert teacher.fingerprint == open_teacher(student(str(taught[0]))).fingerprint
+    assert teacher.fingerprint == open_teacher(student(str(teacher_features[0]))).fingerprint
 
 
-def test_kernels_are_stored_in_the_dtype_they_are_used_in(taught):
-    teacher = open_teacher(student(str(taught[0]), "distill.compute=bfloat16"))
+def test_kernels_are_stored_in_the_dtype_they_are_used_in(teacher_features):
+    teacher = open_teacher(student(str(teacher_features[0]), "distill.compute=bfloat16"))
     params = teacher.load(mesh.make("dp", 1))
     kernel = params["backbone"]["blocks"]["attn"]["qkv"]["kernel"]
     assert kernel.dtype == np.dtype("bfloat16")
@@ -148,29 +148,31 @@ def test_a_run_that_had_another_teacher_is_refused():
 
 
 @pytest.fixture(scope="module")
-def plain(taught):
+def plain(teacher_features):
     """A step on one device that holds the teacher, as one program: (state, scalars) after it."""
-    config = student(str(taught[0]), "mesh.devices=1")
+    config = student(str(teacher_features[0]), "mesh.devices=1")
     built = program.build(config, mesh.from_section(config.mesh))
     with mesh.use(built.layout):
         state, now = small.numbers(built), built.now(small.STEP)
-        return jax.jit(built.step)(state, small.images(built), now, taught[1])
+        return jax.jit(built.step)(state, small.images(built), now, teacher_features[1])
 
 
 @pytest.mark.slow
 def test_two_programs_on_eight_devices_take_the_step_of_one_program_on_one(
-    taught, plain, monkeypatch
+    teacher_features, plain, monkeypatch
 ):
     """The teacher sharded, the student whole on each device, two micro-batches, on a torus."""
     monkeypatch.setattr(mesh.topology, "arrange", small.twisted)
     places = ("mesh.devices=8", "mesh.strategy=dp", "accumulate=2", "distill.strategy=fsdp")
-    config = student(str(taught[0]), *places)
+    config = student(str(teacher_features[0]), *places)
     built = program.build(config, mesh.from_section(config.mesh))
     with mesh.use(built.layout):
-        lessons = Lessons([built.teaching], built.layout)
+        own_teacher = OwnTeacher([built.teacher_forward], built.layout)
         state, batch = small.numbers(built), small.images(built)
-        taught_now = lessons.of_step(0, small.STEP, batch)
-        state, scalars = built.lower().compile()(state, batch, built.now(small.STEP), taught_now)
+        teacher_features_now = own_teacher.of_step(0, small.STEP, batch)
+        state, scalars = built.lower().compile()(
+            state, batch, built.now(small.STEP), teacher_features_now
+        )
     small.assert_close(scalars, plain[1])
     small.assert_close(state, plain[0])
 
@@ -183,14 +185,14 @@ def test_features_are_learned_and_the_teacher_is_the_same_after_a_hundred_steps(
     )
     built = program.build(config, mesh.from_section(config.mesh))
     with mesh.use(built.layout):
-        lessons = Lessons([built.teaching], built.layout)
+        own_teacher = OwnTeacher([built.teacher_forward], built.layout)
         state, batch = small.numbers(built), small.images(built)
-        before = jax.tree.map(np.asarray, lessons.params)
+        before = jax.tree.map(np.asarray, own_teacher.params)
         step, totals = built.lower().compile(), []
         now = built.now(small.STEP) | {"lr": np.float32(1e-2)}
         for number in range(small.STEP, small.STEP + 100):
-            state, scalars = step(state, batch, now, lessons.of_step(0, number, batch))
+            state, scalars = step(state, batch, now, own_teacher.of_step(0, number, batch))
             totals.append(float(scalars["total"]))
-    assert small.same(lessons.params, before)
+    assert small.same(own_teacher.params, before)
     assert 0 < scalars["dino_global"] < 2 and 0 < scalars["ibot"] < 2
     assert np.mean(totals[-10:]) < 0.9 * np.mean(totals[:10])
