@@ -22,6 +22,7 @@ from dinojax.augment import resample
 from dinojax.augment.spec import NUM_GLOBAL, ViewSpec
 from dinojax.augment.views import make_views
 from dinojax.ops.flops import count_flops
+from dinojax.sharding import gpu_memory
 
 BOXES = {"global": (0.4, 0.99), "local": (0.23, 0.56)}  # sides of test boxes over the box size
 
@@ -118,6 +119,7 @@ def synthetic_images(args):
 
 def main():
     args = parse_args()
+    gpu_memory.set_share()
     spec, images = spec_of(args), synthetic_images(args)
     sizes = np.full((args.batch, 2), args.box, np.int32)
     fn = functools.partial(make_views, spec=spec)

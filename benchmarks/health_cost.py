@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.rows import row
 from dinojax import config as configs
-from dinojax.sharding import mesh
+from dinojax.sharding import gpu_memory, mesh
 from dinojax.sharding.batch import global_batch
 from dinojax.train import program
 
@@ -49,6 +49,7 @@ def main(argv=None) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--repeats", type=int, default=60)
     args = parser.parse_args(argv)
+    gpu_memory.set_share()
     config = configs.load(args.config, args.set)
     layout = mesh.from_section(config.mesh)
     built = program.build(config, layout)

@@ -27,7 +27,7 @@ from dinojax.distill import placement as placements
 from dinojax.distill import shares
 from dinojax.distill.placement import TURN
 from dinojax.ops.flops import count_flops
-from dinojax.sharding import batch, mesh
+from dinojax.sharding import batch, gpu_memory, mesh
 from dinojax.sharding.view import view_on
 from dinojax.train.teacher import Teacher, open_teacher
 from dinojax.train.teacher_forward import SharedTeacher, for_student
@@ -226,6 +226,7 @@ def main(argv=None) -> None:
     parser.add_argument("--devices", type=int, help="by model alone, for so many devices")
     parser.add_argument("--steps", type=int, default=10)
     args = parser.parse_args(argv)
+    gpu_memory.set_share()
     overrides = [f"distill.teacher={args.teacher}", *args.set]
     if args.devices:
         found = students(args.config, overrides, None)

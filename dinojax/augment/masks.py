@@ -48,17 +48,25 @@ def mask_counts(num_rows: int, num_patches: int, *, rate: float, ratio: tuple) -
     """Hidden patches of each masked row of a group; int(num_rows * rate) rows are masked.
 
     The range of ratios is cut into as many bins as there are masked rows; a row takes the upper
-    edge of its bin. float32 as in the reference implementation: an edge decides by one rounding
-    between two counts. Its edges are counted from the nearer end of the range.
+    edge of its bin. The reference implementation has them from torch.linspace in float32, where one
+    rounding decides between two counts, so these are its values to the last bit (torch 2.13).
     """
     num = int(num_rows * rate)
-    low, high = np.float32(ratio[0]), np.float32(ratio[1])
-    step = (high - low) / np.float32(max(num, 1))
-    edges = [
-        low + step * np.float32(i) if i < (num + 1) // 2 else high - step * np.float32(num - i)
-        for i in range(1, num + 1)
-    ]
-    return tuple(int(np.float32(num_patches) * edge) for edge in edges)
+    edges = np.float32(num_patches) * _linspace(*ratio, num)[1:]
+    return tuple(int(edge) for edge in edges)
+
+
+def _linspace(low: float, high: float, num: int) -> np.ndarray:
+    """The edges [num + 1] of `num` bins as torch.linspace gives them, float32.
+
+    Each is counted from the nearer end, with one rounding of low + step * i: in float64 the product
+    is exact.
+    """
+    first, last = np.float32(low), np.float32(high)
+    step = np.float64((last - first) / np.float32(max(num, 1)))
+    i = np.arange(num + 1)
+    edges = np.where(i < (num + 1) // 2, first + step * i, last - step * (num - i))
+    return edges.astype(np.float32)
 
 
 def group_masks(key: jax.Array, spec: MaskSpec) -> jax.Array:

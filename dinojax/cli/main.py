@@ -37,6 +37,7 @@ from dinojax.distributed.interrupt import (
     end_now,
     leaving,
 )
+from dinojax.sharding import gpu_memory
 
 # Flag of `train` after --accept- -> what it accepts.
 ACCEPT = {
@@ -157,6 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     try:
+        gpu_memory.set_share()  # before anything asks JAX for its devices
         args.run_command(args)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         if args.traceback or not _is_refusal(error):

@@ -1,6 +1,7 @@
 """Features of a whole source, through the transform of evaluation: no randomness, one compile."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -130,6 +131,16 @@ class _ReadBatch:
         return images_BHWC, len(indexes), bad
 
 
+def features(
+    backbone: Vit | ConvNext, params: dict, images_BHWC: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """cls [B, D], mean of patches [B, D] and patches [B, P, D] of a backbone, in float32."""
+    images_BHWC = mesh.constrain(images_BHWC, "image", None, None, None)
+    found = backbone.apply({"params": params}, [images_BHWC])[0]
+    patches_BPD = found.patches.astype(jnp.float32)
+    return found.cls.astype(jnp.float32), jnp.mean(patches_BPD, axis=1), patches_BPD
+
+
 def embed(backbone: Vit | ConvNext, layout: Layout) -> Embed:
     """(backbone parameters, images [B, H, W, C]) -> cls [B, D], mean of patches, patches; float32.
 
@@ -138,13 +149,7 @@ def embed(backbone: Vit | ConvNext, layout: Layout) -> Embed:
     the devices of all (process_group.fetch).
     """
 
-    @process_group.together
-    @jax.jit
-    def apply(params, images_BHWC):
-        images_BHWC = mesh.constrain(images_BHWC, "image", None, None, None)
-        found = backbone.apply({"params": params}, [images_BHWC])[0]
-        patches = found.patches.astype(jnp.float32)
-        return found.cls.astype(jnp.float32), jnp.mean(patches, axis=1), patches
+    apply = process_group.together(jax.jit(functools.partial(features, backbone)))
 
     def embed(params, images_BHWC):
         num = len(images_BHWC)

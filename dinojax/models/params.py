@@ -11,10 +11,13 @@ from dinojax.sharding.mesh import Layout
 
 
 def init_params(networks: HasNetworks, key: jax.Array) -> dict:
-    """Random parameters of backbone and heads, with the names of their axes still attached."""
+    """Random parameters of backbone and heads, with the names of their axes still attached.
+
+    key: of a seed.
+    """
     spec = networks.backbone.spec
     heads = {"dino_head": networks.dino_head, "ibot_head": networks.ibot_head}
-    init_keys = jax.random.split(rng.stream(key, "init"), 3)
+    init_keys = jax.random.split(rng.init_key(key), 3)
     pixels = jnp.zeros((1, spec.patch_size, spec.patch_size, spec.channels), spec.dtype)
     token = jnp.zeros((1, spec.width), spec.dtype)
     with mesh.off():  # one image is as good as any, and does not divide over devices

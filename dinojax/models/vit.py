@@ -9,6 +9,7 @@ The model draws no random numbers: drop-path subsets and RoPE changes come in as
 that a block's weights are gathered once.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -119,8 +120,12 @@ class Vit(nn.Module):
             self.local_cls_norm = Norm(spec.norm, spec.dtype)
 
     def _init_blocks(self, key):
-        """Parameters of all blocks, stacked along a leading axis named "depth"."""
-        spec = self.spec
+        """Parameters of all blocks, stacked along a leading axis named "depth".
+
+        They are made with plain attention, which has no part in them: not every kernel can be
+        mapped over (cuDNN's with lengths of sequences cannot, jax <= 0.10.2).
+        """
+        spec = dataclasses.replace(self.spec, attention="plain")
         tokens = jnp.zeros((1, 2, spec.width), spec.dtype)
 
         def init(key):

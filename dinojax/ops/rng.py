@@ -7,11 +7,17 @@ import jax
 import jax.numpy as jnp
 
 # Numbers are part of the meaning of a seed: append, never renumber.
-PURPOSES = {"init": 0, "crop": 1, "photometric": 2, "mask": 3, "drop": 4, "rope": 5}
+PURPOSES = {"crop": 1, "photometric": 2, "mask": 3, "drop": 4, "rope": 5}
+INIT = 2**31  # in place of a step's number, which is below
+
+
+def init_key(key: jax.Array) -> jax.Array:
+    """The key of initial values, from the key of a seed; no step has it."""
+    return jax.random.fold_in(key, INIT)
 
 
 def stream(key: jax.Array, purpose: str) -> jax.Array:
-    """The key of one purpose, from the key of a seed or of a step."""
+    """The key of one purpose, from the key of a step."""
     return jax.random.fold_in(key, PURPOSES[purpose])
 
 

@@ -23,6 +23,7 @@ from dinojax import config as configs
 from dinojax.config import Config, stages
 from dinojax.losses.blockwise_logits import num_blocks
 from dinojax.losses.sharded import Place
+from dinojax.ops.attention import OPAQUE
 from dinojax.ops.flops import compiled_memory, count_flops
 from dinojax.plan import formula, targets
 from dinojax.plan.hlo import collectives
@@ -241,9 +242,9 @@ def changed(target: Target, images: int | None) -> list[str]:
 
 
 def on_target(config: Config) -> Config:
-    """Kernels of other libraries hide their products and want the hardware, so attention is the
-    plain one unless the recipe names another."""
-    is_open = config.model.attention == "auto"
+    """Kernels of other libraries hide their products and want the hardware, so a step that would
+    have one is planned with the plain attention."""
+    is_open = config.model.attention in ("auto", *OPAQUE)
     return config.replaced({"model.attention": "plain"}) if is_open else config
 
 

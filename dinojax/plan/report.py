@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dinojax.plan.targets import GIB, Target, parse
+from dinojax.sharding.gpu_memory import VARIABLE
 
 # Assumed, not measured: the share of peak FLOP/s that products reach, and of collectives that the
 # compiler lets run beside them the share that is really hidden.
@@ -110,7 +111,11 @@ def complete(found: dict, price: float | None = None) -> dict:
     """What was found with its components and the model."""
     target = parse(found["target"])
     usable = target.chip.usable
-    known = {"usable": None if math.isinf(usable) else usable, "modelled": modelled(found, price)}
+    known = {
+        "usable": None if math.isinf(usable) else usable,
+        "share": target.chip.share,
+        "modelled": modelled(found, price),
+    }
     if "programs" not in found:
         return {**found, "components": components(found), **known}
     seconds = [_seconds(program, target)["step_seconds"] for program in found["programs"]]
@@ -154,6 +159,10 @@ def summary(plans: list[dict]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     note = "AG, RS, AR: all-gather, reduce-scatter, all-reduce, GB out of a device, and those of "
     note += f"weights in closed form; compiler: processor seconds. *{MODEL_NOTE}."
+    shares = {plan["share"] for plan in plans if plan.get("share", 1) != 1}
+    note += "".join(
+        f" of: the {share:.0%} of a GPU that JAX takes ({VARIABLE})." for share in shares
+    )
     return "\n".join(lines) + "\n\n" + note
 
 
@@ -202,6 +211,7 @@ def details(plan: dict) -> str:
     lines[0] += plan["place"] if of_many else "memory of one device"
     model = plan["modelled"]
     if "memory" in plan:
+        lines += _room(plan)
         lines.append(
             f"step {model['step_seconds']:.3g} s, {model['images_per_second']:.4g} images/s, "
             f"{model['device_hours_per_million_images']:.4g} device hours per million images"
@@ -214,6 +224,16 @@ def details(plan: dict) -> str:
     if plan.get("changes") == []:
         lines.append("none of the changes tried makes it fit; use more devices")
     return "\n".join(lines)
+
+
+def _room(plan: dict) -> list[str]:
+    """Whether the peak fits in what a device has for arrays, and what that is."""
+    if plan["usable"] is None:
+        return []
+    what = f"{_size(plan['usable']).strip()} of a device"
+    if plan["share"] != 1:
+        what = f"the {what}, {plan['share']:.0%} of it, that JAX takes ({VARIABLE})"
+    return [f"{'fits' if plan['fits'] else 'does not fit'} in {what}"]
 
 
 def _one(plan: dict) -> list[str]:

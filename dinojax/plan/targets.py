@@ -1,8 +1,8 @@
 """Machines that a plan can be made for, without having them: `v5p:4x8x8`, `h100:32x8`, `cpu:8`.
 
 Figures per chip are the vendors' (sources: docs.cloud.google.com/tpu/docs for v5e, v5p, v6e and
-tpu7x; nvidia.com for H100 SXM, H200 and B200); usable memory is what the TPU compiler enforces, and
-on GPUs the whole card, of which the driver keeps a part. Times made from them are a model.
+tpu7x; nvidia.com for H100 SXM, H200 and B200); memory is what the TPU compiler enforces, and on
+GPUs that of the whole card, of which JAX takes a share. Times made from them are a model.
 """
 
 import dataclasses
@@ -12,6 +12,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from dinojax.sharding import gpu_memory
+
 GIB = 2**30
 
 
@@ -20,12 +22,22 @@ class Chip:
     """One kind of device, as jax counts devices: half a TPU7x chip, one of anything else."""
 
     platform: str  # tpu | gpu | cpu
-    usable: float  # bytes
+    memory: float  # bytes
     flops: float  # bfloat16 FLOP/s of a device
     fast: float  # bytes/s out of a device: all links of a torus, or NVLink
     slow: float | None = None  # bytes/s of a device's network card; None: all links are fast
     dims: int = 0  # dimensions of the torus
     per_chip: int = 1  # devices
+
+    @property
+    def share(self) -> float:
+        """Of the memory, what a run has for arrays."""
+        return gpu_memory.share() if self.platform == "gpu" else 1.0
+
+    @property
+    def usable(self) -> float:
+        """Bytes of a device in which a step must fit."""
+        return self.memory * self.share
 
 
 CHIPS = {
@@ -167,7 +179,7 @@ gpu_device_info {{
   shared_memory_per_block_optin: 232448 core_count: {cores} fpus_per_core: 128
   block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
   memory_bandwidth: {bandwidth} l2_cache_size: {cache} clock_rate_ghz: {clock}
-  device_memory_size: {int(target.chip.usable)} cuda_compute_capability {{ major: {major} }}
+  device_memory_size: {int(target.chip.memory)} cuda_compute_capability {{ major: {major} }}
   registers_per_core_limit: 65536 registers_per_block_limit: 65536
 }}
 platform_name: "CUDA"

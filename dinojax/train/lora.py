@@ -172,7 +172,7 @@ def _new(kernel: Any, name: str, spec: AdapterSpec, *, seed: int) -> dict[str, A
     value = kernel.value if isinstance(kernel, Named) else kernel
     split = 1 + NUM_IN[_target(name) or ""]
     depth, inputs, outputs = value.shape[0], value.shape[1:split], value.shape[split:]
-    key = rng.stream(jax.random.key(seed), "init")
+    key = rng.init_key(jax.random.key(seed))
     key = jax.random.fold_in(key, zlib.crc32(name.encode()))
     a = math.prod(inputs) ** -0.5 * jax.random.normal(key, (depth, *inputs, spec.rank), value.dtype)
     b = jnp.zeros((depth, spec.rank, *outputs), value.dtype)

@@ -22,6 +22,7 @@ from dinojax.config import Config, ConfigError
 from dinojax.data.example import Source
 from dinojax.distributed.process_group import ProcessGroup
 from dinojax.runs.directory import HOSTS, name_of, package_versions
+from dinojax.sharding import gpu_memory
 
 log = logging.getLogger(__name__)
 
@@ -120,10 +121,16 @@ def check_devices(processes: ProcessGroup, expects: Collection[Config]) -> None:
         "kind": kind,
         "num": len(local),
     }
+    mine["memory"] = (local[0].memory_stats() or {}).get("bytes_limit")
     rows = processes.settle("devices", mine, list)
     if processes.is_main:
         for line in table(rows):
             log.info("%s", line)
+        if platform == "gpu":
+            told = gpu_memory.share(), gpu_memory.VARIABLE
+            log.info(
+                "JAX takes %.0f %% of each GPU's memory for arrays (%s)", 100 * told[0], told[1]
+            )
     total, platforms = sum(row["num"] for row in rows), {row["platform"] for row in rows}
     for expect in expects:
         _compare("expect.platform", expect.platform, "/".join(sorted(platforms)))
@@ -142,7 +149,9 @@ def table(rows: Sequence[Mapping]) -> list[str]:
     first, lines = 0, []
     for row in rows:
         devices = f"devices {first} to {first + row['num'] - 1}"
-        lines.append(f"{row['name']}: {devices}, {row['num']} x {row['kind']} ({row['platform']})")
+        line = f"{row['name']}: {devices}, {row['num']} x {row['kind']} ({row['platform']})"
+        limit = row.get("memory")  # of a device, for arrays; on CPUs there is none
+        lines.append(line if limit is None else f"{line}, {limit / 2**30:.1f} GiB each")
         first += row["num"]
     return lines
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from dinojax.augment.spec import ViewSpec
 from dinojax.config import Config, stages
-from dinojax.eval.features import Embed, EvalTransform, embed
+from dinojax.eval.features import Embed, EvalTransform, embed, features
 from dinojax.models import zoo
 from dinojax.models.params import init_params
 from dinojax.models.vit import Vit
@@ -89,6 +89,12 @@ class Program:
             compiler_options=compiler_options.options(self.layout.mesh.devices.flat[0]),
         )
         return step.lower(*inputs)
+
+    def features(
+        self, params: dict, images_BHWC: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """What `embed` compiles; see `features.features`."""
+        return features(self.step.objective.backbone, params, images_BHWC)
 
     def embed(self) -> Embed:
         """The backbone's features of images; see `features.embed`."""

@@ -25,6 +25,7 @@ from dinojax.models.heads import Head, HeadSpec
 from dinojax.models.networks import Networks
 from dinojax.models.params import abstract_params, init_params
 from dinojax.models.vit import Vit, VitSpec
+from dinojax.ops import rng
 from dinojax.sharding import mesh
 from dinojax.sharding.mesh import Layout
 from dinojax.weights import load as files
@@ -88,9 +89,10 @@ class Teacher:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over names and float32 values of all parameters; of random ones the name."""
+        """SHA-256 over names and float32 values of all parameters; of random ones the name and the
+        stream they are drawn from."""
         if self.stored is None:
-            return hashlib.sha256(self.name.encode()).hexdigest()
+            return hashlib.sha256(f"{self.name} {rng.INIT}".encode()).hexdigest()
         named = {**self.stored.tensors, **_heads_of(self.stored, self.networks)}
         digests = {  # in their own order, in which each is read once
             name: hashlib.sha256(np.ascontiguousarray(tensor.read().astype(np.float32)).data)

@@ -1,6 +1,7 @@
 """Masks: exact counts, and the distribution recorded from the reference implementation."""
 
 import functools
+import hashlib
 import json
 import pathlib
 
@@ -64,6 +65,38 @@ def test_ladder_of_counts_equals_the_recorded_one(name):
     side, rows = (int(v) for v in name.split("/"))
     got = mask_counts(rows, side**2, rate=0.5, ratio=(0.1, 0.5))
     assert list(got) == RECORDED["counts"][name]
+
+
+# Every group of up to 256 images (two crops each, half of them masked), every grid up to 64 x 64.
+IMAGES, SIDES, RATIOS = range(1, 257), range(1, 65), ((0.1, 0.5), (0.2, 0.9))
+
+
+@functools.cache
+def ladders():
+    """Counts of masked rows by (ratio, images, side)."""
+    return {
+        (ratio, images, side): mask_counts(2 * images, side**2, rate=0.5, ratio=ratio)
+        for ratio in RATIOS
+        for images in IMAGES
+        for side in SIDES
+    }
+
+
+def test_every_ladder_has_the_recorded_digest():
+    """Of those that the next test compares with torch, for where torch is not installed."""
+    counts = np.concatenate([np.array(row, "<i4") for row in ladders().values()])
+    assert hashlib.sha256(counts.tobytes()).hexdigest()[:16] == RECORDED["ladders"]
+
+
+def test_every_ladder_equals_that_of_torch():
+    torch = pytest.importorskip("torch", reason="the extra `torch` is not installed")
+    patches_S = torch.tensor([side**2 for side in SIDES], dtype=torch.float32)
+    for ratio in RATIOS:
+        for images in IMAGES:
+            edges_V = torch.linspace(*ratio, images + 1)[1:]
+            want_SV = (patches_S[:, None] * edges_V[None]).int().tolist()
+            got_SV = [list(ladders()[ratio, images, side]) for side in SIDES]
+            assert got_SV == want_SV, (ratio, images)
 
 
 def test_largest_block_is_half_the_grid_in_whole_rows():

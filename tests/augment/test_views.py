@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from PIL import Image
 
 from configs import base
-from dinojax.augment import boxes, masks, views
+from dinojax.augment import boxes, masks, photometric, views
 from dinojax.augment.spec import ViewSpec
 from dinojax.augment.views import make_views
 from dinojax.ops import rng as keys
@@ -204,6 +204,17 @@ def test_distorted_gram_crops_are_the_distorted_base_crop():
             want = plane.resize((16, 16), Image.Resampling.BICUBIC)
             view = got.global_BGHWC[i, k, :, :, c]
             np.testing.assert_allclose(view, np.asarray(want), atol=1e-4)
+
+
+def test_each_crop_is_blurred_and_solarised_at_its_own_rate():
+    """First global, second global, local: a draw of 0.3 is below some of the rates."""
+    draws = np.full((5, photometric.NUM_DRAWS), 0.3, np.float32)
+    for rates in ((1.0, 0.1, 0.5), (0.1, 1.0, 0.1)):
+        spec = view_spec(**{"augment.blur_rates": rates, "augment.solarize_rate": 0.5})
+        choices = views._choose(draws, spec)
+        wanted = [rate > 0.3 for rate in (*rates[:2], *[rates[2]] * 3)]
+        assert choices.blur.tolist() == wanted
+        assert choices.solarize.tolist() == [False, True, False, False, False]
 
 
 @pytest.mark.slow

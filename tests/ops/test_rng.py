@@ -12,7 +12,7 @@ def words(key):
 
 
 def test_the_numbers_of_the_purposes_never_change():
-    known = {"init": 0, "crop": 1, "photometric": 2, "mask": 3, "drop": 4, "rope": 5}
+    known = {"crop": 1, "photometric": 2, "mask": 3, "drop": 4, "rope": 5}
     assert {name: rng.PURPOSES[name] for name in known} == known
     assert len(set(rng.PURPOSES.values())) == len(rng.PURPOSES)
 
@@ -24,6 +24,25 @@ def test_purposes_groups_and_steps_have_their_own_keys():
         for purpose in rng.PURPOSES:
             found += [words(k) for k in rng.group_keys(key, purpose, 3)]
     assert len({tuple(k) for k in found}) == len(found)
+
+
+def of_steps(key):
+    """The keys of the first steps and the last one, of their purposes, and of the first groups."""
+    found = set()
+    for step in (0, 1, 2, 2**31 - 1):
+        own = jax.random.fold_in(key, step)
+        streams = [rng.stream(own, purpose) for purpose in rng.PURPOSES]
+        groups = [k for purpose in rng.PURPOSES for k in rng.group_keys(own, purpose, 3)]
+        found |= {tuple(words(k)) for k in (own, *streams, *groups)}
+    return found
+
+
+def test_no_step_has_the_key_of_initial_values_or_one_made_of_it():
+    """Keys made by a split are those of a fold with their numbers, as the keys of purposes are."""
+    seed = jax.random.key(0)
+    own = rng.init_key(seed)
+    made = [own, *jax.random.split(own, 8), *(jax.random.fold_in(own, i) for i in range(8))]
+    assert not {tuple(words(k)) for k in made} & of_steps(seed)
 
 
 def test_the_key_of_a_group_does_not_depend_on_how_many_there_are():

@@ -22,7 +22,7 @@ from dinojax.plan.targets import CARDS, CHIPS, GIB, parse
 def test_a_target_knows_its_devices(name, platform, devices, gib):
     target = parse(name)
     assert (target.chip.platform, target.num_devices) == (platform, devices)
-    assert target.chip.usable / GIB == pytest.approx(gib, rel=1e-3)
+    assert target.chip.memory / GIB == pytest.approx(gib, rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,9 @@ def convnext(*overrides: str) -> Program:
     given = {override.split("=")[0] for override in overrides}
     kept = [override for override in CONVNEXT if override.split("=")[0] not in given]
     loaded = config(*kept, *overrides)
-    spec = VitSpec(width=16, depth=2, num_heads=2, patch_size=16, channels=loaded.image.channels)
+    dtype = jnp.dtype(loaded.distill.compute or loaded.precision.compute)
+    sizes = dict(width=16, depth=2, num_heads=2, patch_size=16, dtype=dtype)
+    spec = VitSpec(**sizes, channels=loaded.image.channels)
     own = dict(inputs=spec.width, num_layers=3, hidden=24, bottleneck=20, dtype=spec.dtype)
     heads = [
         Head(HeadSpec(prototypes=section.prototypes, **own))

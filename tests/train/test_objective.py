@@ -111,8 +111,10 @@ def test_uniform_students_have_the_values_of_chance(at):
 HEADS = ("dino_head", "ibot_head")
 
 
-def test_targets_are_distributions_over_the_whole_batch(at):
-    outputs, targets = at.teacher(at.state.ema, at.state.gram, at.inputs, NOW)
+@pytest.mark.parametrize("temperature", [0.07, 0.04])
+def test_targets_are_distributions_over_the_whole_batch(at, temperature):
+    now = NOW | {"teacher_temperature": temperature}
+    outputs, targets = at.teacher(at.state.ema, at.state.gram, at.inputs, now)
     columns = jax.device_get(targets.columns)
     dino, ibot = (
         small.dense(jax.device_get(rows), columns[name])
@@ -124,7 +126,7 @@ def test_targets_are_distributions_over_the_whole_batch(at):
         np.testing.assert_allclose(np.sum(found, axis=-1), 1.0, rtol=1e-5)
     logits = np.asarray(outputs.dino_BGZ, np.float64) @ columns["dino"].kernel_ZK
     logits = logits.reshape(2 * B, K)
-    plan = np.exp(logits / NOW["teacher_temperature"])
+    plan = np.exp(logits / temperature)
     for _ in range(3):
         plan /= plan.sum(axis=0)
         plan /= plan.sum(axis=1, keepdims=True)
@@ -158,6 +160,22 @@ def test_pixels_under_a_mask_reach_the_teacher_but_not_the_student(at):
     np.testing.assert_array_equal(moved, masked_crops)
     shown = with_views(at, global_BGHWC=np.where(hidden, views.global_BGHWC, 9.0))
     assert not small.same(terms(at, inputs=shown, targets=targets), terms(at, targets=targets))
+
+
+@pytest.mark.parametrize("frozen", [None, "networks"], ids=["ema", "frozen teacher"])
+def test_a_student_of_a_frozen_teacher_sees_every_patch(at, frozen):
+    """Without one it does not see what is masked; local crops are whole in both."""
+    seen = []
+
+    def apply(params, sets, masks, draws, *, train):
+        seen.extend(masks)
+
+    backbone = SimpleNamespace(spec=at.objective.backbone.spec, apply=apply)
+    objective = dataclasses.replace(at.objective, backbone=backbone, frozen=frozen)
+    objective._student_features({}, at.inputs)
+    hidden = at.inputs.views.masks_BGP.reshape(2 * B, -1)
+    assert (seen[0] is None) if frozen else np.array_equal(seen[0], hidden)
+    assert seen[1] is None and len(seen) == 2
 
 
 def test_ibot_reads_the_masked_patches_of_each_group(at):

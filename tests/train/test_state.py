@@ -1,5 +1,6 @@
 """The state: made in place on any devices, the same everywhere, and nothing in it twice."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ from dinojax.models import params
 from dinojax.models.layers import Named
 from dinojax.sharding import mesh
 from dinojax.train import program
+from tests.ops import test_rng
 from tests.support import small
 
 
@@ -48,6 +50,24 @@ def test_a_new_state_is_what_the_abstract_one_says(made):
                 want.dtype,
                 want.sharding,
             )
+
+
+@pytest.mark.parametrize("network", ["vit", "convnext"])
+def test_networks_start_from_keys_that_no_step_has(network, monkeypatch):
+    if network == "vit":
+        objective = program.build(small.config(), mesh.make("dp", 1)).step.objective
+    else:
+        objective = small.convnext("mesh.devices=1").step.objective
+    seed, seen = jax.random.key(3), []
+
+    def init(self, key, *_):
+        seen.append(tuple(test_rng.words(key)))
+        return {"params": {}}
+
+    monkeypatch.setattr(nn.Module, "init", init)
+    params.init_params(objective, seed)
+    assert len(set(seen)) == len(seen) == 3, "backbone and two heads"
+    assert not set(seen) & test_rng.of_steps(seed)
 
 
 def test_ema_and_gram_start_as_copies_of_the_student(made):

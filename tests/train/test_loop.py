@@ -1,0 +1,219 @@
+"""What the loops give to what, one call at a time: stand-ins record it, nothing is trained.
+
+The slow tests of whole runs see the same, and much later.
+"""
+
+import contextlib
+from types import SimpleNamespace
+from unittest.mock import MagicMock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dinojax.checkpoint.locate import Place
+from dinojax.config.stages import EMA, Anchor
+from dinojax.sharding import mesh
+from dinojax.train import initialize, periodic, trainer
+from dinojax.train import loop as train
+from dinojax.train.batch_types import Targets
+from dinojax.train.state import State
+from dinojax.train.step import Step
+
+STEPS = 4
+
+
+class Stop(Exception):
+    """Ends a function where a test has seen enough."""
+
+
+def networks(**values: float) -> dict:
+    return {name: {"w": jnp.full(2, value)} for name, value in values.items()}
+
+
+def state(**trees) -> State:
+    """Each network has a number of its own: student 1, ema 2, gram 3."""
+    parts = {
+        "student": networks(backbone=1.0, dino_head=1.0),
+        "ema": networks(backbone=2.0, dino_head=2.0),
+        "gram": networks(backbone=3.0)["backbone"],
+        "opt_state": networks(backbone=4.0),
+    }
+    counts = {name: jnp.zeros((), jnp.int32) for name in ("step", "bad_steps")}
+    return State(**parts | counts | {"key": jax.random.key(0), "centers": {}} | trees)
+
+
+def value(tree) -> float:
+    """The number that all entries of a tree are."""
+    (found,) = np.unique(jnp.concatenate(jax.tree.leaves(tree)))
+    return float(found)
+
+
+def run(**parts):
+    """A run of STEPS steps in which nothing but them is due."""
+    program = SimpleNamespace(
+        embed=lambda: None, layout=mesh.make("dp", 1), now=lambda number: {"of step": number}
+    )
+    made = MagicMock(
+        program=program, num_steps=STEPS, anchor=None, pictures=False, draw=lambda number: 0
+    )
+    made.watch.ended, made.every.minutes, made.every.checkpoint = False, None, 100
+    for name, part in parts.items():
+        setattr(made, name, part)
+    return made
+
+
+@pytest.fixture
+def looped(monkeypatch):
+    """(number of the state, schedules) of every step of a loop, and the ends of its refreshes."""
+    seen = SimpleNamespace(steps=[], renewed=[])
+
+    def step(state, batch, now):
+        seen.steps.append((state.step, now))
+        return SimpleNamespace(step=state.step + 1), {}
+
+    def renewed(state):
+        seen.renewed.append(state.step)
+        return state
+
+    def loop(begin: int = 0, **parts) -> SimpleNamespace:
+        images = {"images": np.zeros((1, 4, 4, 1), np.uint8), "sizes": np.ones((1, 2), np.int32)}
+        report = MagicMock(batches=iter([images] * STEPS))
+        report.autopsy.suspicious = False
+        monkeypatch.setattr(train, "_prepare", lambda run, state: (None, [step], renewed))
+        monkeypatch.setattr(train, "_evaluate", lambda *_, **__: None)
+        first = SimpleNamespace(step=begin)
+        interrupt, made = MagicMock(due=set()), run(**parts)
+        made.watch.is_look = lambda number: False
+        train._loop(made, first, MagicMock(), report=report, interrupt=interrupt, clock=MagicMock())
+        return seen
+
+    return loop
+
+
+@pytest.mark.parametrize("begin", [0, 2])
+def test_a_step_gets_the_schedules_of_the_steps_done_before_it(looped, begin):
+    seen = looped(begin)
+    assert seen.steps == [(number, {"of step": number}) for number in range(begin, STEPS)]
+
+
+def test_the_anchor_is_renewed_once_as_many_steps_are_done_as_the_config_says(looped):
+    every = Anchor(EMA, anchor_step=1, refresh_every=3, refresh_from=3, max_refreshes=None)
+    assert looped(anchor=every).renewed == [1, 3]
+
+
+def test_a_renewed_anchor_is_the_ema():
+    before = state()
+    after = initialize.refresh(before)(before)
+    assert value(after.gram) == 2.0
+    assert (value(after.student), value(after.ema)) == (1.0, 2.0)
+
+
+def test_images_go_on_where_the_checkpoint_says(monkeypatch):
+    given = {}
+
+    def loader(source, **options):
+        given.update(options)
+        raise Stop
+
+    monkeypatch.setattr(train, "_begin", lambda *_: (state(), {"position": 96, "seconds": 1.0}))
+    monkeypatch.setattr(train, "Loader", loader)
+    with pytest.raises(Stop):
+        train._train(run(loader_options={"batch_size": 32}), MagicMock(), (), is_last=True)
+    assert given == {"batch_size": 32, "start": 96}
+
+
+def test_a_run_goes_on_from_all_that_its_checkpoint_holds():
+    meta = {"position": 96, "seconds": 1.0, "fingerprint": "a"}
+    made = run(source=SimpleNamespace(fingerprint="a"))
+    made.program.abstract_state = lambda: "shapes"
+    made.checkpoints.restore_meta = {3: meta}.get
+    made.checkpoints.restore = lambda *asked: {("shapes", 3): "of step 3"}[asked]
+    assert train._begin(made, 3, ()) == ("of step 3", meta)
+
+
+def test_an_evaluation_looks_at_the_ema():
+    looks = SimpleNamespace(probe=[], knn=[], mosaics=[])
+    made = run(steps_before=0)
+    made.knn.features = "cls"
+    made.probe.look = lambda embed, params, step: looks.probe.append(value(params)) or {}
+    made.knn.accuracy = lambda embed, params: looks.knn.append(value(params)) or {"cls": 50.0}
+    made.mosaics.accuracy = lambda embed, params: looks.mosaics.append(value(params)) or 50.0
+    periodic.look(made, None, state(), 3, metrics=MagicMock())
+    assert (looks.probe, looks.knn, looks.mosaics) == ([2.0], [2.0], [2.0])
+
+
+RESTORED = {
+    "student": networks(backbone=11.0, dino_head=11.0),
+    "ema": networks(backbone=12.0, dino_head=12.0),
+    "opt_state": networks(backbone=14.0),
+}
+# (start.what, start.heads) -> what then stands in backbone and head of the student and of the ema,
+# and in the optimizer's state.
+HANDED_OVER = {
+    ("ema", "keep"): (12.0, 12.0, 12.0, 12.0, 4.0),
+    ("ema", "new"): (12.0, 1.0, 12.0, 2.0, 4.0),
+    ("state", "keep"): (11.0, 11.0, 12.0, 12.0, 14.0),
+}
+
+
+@pytest.mark.parametrize("what", HANDED_OVER, ids="-".join)
+def test_a_stage_is_handed_over_what_it_asks_for(what, monkeypatch):
+    monkeypatch.setattr(initialize, "_restored", lambda place, like: _like(RESTORED, like))
+    place = Place(None, 7)
+    after = initialize._hand_over(state(), place, what=what[0], heads=what[1])
+    parts = [
+        tree[part] for tree in (after.student, after.ema) for part in ("backbone", "dino_head")
+    ]
+    assert tuple(map(value, [*parts, after.opt_state])) == HANDED_OVER[what]
+    assert value(after.gram) == 3.0 and after.step == 0
+
+
+def _like(tree, like):
+    """The parts of a tree that another one has."""
+    return {n: _like(tree[n], like[n]) for n in like} if isinstance(like, dict) else tree
+
+
+def test_a_gradient_is_the_mean_of_those_of_the_micro_batches():
+    """Of a loss that is the student times its micro-batch's number plus a target's."""
+
+    def loss(student, inputs, targets, now):
+        total = student["w"] * (inputs + targets.dino)
+        return total, {"total": total}
+
+    rows = Targets(jnp.array([10.0, 20.0]), None, None, None)
+    for parts in (1, 2):
+        step = Step(SimpleNamespace(loss=loss), None, None, accumulate=parts)
+        own = Targets(rows.dino[:parts], None, None, None)
+        grads, terms = step.gradients(
+            {"w": jnp.float32(2.0)}, jnp.array([1.0, 3.0])[:parts], own, {}
+        )
+        want = {1: 11.0, 2: (11.0 + 23.0) / 2}[parts]
+        assert (grads["w"], terms["total"]) == (want, 2 * want)
+
+
+def test_a_student_of_a_family_learns_the_step_that_it_is_at(monkeypatch):
+    """The schedules, the row of metrics and the images of an autopsy are of one step."""
+    seen = []
+
+    def step(state, batch, now, heard):
+        seen.append((state, now))
+        return state + 1, {}
+
+    own = object.__new__(trainer.Trainer)
+    vars(own).update(
+        dict(run=run(), layout=None, state=0, number=0, _heads=None, _steps=[step], _pending=[])
+        | dict(_autopsy=MagicMock(), _at_work=contextlib.nullcontext, name="one")
+    )
+    own.run.program.teacher_forward = MagicMock()
+    monkeypatch.setattr(trainer, "view_on", lambda batch, place: batch)
+    monkeypatch.setattr(trainer, "for_student", lambda *_, **__: None)
+    for _ in range(2):
+        own.learn(0, {}, None, {})
+    assert seen == [(number, {"of step": number}) for number in (0, 1)]
+    assert [(number, now) for number, _, now in own._pending] == [
+        (1, {"of step": 0}),
+        (2, {"of step": 1}),
+    ]
+    assert [call.args[0] for call in own._autopsy.keep.call_args_list] == [1, 2]
