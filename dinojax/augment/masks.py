@@ -44,7 +44,9 @@ class MaskSpec:
         return self.side // 2 * self.side
 
 
-def mask_counts(num_rows: int, num_patches: int, *, rate: float, ratio: tuple) -> tuple[int, ...]:
+def mask_counts(
+    num_rows: int, num_patches: int, *, rate: float, ratio: tuple[float, float]
+) -> tuple[int, ...]:
     """Hidden patches of each masked row of a group; int(num_rows * rate) rows are masked.
 
     The range of ratios is cut into as many bins as there are masked rows; a row takes the upper
