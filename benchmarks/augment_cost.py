@@ -17,10 +17,10 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.rows import row
-from configs import base
 from dinojax.augment import resample
 from dinojax.augment.spec import NUM_GLOBAL, ViewSpec
 from dinojax.augment.views import make_views
+from dinojax.configs import base
 from dinojax.ops.flops import count_flops
 from dinojax.sharding import gpu_memory
 

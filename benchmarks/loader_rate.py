@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from benchmarks.rows import row
-from configs import base
+from dinojax.configs import base
 from dinojax.data.folder import folder
 from dinojax.data.loader import Loader, ReadBatch
 

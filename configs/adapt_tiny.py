@@ -12,7 +12,7 @@ Score: from the quickstart's export (seed 0): `heads` ends after 30 of 400 steps
        images that the weights come from nothing is to be gained, and nothing is lost
 """
 
-from configs import base, tiny
+from dinojax.configs import base, tiny
 
 
 def get_config():

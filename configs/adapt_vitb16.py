@@ -6,7 +6,7 @@ Cost:  not measured
 Score: not measured. The run measures k-NN before it changes anything, the number to beat
 """
 
-from configs import adapt_vitl16
+from dinojax.configs import adapt_vitl16
 
 STAGES, smoke = adapt_vitl16.STAGES, adapt_vitl16.smoke
 

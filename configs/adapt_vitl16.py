@@ -15,7 +15,7 @@ alarm watches the dense metric (knn.mosaics). Without the anchor:
 from configs/adapt_tiny.py, which is measured. DINOv2 weights: see docs/recipes.md.
 """
 
-from configs import base
+from dinojax.configs import base
 
 
 def get_config():

@@ -10,7 +10,7 @@ train, and nothing else of the backbone. Checkpoints and exports hold merged wei
 anchor: adapters move little, and it would cost a third network.
 """
 
-from configs import adapt_vitl16, base
+from dinojax.configs import adapt_vitl16, base
 
 smoke = adapt_vitl16.smoke
 

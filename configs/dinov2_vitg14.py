@@ -10,7 +10,7 @@ Score: of the released model, whose training ended with a phase at 518 pixels: I
 [D2] is the released training configuration; docs/recipes.md lists what differs from it.
 """
 
-from configs import dinov2_vitl14
+from dinojax.configs import dinov2_vitl14
 
 smoke = dinov2_vitl14.smoke
 

@@ -10,7 +10,7 @@ Score: the reference implementation: k-NN 82.0, linear 84.5 on ImageNet-1k (its 
 [D2] is the released training configuration; docs/recipes.md lists what differs from it.
 """
 
-from configs import base
+from dinojax.configs import base
 
 
 def get_config():

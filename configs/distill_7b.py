@@ -11,7 +11,7 @@ without a Gram loss. [R] the released configuration of the family, which is that
 25,000 steps. What the paper does not state about the first two stages is [ours].
 """
 
-from configs import base, vit7b16
+from dinojax.configs import base, vit7b16
 
 LR = 2.634e-4  # [R] 5e-5 x 4 sqrt(1776 / 1024): its factor takes floor(1920 / 296) x 296 images
 

@@ -11,7 +11,7 @@ patches have 16, see them reduced by two. Steps, batch and ViTs are those of dis
 high resolution; the ConvNeXts are those of distill_convnext_7b, their schedules bent to its stages.
 """
 
-from configs import base, distill_7b, distill_convnext_7b
+from dinojax.configs import base, distill_7b, distill_convnext_7b
 
 
 def get_config():

@@ -11,7 +11,7 @@ sees crops of 512; the teacher sees the same crops at 256, so that both have 16 
 public code the teacher's crops are not reduced, and patches of other places are compared.
 """
 
-from configs import base
+from dinojax.configs import base
 
 
 def get_config():

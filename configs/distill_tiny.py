@@ -13,7 +13,7 @@ Score: k-NN of held-out tiles, seeds 0 and 1, 2026-11-21, standard error 1.5, th
        (tests/programs/family_gain.py)
 """
 
-from configs import base, tiny
+from dinojax.configs import base, tiny
 
 
 def get_config():

@@ -10,7 +10,7 @@ heads of vitl16. Any run or export of a ViT-L with patches of 16 pixels and such
 one without heads (a released file) with --set distill.targets=features.
 """
 
-from configs import base, distill_7b
+from dinojax.configs import base, distill_7b
 
 
 def get_config():

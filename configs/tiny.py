@@ -7,7 +7,7 @@ Score: k-NN of held-out tiles 32.9, 33.6, 37.7 % (seeds 0, 1, 2; 2026-11-21), wh
        have 18.5, 17.2, 17.8 % and raw pixels 20.5 %; a run prints its own at the end
 """
 
-from configs import base
+from dinojax.configs import base
 
 
 def get_config():

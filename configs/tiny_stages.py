@@ -9,7 +9,7 @@ Score: k-NN of held-out tiles 40.5 % (seed 0) at 48 pixels, where raw pixels hav
        (tests/programs/gram_recovery.py does)
 """
 
-from configs import base, tiny
+from dinojax.configs import base, tiny
 
 
 def get_config():

@@ -10,7 +10,7 @@ Score: of the released model, after all three stages: ImageNet-1k linear 88.4, A
 every stage; those of a stage's function only there. Steps count from the start of a stage.
 """
 
-from configs import base
+from dinojax.configs import base
 
 
 def get_config():

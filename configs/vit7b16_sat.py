@@ -11,7 +11,7 @@ from the model for web images (paper). What of the schedules changed with the le
 published: here every other length of a stage shrinks as its steps do. [ours]
 """
 
-from configs import base, vit7b16
+from dinojax.configs import base, vit7b16
 
 smoke = vit7b16.smoke
 

@@ -11,7 +11,7 @@ that of vit7b16, with a fifth of its steps: every length is divided by 5, and so
 step. The learning rate is constant, as for 7B, at a fifth of the ImageNet-1k recipe's peak.
 """
 
-from configs import base, vit7b16
+from dinojax.configs import base, vit7b16
 
 
 def get_config():

@@ -7,7 +7,7 @@ Score: the reference implementation: k-NN 82.2, linear 83.3 on the 50,000 valida
        (header of its configuration; its README says 82.0 and 83.5). Not yet reproduced here.
 """
 
-from configs import base
+from dinojax.configs import base
 
 
 def get_config():

@@ -5,7 +5,7 @@ Cost:  not measured
 Score: none: nobody has published such a run. Small models are usually distilled from large ones.
 """
 
-from configs import vitl16
+from dinojax.configs import vitl16
 
 
 def get_config():

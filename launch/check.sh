@@ -12,4 +12,4 @@ else
     "$PYTHON" -m ruff format --line-length 100 --check .
     "$PYTHON" -m ruff check --line-length 100 --select E,F,I,UP,B .
 fi
-"$PYTHON" -m mypy dinojax configs
+"$PYTHON" -m mypy dinojax

@@ -44,7 +44,8 @@ def imported_modules(source):
 
 
 def imported_packages(source):
-    return {name.split(".")[1] for name in imported_modules(source)}
+    packages = {name.split(".")[1] for name in imported_modules(source)}
+    return packages - {"configs"}  # recipes, which are data
 
 
 def violations(own, source):

@@ -11,10 +11,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from configs import base
 from dinojax.checkpoint.manager import COMMITTED, FORMAT_VERSION
 from dinojax.checkpoint.orbax import COPY
 from dinojax.config.recipe import flat
+from dinojax.configs import base
 
 UNFINISHED = {  # in a directory's name -> why it is torn
     ".orbax-checkpoint-tmp": "being written, or its run was killed while writing",

@@ -7,12 +7,12 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from configs import base
 from dinojax.config import recipe as recipe_files
 from dinojax.config import rules, stage_rules
 from dinojax.config.overrides import parse, typed
 from dinojax.config.recipe import ConfigError, flat, nest, unknown
 from dinojax.config.rules import valid_group_sizes
+from dinojax.configs import base
 
 __all__ = ["Config", "ConfigError", "Explanation", "check", "diff", "explain", "load", "read"]
 __all__ += ["load_stages", "load_students", "pick", "pick_students", "save", "saved_stages"]

@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import base
+from dinojax.configs import base
 
 FOLDER = Path(base.__file__).parent  # of the packaged recipes
 

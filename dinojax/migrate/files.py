@@ -53,7 +53,7 @@ Score: not known
 {report}
 \"\"\"
 
-from configs import base
+from dinojax.configs import base
 
 
 def get_config():

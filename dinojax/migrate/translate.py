@@ -9,8 +9,8 @@ import dataclasses
 import fnmatch
 from collections.abc import Iterable
 
-from configs import base
 from dinojax.config.recipe import flat, unknown
+from dinojax.configs import base
 from dinojax.migrate import tables
 from dinojax.migrate.schedules import Refusal, Values, has_schedules, schedules
 

@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from configs import base
 from dinojax.config.recipe import flat
+from dinojax.configs import base
 from dinojax.data.quarantine import KNN_FILE
 from dinojax.runs.scalars import read_metrics
 

@@ -9,10 +9,10 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from PIL import Image
 
-from configs import base
 from dinojax.augment import boxes, masks, photometric, views
 from dinojax.augment.spec import ViewSpec
 from dinojax.augment.views import make_views
+from dinojax.configs import base
 from dinojax.ops import rng as keys
 
 GROUP, PATCH, BOX = 2, 4, 24

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from configs import base
 from dinojax import config
 from dinojax.config import recipe, rules
+from dinojax.configs import base
 
 ROOT = Path(__file__).parent.parent.parent
 KEYS = recipe.flat(base.get_config())
@@ -21,7 +21,7 @@ def write(tmp_path, body, name="mine.py"):
     path = tmp_path / name
     lines = "".join(f"    {line}\n" for line in body.splitlines())
     path.write_text(
-        "from configs import base\n\n\ndef get_config():\n"
+        "from dinojax.configs import base\n\n\ndef get_config():\n"
         f"    c = base.get_config()\n{lines}    return c\n"
     )
     return path

@@ -38,7 +38,7 @@ def test_a_recipe_shrinks_to_two_steps_of_small_arrays(name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_opens_with_command_cost_and_score(name):
-    header = importlib.import_module(f"configs.{name}").__doc__
+    header = importlib.import_module(f"dinojax.configs.{name}").__doc__
     assert all(word in header for word in ("Run: ", "Cost: ", "Score:"))
     assert f"configs/{name}.py" in header
 

@@ -10,7 +10,7 @@ from dinojax.config import ConfigError, stages
 from dinojax.config.stages import Anchor, BoxDraw, SizeDraw
 
 RECIPE = """
-from configs import tiny
+from dinojax.configs import tiny
 
 def get_config():
     c = tiny.get_config()

@@ -6,10 +6,10 @@ import pickle
 import numpy as np
 import pytest
 
-from configs import base
 from dinojax import config
 from dinojax.cli import main
 from dinojax.config.stages import BoxDraw, SizeDraw
+from dinojax.configs import base
 from dinojax.data.decode import DecodeError
 from dinojax.data.loader import Loader
 from dinojax.data.mixture import NUM_CARDS, Deck, Mixture, Part, batch_ids, cards, num_drawn

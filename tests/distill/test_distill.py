@@ -33,7 +33,7 @@ from tests.config.test_recipes import FAMILIES, READ_BY_THE_RUN
 from tests.support import several, small
 
 RECIPE = """
-from configs import tiny
+from dinojax.configs import tiny
 
 def get_config():
     c = tiny.smoke(tiny.get_config())
@@ -328,7 +328,7 @@ def test_a_family_resolves_says_what_it_does_and_shrinks(name, capsys):
     assert cli.main(["plan", "--words", name]) == cli.FINISHED
     told = capsys.readouterr().out
     assert told.count("teacher: (none yet: set distill.teacher)") == stages * len(found)
-    header = importlib.import_module(f"configs.{name}").__doc__
+    header = importlib.import_module(f"dinojax.configs.{name}").__doc__
     assert all(word in header for word in ("Run: ", "Cost: ", "Score:", f"configs/{name}.py"))
     for each in configs.load_students(name, smoke=True).values():
         for small_one in each:

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 
-from configs.base import get_config
 from dinojax.augment.masks import mask_counts, mask_indices
+from dinojax.configs.base import get_config
 from tests.golden.record import Check, Record, Skip
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 from ml_collections import ConfigDict
 
-from configs.base import get_config, schedule
+from dinojax.configs.base import get_config, schedule
 from dinojax.train.optim import LR_FACTORS, multipliers, schedules
 from dinojax.weights.meta import BUFFERS, our_path, to_ours
 from tests.golden.record import FLOAT64_RELATIVE, Check, Record, Skip

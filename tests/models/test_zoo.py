@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 
-from configs import base
+from dinojax.configs import base
 from dinojax.models import zoo
 
 # Parameters of the DINOv3 backbones with 4 registers, patch 16, as counted in the reference; those

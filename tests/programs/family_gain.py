@@ -21,9 +21,9 @@ import sys
 import time
 from pathlib import Path
 
-from configs import base, distill_tiny, tiny
 from dinojax import config as configs
 from dinojax.config import Config
+from dinojax.configs import base, distill_tiny, tiny
 from dinojax.runs.directory import FREE_KEYS
 
 ROOT = Path(__file__).parent.parent.parent

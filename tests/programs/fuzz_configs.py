@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from configs import base
 from dinojax.cli import main
 from dinojax.config import rules
 from dinojax.config.recipe import flat
+from dinojax.configs import base
 from dinojax.data import sources, tiles
 from dinojax.sharding import mesh
 from dinojax.train import loop
@@ -140,7 +140,7 @@ def faults_of(mutant: Mutant, folder: Path, *, trace: bool) -> tuple[str, list[s
     recipe = folder / "mutant.py"
     body = "".join(f"    {line}\n" for line in mutant.lines)
     recipe.write_text(
-        "from configs import tiny\n\n\ndef get_config():\n"
+        "from dinojax.configs import tiny\n\n\ndef get_config():\n"
         f"    c = tiny.get_config()\n{body}    return c\n"
     )
     args = ["train", "--config", str(recipe), "--run", str(folder / "run")]

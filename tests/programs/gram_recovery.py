@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from configs import base, tiny
+from dinojax.configs import base, tiny
 from dinojax.weights.export import export
 from dinojax.weights.run import network_of_run
 from dinojax.weights.tensors import held

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from configs import distill_tiny
 from dinojax import config
+from dinojax.configs import distill_tiny
 from tests.programs import family_gain
 from tests.programs.family_gain import ALONE, FAMILY, RECORDED, TAUGHT, WAYS
 

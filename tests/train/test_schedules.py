@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from configs.base import get_config, schedule
+from dinojax.configs.base import get_config, schedule
 from dinojax.train import optim
 
 
