@@ -1,0 +1,68 @@
+"""README and docs: every command parses, every module and file that they name is there."""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from dinojax.cli import main
+from dinojax.config.recipe import flat
+from dinojax.configs import base
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+KEYS = flat(base.get_config())
+
+
+def commands(page):
+    """Lines of the fenced shell blocks, continued lines joined."""
+    for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            if words := shlex.split(line, comments=True):
+                yield words
+
+
+COMMANDS = [(page.name, words) for page in PAGES for words in commands(page)]
+OURS = [(name, words) for name, words in COMMANDS if "dinojax" in words]
+MODULES = [(name, words) for name, words in COMMANDS if words[:2] == ["python", "-m"]]
+
+
+def test_there_are_commands():
+    assert len(OURS) > 30 and len(MODULES) > 10
+
+
+@pytest.mark.parametrize("page, words", OURS, ids=lambda x: x if isinstance(x, str) else x[1])
+def test_commands_parse(page, words):
+    args = words[words.index("dinojax") + 1 :]
+    if args[0] == "COMMAND":
+        return
+    main._parser().parse_args(args)  # ends the process for what it does not know
+    settings = [value for flag, value in zip(args, args[1:], strict=False) if flag == "--set"]
+    for setting in settings:
+        key = setting.split("=")[0].rpartition(":")[2]
+        assert key in KEYS or any(name.startswith(f"{key}.") for name in KEYS), setting
+
+
+@pytest.mark.parametrize("page, words", MODULES, ids=lambda x: x if isinstance(x, str) else x[1])
+def test_modules_exist(page, words):
+    assert importlib.util.find_spec(words[2]) is not None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_a_page_names_are_there(page):
+    text = page.read_text()
+    named = set(
+        re.findall(r"`((?:docs|dinojax|configs|tests|launch|benchmarks)/[\w./]+\.\w+)`", text)
+    )
+    if page.parent.name == "docs":
+        named |= {f"docs/{name}" for name in re.findall(r"`(\w+\.md)`", text)}
+    missing = [name for name in named if not (ROOT / name).exists()]
+    assert not missing
+
+
+def test_the_readme_is_a_page_and_names_every_other():
+    text = (ROOT / "README.md").read_text()
+    assert text.count("\n") <= 150
+    assert all(f"docs/{page.name}" in text for page in PAGES[2:])
