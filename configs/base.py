@@ -82,7 +82,7 @@ def get_config() -> ConfigDict:
     c.until.every = 10  # steps between looks at the losses, of which three in a row count; [ours]
 
     c.data = ConfigDict()
-    c.data.source = "folder"  # folder | manifest | tar | arrayrecord | tfds | tiles; [ours]
+    c.data.source = "folder"  # folder|manifest | tar | arrayrecord | tfds | parquet | tiles; [ours]
     c.data.path = ""  # of the images; a folder is read to any depth; [ours]
     c.data.mixture = ()  # rows made by base.part, instead of one source; () = no mixture; [P]
     c.data.box_size = 512  # pixels, side of the uint8 box the host fits an image into; [ours]
@@ -90,9 +90,14 @@ def get_config() -> ConfigDict:
     c.data.num_threads = 2  # decoding threads per process; [ours]
     c.data.prefetch = 2  # batches decoded ahead; [ours]
     c.data.max_bad_share = 0.001  # of images that cannot be read; ten are allowed, 0 = none; [ours]
+    c.data.max_pixels = 2**26  # pixels of an image, told by its header before it is decoded; [ours]
+    # One pair for all channels, or LOW, HIGH of each after the other; also for knn.bank and query.
+    # Signed and float values need it. 8 bits are taken as they are. (docs/data.md)
+    c.data.value_range = ()  # LOW, HIGH stored values of above 8 bits; () = all of the type; [ours]
+    c.data.mixture_ranges = ()  # rows (source of the mixture, LOW, HIGH) instead of it; [ours]
 
     c.image = ConfigDict()
-    c.image.channels = 3  # colour channels after decoding: 1 (grey) | 3 (RGB); [R]
+    c.image.channels = 3  # after decoding: 1 (grey), 3 (RGB), or as many as files store; [R]
     c.image.normalize = "fixed"  # fixed (mean, std below) [R] | per_crop (each crop's own) [ours]
     c.image.mean = (0.485, 0.456, 0.406)  # of values scaled to 0..1; [R]
     c.image.std = (0.229, 0.224, 0.225)  # of values scaled to 0..1; [R]

@@ -9,17 +9,21 @@ from typing import Any
 import numpy as np
 
 from dinojax.config import Config, load
+from dinojax.data.decode import ReadOptions, WrongChannels
 from dinojax.data.example import Source
 from dinojax.data.mixture import Mixture, told
-from dinojax.data.sources import SOURCES, kind_of, open_source
+from dinojax.data.quarantine import FILE
+from dinojax.data.sources import SOURCES, kind_of, open_source, read_options
 from dinojax.distributed import cluster
 
 RECIPE = "vitl16_in1k"  # whose sizes count when no recipe is given
+NUM_DRAWN = 8  # images of crops.png
 
 SUMMARY = "check, convert or time a data set"
 DATA = """\
 Look at a data set before a run. PATH is a folder of images, a manifest (.csv, .parquet), tar
-shards in WebDataset layout, ArrayRecord files or a TFDS data set; `tiles` are the embedded ones.
+shards in WebDataset layout, ArrayRecord files, a TFDS data set, or Parquet files with images inside
+(Hugging Face); `tiles` are the embedded ones.
 
 examples:
   dinojax data check /data/photos --out check/photos
@@ -64,6 +68,13 @@ def add(commands: Any, command: Any, config_options: Any) -> None:
     convert = command(commands, "convert", "copy into ArrayRecord", CONVERT, _convert)
     convert.add_argument("--out", metavar="DIR", required=True, help="made if absent")
     convert.add_argument("--shards", type=_count, metavar="N", help="default: of 10,000 images")
+    convert.add_argument(
+        "--max-bad-share",
+        type=_share,
+        default=0.001,
+        metavar="S",
+        help="of files that cannot be read; ten are allowed, 0 = none",
+    )
     bench = command(commands, "bench", "images per second of this host", BENCH, _bench)
     config_options(bench, required=False)
     bench.add_argument("--seconds", type=_seconds, default=10.0, help="of each of the two parts")
@@ -97,9 +108,20 @@ def _seconds(text: str) -> float:
     return found
 
 
-def _open(args: argparse.Namespace, channels: int) -> Source:
+def _share(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a share between 0 and 1")
+    return found
+
+
+def _open(args: argparse.Namespace, channels: int, options: ReadOptions) -> Source:
     kind = args.source or ("tiles" if args.path == "tiles" else kind_of(args.path))
-    return SOURCES[kind](path="" if kind == "tiles" else args.path, channels=channels, key="PATH")
+    path = "" if kind == "tiles" else args.path
+    return SOURCES[kind](path=path, channels=channels, key="PATH", options=options)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -110,10 +132,11 @@ def _check(args: argparse.Namespace) -> None:
     out = None if args.out is None else Path(args.out)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
+    spec = None if out is None else _view_spec(config)  # refuses before all images are read
     if args.path is None:
         source = open_source(config.data, channels=channels)
     else:
-        source = _open(args, channels)
+        source = _open(args, channels, read_options(config.data))
     if isinstance(source, Mixture):
         found = {part.name: _survey(part.source, config, args.processes) for part in source.parts}
         content: dict[str, Any] = {"sources": found}
@@ -127,7 +150,7 @@ def _check(args: argparse.Namespace) -> None:
         draft = out / "report.json.draft"
         draft.write_text(json.dumps(content, indent=1) + "\n")
         os.replace(draft, out / "report.json")
-        _draw(out / "crops.png", source, config)
+        _draw(out / "crops.png", source, config, spec)
         print(f"{out}: report.json, crops.png")
 
 
@@ -150,7 +173,9 @@ def _table(found: dict, config: Config) -> list[str]:
     total, bad = found["images"], found["unreadable"]
     lines = [
         f"images            {total:,}, {found['bytes'] / 2**20:,.1f} MiB",
+        *(f"left out          {note}" for note in found["notes"]),
         f"stored as         {_counts(found['stored_as'])}",
+        *(f"values            {line}" for line in found["values_told"]),
         f"classes           {_classes(found['classes'])}",
         f"unreadable        {bad:,} ({bad / total:.3%}; data.max_bad_share allows "
         f"{config.data.max_bad_share:.3%})",
@@ -184,46 +209,67 @@ def _classes(classes: dict) -> str:
     return f"{classes['number']:,} (images of one: {counts})"
 
 
-def _draw(path: Path, source: Source, config: Config) -> None:
-    """The crops that the recipe makes of eight images, as `train` draws them at its first step."""
-    import jax
-
-    jax.config.update("jax_platforms", "cpu")  # a check must not take a running job's accelerator
+def _view_spec(config: Config) -> Any:
+    """What the crops of a check are made with. Raises ValueError for settings that do not fit."""
     from dinojax.augment.spec import ViewSpec
-    from dinojax.augment.views import make_views
-    from dinojax.data.loader import ReadBatch
-    from dinojax.viz.pictures import crop_sheet
 
-    read = ReadBatch(
-        source=source,
-        batch_size=8,
-        box_size=config.data.box_size,
-        seed=config.seed,
-        start=0,
-        rows_B=np.arange(8),
-        replace=True,
-    )
-    spec = ViewSpec.from_sections(
+    return ViewSpec.from_sections(
         image=config.image,
         crops=config.crops,
         augment=config.augment,
         masks=config.masks,
         patch_size=config.model.patch_size,
-        group_size=read.batch_size,
+        group_size=NUM_DRAWN,
+    )
+
+
+def _draw(path: Path, source: Source, config: Config, spec: Any) -> None:
+    """The crops that the recipe makes of eight images, as `train` draws them at its first step."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # a check must not take a running job's accelerator
+    from dinojax.augment.views import make_views
+    from dinojax.data.loader import ReadBatch
+    from dinojax.eval.features import fixed_statistics
+    from dinojax.viz.pictures import crop_sheet, true_colors
+
+    read = ReadBatch(
+        source=source,
+        batch_size=NUM_DRAWN,
+        box_size=config.data.box_size,
+        seed=config.seed,
+        start=0,
+        rows_B=np.arange(NUM_DRAWN),
+        replace=True,
     )
     batch = read(0)
     make = jax.jit(make_views, static_argnames="spec")
     views = make(jax.random.key(config.seed), batch["images"], batch["sizes"], spec=spec)
-    crop_sheet(path, np.asarray(views.global_BGHWC), np.asarray(views.local_BLHWC))
+    sets = (views.global_BGHWC, views.local_BLHWC)
+    fixed = fixed_statistics(config.image)
+    crop_sheet(path, *(true_colors(np.asarray(crops), *fixed) for crops in sets))
 
 
 def _convert(args: argparse.Namespace) -> None:
     cluster.refuse_many("data convert")
     from dinojax.data.convert import convert
 
-    source = _open(args, 3)  # nothing is decoded but the first image, as a check
-    convert(source, args.out, num_shards=args.shards)
-    print(f"{args.out}: {len(source):,} images; train on them with --set data.source=arrayrecord")
+    source = _any_channels(args)
+    for note in source.notes:
+        print(note)
+    bad = convert(source, args.out, num_shards=args.shards, max_bad_share=args.max_bad_share)
+    lost = f" ({len(bad):,} cannot be read and are listed in {FILE})" if bad else ""
+    told = f"{args.out}: {len(source):,} images{lost}"
+    print(f"{told}; train on them with --set data.source=arrayrecord")
+
+
+def _any_channels(args: argparse.Namespace) -> Source:
+    """The source of a conversion: nothing is decoded but the first images, to know an image."""
+    options = ReadOptions(value_range=(0.0, 1.0), max_pixels=2**31)  # whatever it will be
+    try:
+        return _open(args, 3, options)
+    except WrongChannels as error:
+        return _open(args, error.found, options)
 
 
 def _bench(args: argparse.Namespace) -> None:
@@ -233,7 +279,8 @@ def _bench(args: argparse.Namespace) -> None:
     from dinojax.data.bench import loader_rate, stage_rates, verdict
 
     config = load(args.config or RECIPE, args.set)
-    source, data = _open(args, config.image.channels), config.data
+    data = config.data
+    source = _open(args, config.image.channels, read_options(data))
     rates = stage_rates(
         source,
         box_size=data.box_size,

@@ -129,7 +129,7 @@ def _numbers(text: str) -> list[float]:
 
 def _embed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", metavar="PATH", required=True, help="file, folder or run")
-    parser.add_argument("--data", metavar="FOLDER", required=True, help="nested folder of images")
+    parser.add_argument("--data", metavar="PATH", required=True, help="images, in any kind")
     parser.add_argument("--out", metavar="DIR", required=True, help="new, or one to continue")
     parser.add_argument(
         "--outputs", default="cls", help="cls, registers, patches, layer=N; with commas between"
@@ -137,6 +137,20 @@ def _embed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("npz", "parquet"), default="npz")
     parser.add_argument("--batch-size", type=int, default=64, help="images per forward pass")
     parser.add_argument("--part-size", type=int, default=4096, help="images per file")
+    parser.add_argument(
+        "--max-bad-share",
+        type=float,
+        default=0.001,
+        metavar="S",
+        help="of images that cannot be read and are left out; ten are allowed, 0 = none",
+    )
+    parser.add_argument(
+        "--value-range",
+        type=_numbers,
+        metavar="LOW,HIGH",
+        help="stored values above 8 bits that become 0 and 255; of all channels, or of each",
+    )
+    parser.add_argument("--max-pixels", type=int, metavar="N", help="of an image, by its header")
     _overrides(parser)
 
 
@@ -150,6 +164,9 @@ def _run_embed(program: Program):
             format=args.format,
             batch_size=args.batch_size,
             part_size=args.part_size,
+            max_bad_share=args.max_bad_share,
+            value_range=args.value_range,
+            max_pixels=args.max_pixels,
             overrides=args.set,
         )
 

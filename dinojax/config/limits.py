@@ -32,6 +32,9 @@ LIMITS: dict[str, tuple[float, float]] = {
     **{f"data.{name}": (1, 1024) for name in ("num_threads", "prefetch")},
     "data.num_workers": (0, 1024),
     "data.max_bad_share": (0, 1),
+    "data.max_pixels": (1, 178_956_970),  # what Pillow itself refuses beyond
+    "data.value_range": (-FLOAT, FLOAT),
+    "image.channels": (1, 1024),
     "image.mean": (0, 1),
     "image.std": (SMALL, FLOAT),
     **{f"crops.{name}": (1, PIXELS) for name in ("global_size", "local_size", "gram_size")},

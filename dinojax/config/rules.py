@@ -4,18 +4,17 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dinojax.config import distill_rules, stage_rules, stages
+from dinojax.config import data_rules, distill_rules, stage_rules, stages
 from dinojax.config.limits import COUNT, FLOAT, HEADS, LIMITS, SCHEDULES
 
 Values = Mapping[str, Any]  # dotted key -> value
 
 # Every key with a closed list of values.
 CHOICES: dict[str, tuple] = {
-    "data.source": ("folder", "manifest", "tar", "arrayrecord", "tfds", "tiles"),
+    "data.source": data_rules.SOURCES,
     "start.what": ("ema", "state"),
     "start.heads": ("keep", "new"),
     "start.schedules": ("restart", "continue"),
-    "image.channels": (1, 3),
     "image.normalize": ("fixed", "per_crop"),
     "model.ffn": ("mlp", "swiglu", "swiglu32", "swiglu64", "swiglu128", "swiglu_fused"),
     "model.position": ("rope", "learned"),
@@ -76,10 +75,14 @@ OPTIONAL: dict[str, type] = {
 ANY_LENGTH = ("image.mean", "image.std", "adapter.targets")
 
 # Tuples of any number of rows: the types of a row's columns.
-TABLES: dict[str, tuple[type, ...]] = {"data.mixture": (str, str, str, float, float)}
+TABLES: dict[str, tuple[type, ...]] = {
+    "data.mixture": (str, str, str, float, float),
+    "data.mixture_ranges": (str, float, float),
+}
 
 # Tuples that are empty by default may have any length, too: the type of their elements.
 ELEMENTS: dict[str, type] = {
+    "data.value_range": float,
     "crops.more_rates": float,
     **{f"crops.more_{name}": int for name in ("global", "local", "gram", "box")},
 }
@@ -89,9 +92,9 @@ def violations(values: Values) -> list[str]:
     """Every rule that the config breaks, one sentence each, ending with a move."""
     # A value out of its range or list would make the rules between keys talk nonsense.
     single = [*_choices(values), *_limits(values), *_stage(values)]
-    own = (_batch, _sizes, _more_sizes, _rope, _steps, _pairs, _mixture, _adapter)
+    own = (_batch, _sizes, _more_sizes, _rope, _steps, _pairs, _adapter)
     staged = (stage_rules.start_rules, stage_rules.freeze_rules, stage_rules.end_rules)
-    rules = (*own, distill_rules.rules, *staged, stage_rules.gram_rules)
+    rules = (*own, data_rules.rules, distill_rules.rules, *staged, stage_rules.gram_rules)
     return single or [message for rule in rules for message in rule(values)]
 
 
@@ -168,7 +171,8 @@ def _sizes(values: Values) -> Iterator[str]:
         if values["image.normalize"] == "fixed" and len(values[name]) != channels:
             yield (
                 f"{name}={values[name]} has {len(values[name])} values for "
-                f"image.channels={channels}; give {channels}, or set image.normalize=per_crop."
+                f"image.channels={channels}; give {channels} "
+                "(`dinojax data check` tells them), or set image.normalize=per_crop."
             )
     if values["augment.blur_kernel"] % 2 == 0:
         yield f"augment.blur_kernel={values['augment.blur_kernel']} is even; use an odd number."
@@ -252,32 +256,6 @@ def _pairs(values: Values) -> Iterator[str]:
         low, high = values[name]
         if low > high:
             yield f"{name}={values[name]} is not ascending; use {(high, low)}."
-
-
-def _mixture(values: Values) -> Iterator[str]:
-    rows, kinds = values["data.mixture"], CHOICES["data.source"]
-    names = [row[0] for row in rows]
-    for name, kind, path, weight, alone in rows:
-        where = f"data.mixture: {name!r}"
-        if not re.fullmatch(r"[a-z0-9_-]+", name) or names.count(name) > 1:
-            yield f"{where} is no name or there twice; use letters a-z, digits, - and _, once."
-        if kind not in kinds:
-            yield f"{where} has source {kind!r}; use {', '.join(map(repr, kinds))}."
-        if not path and kind != "tiles":
-            yield f"{where} has no path; give the one of its images, absolute or from data.path on."
-        if weight < 0 or not 0 <= alone <= 1 or not weight + alone:
-            yield (
-                f"{where} has weight={weight} and alone={alone}; use a weight of at least 0, "
-                "alone between 0 and 1, and one of them above 0."
-            )
-    alone, weight = sum(row[4] for row in rows), sum(row[3] for row in rows)
-    if alone > 1 + 1e-9:
-        yield f"data.mixture: the shares alone sum to {alone:.3g}, which exceeds 1; lower them."
-    elif rows and (alone < 1 - 1e-9) != (weight > 0):
-        yield (
-            f"data.mixture: {max(0.0, 1 - alone):.3g} of the batches are mixed, but the weights "
-            f"sum to {weight:.3g}; give weights where batches are mixed, and only there."
-        )
 
 
 def _adapter(values: Values) -> Iterator[str]:

@@ -50,7 +50,11 @@ def _timed_row(source: Source, index: int, box_SSC: np.ndarray, clock: Clock) ->
         image = source.encoded(index)
         times.append(clock())
         pixels_HWC = load_pixels(
-            image.data, name=image.name, channels=source.channels, box_size=len(box_SSC)
+            image.data,
+            name=image.name,
+            channels=source.channels,
+            box_size=len(box_SSC),
+            options=source.read_options(index),
         )
     except (DecodeError, OSError):
         return [*times, clock()]

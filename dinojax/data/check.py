@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from dinojax.data.decode import DecodeError, WrongChannels, decode, describe
+from dinojax.data.decode import DecodeError, decode, describe
 from dinojax.data.example import Source
 from dinojax.data.progress import Progress
+from dinojax.data.ranges import Use, look_at, told
 
 CHUNK = 256  # images a process takes at a time
 TIMED = 8  # every 8th image is decoded a second time, into the box, to measure the speed
@@ -31,6 +32,7 @@ class Survey:
     num_bytes: int = 0
     num_timed: int = 0  # images decoded into the box
     timed_seconds: float = 0.0  # of processor time
+    values: Use = dataclasses.field(default_factory=Use)  # of images above 8 bits
     kinds: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     bad: list[dict] = dataclasses.field(default_factory=list)  # id, name, reason
     sizes: list[tuple[int, int]] = dataclasses.field(default_factory=list)  # (height, width)
@@ -40,7 +42,8 @@ class Survey:
     def __iadd__(self, other: "Survey") -> "Survey":
         for field in dataclasses.fields(self):
             mine, more = getattr(self, field.name), getattr(other, field.name)
-            setattr(self, field.name, mine + more)
+            mine += more
+            setattr(self, field.name, mine)
         return self
 
 
@@ -55,9 +58,11 @@ def survey(source: Source, indexes: range, box_size: int) -> Survey:
             found.read.append(index)
             found.digests += hashlib.blake2b(image.data, digest_size=_DIGEST.itemsize).digest()
             found.num_bytes += len(image.data)
-            pixels_HWC = decode(image.data, name=name, channels=source.channels)
+            options = source.read_options(index)
+            pixels_HWC = decode(image.data, name=name, channels=source.channels, options=options)
             kind = describe(image.data)
-        except (DecodeError, WrongChannels, OSError) as error:
+            found.values += look_at(image.data, options)
+        except (DecodeError, OSError) as error:
             found.bad.append({"id": index, "name": name, "reason": str(error)})
             continue
         found.kinds[kind] += 1
@@ -90,7 +95,10 @@ def check(source: Source, *, box_size: int, crop_sizes: dict[str, int], processe
         "fingerprint": source.fingerprint,
         "unreadable": len(found.bad),
         "unreadable_images": found.bad,
+        "notes": list(source.notes),
         "stored_as": dict(found.kinds.most_common()),
+        "values_above_8_bits": found.values.to_json(),
+        "values_told": told(found.values, source.read_options(0)),
         "classes": _classes(source),
         "duplicates": _duplicates(source, found),
         **_statistics(found.histogram_CV),

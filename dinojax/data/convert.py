@@ -1,7 +1,8 @@
 """Any source to ArrayRecord: shards of consecutive images, each written whole or not at all.
 
-Image files are copied as they are, damaged ones too; nothing is decoded. A conversion that was
-stopped goes on with the first shard that is missing.
+Image files are copied as they are, damaged ones too; nothing is decoded. An image whose file cannot
+be read keeps its place, without bytes, and is listed. A conversion that was stopped goes on with
+the first shard that is missing.
 """
 
 import json
@@ -11,19 +12,27 @@ from pathlib import Path
 import numpy as np
 
 from dinojax.data.arrayrecord import DATASET, LABELS, SUFFIXES, num_records, pack
-from dinojax.data.example import Source
+from dinojax.data.example import Encoded, Source
 from dinojax.data.progress import Progress
+from dinojax.data.quarantine import FILE, Skipped, note_skipped
 
 SHARD_IMAGES = 10_000  # of a shard, when the number of shards is not given
 # One image is read at a time, and image files do not get smaller.
 OPTIONS = "group_size:1,uncompressed"
 
 
-def convert(source: Source, out: str | Path, *, num_shards: int | None = None) -> None:
+def convert(
+    source: Source,
+    out: str | Path,
+    *,
+    num_shards: int | None = None,
+    max_bad_share: float = 0.001,
+) -> list[Skipped]:
     """Write `source` to the folder `out`, made if absent, or finish what was begun there.
 
+    Returns the images without bytes, listed in `out`/bad_images.jsonl, of the shards written now.
     Raises ValueError if `out` holds anything else, or a conversion of other images or into another
-    number of shards; OSError naming the file if an image cannot be read.
+    number of shards; TooManyBadImages, after listing, for more than max_bad_share and ten.
     """
     directory, total = Path(out), len(source)
     ends = _ends(total, num_shards or -(-total // SHARD_IMAGES))
@@ -41,12 +50,23 @@ def convert(source: Source, out: str | Path, *, num_shards: int | None = None) -
     }
     _claim(directory, plan)
     progress = Progress("converted", total)
+    bad: list[Skipped] = []
     for name, start in zip(names, starts, strict=True):
         path = directory / name
         if _is_whole(path, counts[name]):
             progress.skip(counts[name])
         else:
-            _write_shard(source, path, range(start, start + counts[name]), progress)
+            indexes = range(start, start + counts[name])
+            fresh = _write_shard(source, path, indexes, progress)
+            bad += fresh
+            note_skipped(
+                bad if fresh else [],
+                what="kept without bytes",
+                num_read=indexes.stop,
+                max_share=max_bad_share,
+                path=directory / FILE,
+            )
+            os.replace(_draft(path), path)
     for name, count in counts.items():
         found = num_records(str(directory / name))
         if found != count:
@@ -54,6 +74,7 @@ def convert(source: Source, out: str | Path, *, num_shards: int | None = None) -
     if source.class_names:
         _write_labels(directory / LABELS, np.asarray(source.labels, np.int32))
     _write_json(directory / DATASET, {**plan, "complete": True})
+    return bad
 
 
 def _ends(total: int, num_shards: int) -> list[int]:
@@ -88,18 +109,29 @@ def _is_whole(path: Path, count: int) -> bool:
         return False
 
 
-def _write_shard(source: Source, path: Path, indexes: range, progress: Progress) -> None:
+def _write_shard(source: Source, path: Path, indexes: range, progress: Progress) -> list[Skipped]:
+    """The draft of a shard; returns the images whose files cannot be read."""
     from array_record.python import array_record_module
 
-    draft = path.with_name(path.name + ".draft")
-    writer = array_record_module.ArrayRecordWriter(str(draft), OPTIONS)
+    bad: list[Skipped] = []
+    writer = array_record_module.ArrayRecordWriter(str(_draft(path)), OPTIONS)
     try:
         for index in indexes:
-            writer.write(pack(source.encoded(index)))
+            try:
+                record = pack(source.encoded(index))
+            except OSError as error:
+                bad.append(Skipped("data", index, str(error)))
+                label = None if source.labels is None else int(source.labels[index])
+                record = pack(Encoded(b"", label, f"image {index}"), unreadable=str(error))
+            writer.write(record)
             progress.add()
     finally:
         writer.close()
-    os.replace(draft, path)
+    return bad
+
+
+def _draft(path: Path) -> Path:
+    return path.with_name(path.name + ".draft")
 
 
 def _write_labels(path: Path, labels_N: np.ndarray) -> None:

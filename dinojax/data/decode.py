@@ -1,100 +1,141 @@
-"""Encoded files to uint8 pixels, with Pillow.
+"""Encoded files to uint8 pixels.
 
 As in the reference implementation, the orientation tag of EXIF is not applied and transparency is
-dropped; of an animation the first frame is read.
+dropped; of an animation the first frame is read. Values of more than 8 bits: `stored.py`.
 """
 
-import io
-import warnings
-
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
-# Pillow refuses an image of more than 179 million pixels as a decompression bomb and warns from
-# half of that on. An image below the limit is legal, and a worker's warning tells nobody anything.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+from dinojax.data import stored, tiff
+from dinojax.data.formats import EXTENSIONS, FORMATS, DecodeError, WrongChannels
+from dinojax.data.header import PLAIN, Header, ReadOptions, check_size, describe, read_header
 
-# File name extension to Pillow's name of the format. Only these formats are ever tried.
-EXTENSIONS = {
-    "bmp": "BMP",
-    "gif": "GIF",
-    "jfif": "JPEG",
-    "jpe": "JPEG",
-    "jpeg": "JPEG",
-    "jpg": "JPEG",
-    "pbm": "PPM",
-    "pgm": "PPM",
-    "png": "PNG",
-    "pnm": "PPM",
-    "ppm": "PPM",
-    "tif": "TIFF",
-    "tiff": "TIFF",
-    "webp": "WEBP",
-}
-FORMATS = sorted(set(EXTENSIONS.values()))
+__all__ = [
+    "CONVERTED",
+    "EXTENSIONS",
+    "FORMATS",
+    "PLAIN",
+    "DecodeError",
+    "ReadOptions",
+    "WrongChannels",
+    "decode",
+    "describe",
+    "fit_into_box",
+    "fitted_size",
+    "load_pixels",
+    "resize_pixels",
+]
 
-# Bits of a channel in Pillow's modes, where they are not 8; and the formats of many frames.
-BITS = {"1": 1, "I;16": 16, "I;16L": 16, "I;16B": 16, "I": 32, "F": 32}
-ANIMATED = ("GIF", "PNG", "TIFF", "WEBP")
-
-# Pillow's mode for the channel counts that any image can be converted to.
+# Pillow's mode for the channel counts that grey and colour images can be converted to.
 CONVERTED = {1: "L", 3: "RGB"}
 
 
-class DecodeError(ValueError):
-    """A file that cannot be decoded. The message names it."""
-
-
-class WrongChannels(ValueError):
-    """An image that is fine but has another number of channels than the config says."""
-
-
-def decode(data: bytes, *, name: str, channels: int, box_size: int | None = None) -> np.ndarray:
+def decode(
+    data: bytes,
+    *,
+    name: str,
+    channels: int,
+    box_size: int | None = None,
+    options: ReadOptions = PLAIN,
+) -> np.ndarray:
     """Pixels uint8 [H, W, channels] of an encoded image.
 
     With `box_size` (pixels) an image larger than the box is scaled to fit into it; a JPEG is then
     decoded at the smallest of the scales 1, 1/2, 1/4, 1/8 that is not below the wanted size.
 
-    Raises DecodeError for a damaged or foreign file and WrongChannels for a wrong channel count;
-    both are ValueErrors and name the file.
+    Raises DecodeError for a damaged, foreign or too large file and WrongChannels, a DecodeError
+    too, for a wrong channel count; both name the file.
     """
-    pixels = load_pixels(data, name=name, channels=channels, box_size=box_size)
+    pixels = load_pixels(data, name=name, channels=channels, box_size=box_size, options=options)
     return pixels if box_size is None else fit_into_box(pixels, box_size)
 
 
 def load_pixels(
-    data: bytes, *, name: str, channels: int, box_size: int | None = None
+    data: bytes,
+    *,
+    name: str,
+    channels: int,
+    box_size: int | None = None,
+    options: ReadOptions = PLAIN,
 ) -> np.ndarray:
     """As `decode`, but only a JPEG is made smaller, and never below the size that fits the box."""
     if not data:
         raise DecodeError(f"cannot decode {name}: the file is empty.")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        header, image = read_header(data)
+        check_size(header, options.max_pixels)
+        if image is None or (header.is_wide and _keeps_values(header, options)):
+            return _from_values(data, header, image, channels=channels, options=options)
         if box_size is not None:
             image.draft(None, fitted_size(image.size, box_size))
         image.load()
-        if not image.width or not image.height:
-            raise DecodeError(f"cannot decode {name}: it has {image.width}x{image.height} pixels.")
-        return to_channels(image, name=name, channels=channels)
+        return to_channels(image, header, channels=channels)
     except UnidentifiedImageError:
         raise DecodeError(
             f"cannot decode {name}: it is none of {', '.join(FORMATS)}, whatever its name says."
         ) from None
-    except (DecodeError, WrongChannels):
-        raise
-    except Exception as error:  # Pillow's decoders raise most builtin errors on damaged files
+    except _Mismatch as error:
+        raise WrongChannels(f"{name} {error}", error.found) from None
+    except Exception as error:  # the decoders raise most builtin errors on damaged files
         reason = str(error) or type(error).__name__
         raise DecodeError(f"cannot decode {name}: {reason}") from error
 
 
-def to_channels(image: Image.Image, *, name: str, channels: int) -> np.ndarray:
-    """Pixels uint8 [H, W, channels]: converted for 1 (grey) and 3 (RGB), else as stored."""
-    if image.mode == "F":
-        raise DecodeError(
-            f"cannot decode {name}: float pixels have no known range; store 8 or 16 bit."
+class _Mismatch(Exception):
+    """Another number of channels; the message lacks the name."""
+
+    def __init__(self, found: int, stored_as: str, channels: int, *, advice: str):
+        super().__init__(
+            f"has {found} channels ({stored_as}) but image.channels={channels}; set {advice}."
         )
-    if image.mode.startswith("I"):
-        image = _sixteen_to_eight_bit(image, name)
+        self.found = found
+
+
+def _keeps_values(header: Header, options: ReadOptions) -> bool:
+    """Whether the stored values are needed, and not Pillow's upper 8 bits of 16 bit colour."""
+    if header.layout is not None and header.layout.photometric not in (*tiff.GREY, tiff.COLOUR):
+        return False
+    if header.format == "PPM" and not options.value_range:
+        return header.mode not in ("I", "RGB")  # Pillow scales by the range that the file declares
+    return header.bands == 1 or bool(options.value_range)
+
+
+def _from_values(
+    data: bytes,
+    header: Header,
+    image: ImageFile.ImageFile | None,
+    *,
+    channels: int,
+    options: ReadOptions,
+) -> np.ndarray:
+    _check_channels(header, channels)
+    values = stored.stored_values(data, header, image)
+    bytes_HWC = stored.to_bytes(values, header, options.value_range if header.is_wide else ())
+    colours = header.bands - header.alpha
+    if header.bands != channels:
+        bytes_HWC = bytes_HWC[:, :, :colours]
+    if colours == channels or header.bands == channels:
+        return np.ascontiguousarray(bytes_HWC)
+    if channels == 3:
+        return np.repeat(bytes_HWC, 3, axis=2)
+    rgb = Image.fromarray(np.ascontiguousarray(bytes_HWC))
+    return np.asarray(rgb.convert("L"))[:, :, None]
+
+
+def _check_channels(header: Header, channels: int) -> None:
+    """Raises _Mismatch unless the bands are the channels, or grey or colour to convert."""
+    colours = header.bands - header.alpha
+    is_colour = header.layout is None or header.layout.photometric == tiff.COLOUR
+    converts = channels in CONVERTED and (colours == 1 or (colours == 3 and is_colour))
+    if channels not in (header.bands, colours) and not converts:
+        raise _Mismatch(header.bands, str(header), channels, advice=f"image.channels={colours}")
+
+
+def to_channels(image: Image.Image, header: Header, *, channels: int) -> np.ndarray:
+    """Pixels uint8 [H, W, channels]: converted for 1 (grey) and 3 (RGB), else as stored."""
+    if image.mode == "I":  # 16 bit PPM, scaled to 0..65535 by the range that it declares
+        image = Image.fromarray(((np.asarray(image) + 128) // 257).astype(np.uint8))
     elif image.mode == "1":
         image = image.convert("L")
     elif image.mode in ("P", "PA"):
@@ -105,22 +146,9 @@ def to_channels(image: Image.Image, *, name: str, channels: int) -> np.ndarray:
     pixels = np.asarray(image)
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
     if pixels.shape[2] != channels:
-        raise WrongChannels(
-            f"{name} has {pixels.shape[2]} channels ({image.mode}) but image.channels={channels}. "
-            "Any image can be read with image.channels=1 (grey) or 3 (RGB)."
-        )
+        advice = "image.channels=1 (grey) or 3 (RGB), which any such image can be read with"
+        raise _Mismatch(pixels.shape[2], image.mode, channels, advice=advice)
     return pixels
-
-
-def _sixteen_to_eight_bit(image: Image.Image, name: str) -> Image.Image:
-    """Grey values 0..65535 to 0..255, rounded."""
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65_535:
-        raise DecodeError(
-            f"cannot decode {name}: integer pixels from {values.min()} to {values.max()} exceed "
-            "16 bit; store 8 or 16 bit."
-        )
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
 def fitted_size(size: tuple[int, int], box_size: int) -> tuple[int, int]:
@@ -152,30 +180,3 @@ def resize_pixels(pixels_HWC: np.ndarray, height: int, width: int) -> np.ndarray
     ]
     resized = [plane.resize((width, height), Image.Resampling.BICUBIC) for plane in planes]
     return np.stack([np.asarray(plane) for plane in resized], axis=2)
-
-
-def describe(data: bytes) -> str:
-    """How an image is stored, such as "PNG RGB 16 bit", from its header alone.
-
-    Raises DecodeError, without a name, if there is no header to read.
-    """
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        mode = image.mode  # of the first frame; others may have another
-        bits = BITS[mode] if mode in BITS else 8
-        if image.format == "PNG":
-            bits = data[24]  # of the header: Pillow reads 16 bit colour as 8
-        animated = image.format in ANIMATED and _has_second_frame(image)
-    except Exception as error:  # as in load_pixels
-        raise DecodeError(str(error) or type(error).__name__) from error
-    return f"{image.format} {mode} {bits} bit{', animated' if animated else ''}"
-
-
-def _has_second_frame(image: Image.Image) -> bool:
-    try:
-        image.seek(1)
-    except EOFError:
-        return False
-    except Exception:  # damaged, but there, and never needed
-        return True
-    return True

@@ -1,5 +1,6 @@
 """Image files behind an index, wherever they are stored: the part that all such sources share."""
 
+import collections
 import dataclasses
 import hashlib
 import os
@@ -8,10 +9,13 @@ from typing import Protocol
 
 import numpy as np
 
-from dinojax.data.decode import DecodeError, decode
+from dinojax.data.decode import PLAIN, DecodeError, ReadOptions, WrongChannels, decode
 from dinojax.data.example import Encoded, Example
+from dinojax.data.formats import hint
 
 NUM_TRIED = 1000  # images, of which at least one must decode before a run starts
+NUM_WRONG = 8  # images of another number of channels, without one of the right number, are enough
+NUM_EXTENSIONS = 5  # kinds of other files that a note lists
 
 
 class Files(Protocol):
@@ -35,6 +39,8 @@ class EncodedSource:
     channels: int
     class_names: tuple[str, ...]
     fingerprint: str
+    options: ReadOptions = PLAIN
+    notes: tuple[str, ...] = ()
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -52,24 +58,41 @@ class EncodedSource:
     def read(self, index: int, box_size: int | None = None) -> Example:
         """One decoded image. Raises DecodeError, OSError or ValueError; each names the file."""
         found = self.files.encoded(index)
-        pixels = decode(found.data, name=found.name, channels=self.channels, box_size=box_size)
+        pixels = decode(
+            found.data,
+            name=found.name,
+            channels=self.channels,
+            box_size=box_size,
+            options=self.options,
+        )
         return Example(pixels=pixels, label=found.label, name=found.name)
+
+    def read_options(self, index: int) -> ReadOptions:
+        return self.options
 
 
 def check_one_decodes(source: EncodedSource, where: str) -> EncodedSource:
     """Reads from the start until one image decodes: wrong data fail now, not in a worker.
 
-    Raises ValueError when none of the first thousand does, or when the first that does has
+    Raises ValueError when none of the first thousand does, or when the first that are fine have
     another number of channels than the source.
     """
     first_error: Exception | None = None
+    first_wrong: WrongChannels | None = None
+    num_wrong = 0
     tried = min(len(source), NUM_TRIED)
     for index in range(tried):
         try:
             source.read(index)
             return source
+        except WrongChannels as error:
+            first_wrong, num_wrong = first_wrong or error, num_wrong + 1
+            if num_wrong >= NUM_WRONG:
+                break
         except (DecodeError, OSError) as error:
             first_error = first_error or error
+    if first_wrong is not None:
+        raise WrongChannels(f"{where}: {first_wrong}", first_wrong.found)
     raise ValueError(
         f"{where}: none of its first {tried} images can be decoded. First error: {first_error}"
     )
@@ -110,13 +133,43 @@ def fingerprint(rows: Iterable[tuple]) -> str:
     return digest.hexdigest()
 
 
-def shards(path: str, key: str, extensions: tuple[str, ...]) -> list[str]:
-    """The file at `path`, or the files directly in the folder there; bytewise order of names.
+def skipped(extensions: Iterable[str]) -> tuple[str, ...]:
+    """What to say of files that are not read: no sentence for none, else one."""
+    counts = collections.Counter(extensions)
+    if not counts:
+        return ()
+    total = counts.total()
+    hints = [f"; for .{name} {hint(name)}" for name in sorted(counts) if hint(name)]
+    return (f"{total:,} other file{'s' * (total > 1)} skipped ({listed(counts)}){''.join(hints)}",)
 
-    Raises ValueError when the folder has none.
+
+def listed(counts: collections.Counter[str]) -> str:
+    """Such as ".heic 12, .txt 3": the commonest extensions with their files."""
+    told = [
+        f"{'.' + name if name else 'without extension'} {number:,}"
+        for name, number in counts.most_common(NUM_EXTENSIONS)
+    ]
+    rest = len(counts) - NUM_EXTENSIONS
+    return ", ".join([*told, *([f"{rest:,} further kinds"] if rest > 0 else [])])
+
+
+def extension_of(name: str) -> str:
+    """Of a file name, in lower case and without its dot."""
+    return os.path.splitext(name)[1].lower().removeprefix(".")
+
+
+def shards(
+    path: str, key: str, extensions: tuple[str, ...], *, besides: tuple[str, ...] = ()
+) -> tuple[list[str], tuple[str, ...]]:
+    """The file at `path`, or those directly in the folder there, and a note on the others.
+
+    In bytewise order of names. besides: names that need no note. Raises ValueError when the folder
+    has none, or when the path is neither a folder nor a regular file.
     """
     if os.path.isfile(path):
-        return [path]
+        return [path], ()
+    if not os.path.isdir(path):
+        raise ValueError(f"{key}={path} is neither a regular file nor a folder.")
     names = sorted((n for n in os.listdir(path) if not n.startswith(".")), key=os.fsencode)
     found = [os.path.join(path, name) for name in names if is_shard(name, extensions)]
     if not found:
@@ -124,7 +177,10 @@ def shards(path: str, key: str, extensions: tuple[str, ...]) -> list[str]:
             f"{key}={path} holds no {' or '.join(extensions)} file; found {len(names)} entries"
             f"{' such as ' + ', '.join(names[:3]) if names else ''}."
         )
-    return found
+    if strange := [place for place in found if not os.path.isfile(place)]:
+        raise ValueError(f"{key}={path}: {strange[0]} is no regular file.")
+    others = [name for name in names if not is_shard(name, extensions) and name not in besides]
+    return found, skipped(extension_of(name) for name in others)
 
 
 def is_shard(name: str, extensions: tuple[str, ...]) -> bool:

@@ -5,6 +5,8 @@ from typing import Protocol
 
 import numpy as np
 
+from dinojax.data.header import ReadOptions
+
 
 @dataclasses.dataclass(frozen=True)
 class Example:
@@ -43,6 +45,10 @@ class Source(Protocol):
     def fingerprint(self) -> str:
         """Changes when the set of images or their order changes."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was left out when the source was opened, a sentence each."""
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example:
@@ -53,3 +59,6 @@ class Source(Protocol):
 
     def encoded(self, index: int) -> Encoded:
         """The image as a file, for those who copy, count or compare files."""
+
+    def read_options(self, index: int) -> ReadOptions:
+        """How the file of an image becomes pixels."""

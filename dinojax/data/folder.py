@@ -3,13 +3,20 @@
 import collections
 import dataclasses
 import os
-from collections.abc import Iterator
 
 import numpy as np
 
-from dinojax.data.decode import EXTENSIONS
-from dinojax.data.encoded import EncodedSource, check_one_decodes, fingerprint
+from dinojax.data.decode import EXTENSIONS, PLAIN, ReadOptions
+from dinojax.data.encoded import (
+    EncodedSource,
+    check_one_decodes,
+    extension_of,
+    fingerprint,
+    listed,
+    skipped,
+)
 from dinojax.data.example import Encoded, Source
+from dinojax.data.storage import read_file, shown
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,13 +34,19 @@ class FolderFiles:
         return len(self.names)
 
     def encoded(self, index: int) -> Encoded:
-        with open(os.path.join(self.root, self.names[index]), "rb") as file:
-            data = file.read()
+        data = read_file(os.path.join(self.root, self.names[index]))
         label = None if self.labels is None else int(self.labels[index])
-        return Encoded(data=data, label=label, name=self.names[index])
+        return Encoded(data=data, label=label, name=shown(self.names[index]))
 
 
-def folder(*, path: str, channels: int, split: str = "train", key: str = "data.path") -> Source:
+def folder(
+    *,
+    path: str,
+    channels: int,
+    split: str = "train",
+    key: str = "data.path",
+    options: ReadOptions = PLAIN,
+) -> Source:
     """The source of a folder; `key` is the config key that messages name.
 
     Raises FileNotFoundError or NotADirectoryError for a path that is no folder, and ValueError
@@ -42,24 +55,18 @@ def folder(*, path: str, channels: int, split: str = "train", key: str = "data.p
     """
     if split != "train":
         raise ValueError(f"a folder has no split {split!r}: all of it is 'train'.")
-    root = _checked_root(path, key)
-    sizes: dict[str, int] = {}
-    others: collections.Counter[str] = collections.Counter()
-    for name, size in _files(root, "", ()):
-        extension = os.path.splitext(name)[1].lower().removeprefix(".")
-        if extension in EXTENSIONS:
-            sizes[name] = size
-        else:
-            others[extension] += 1
-    if not sizes:
-        raise ValueError(_no_images(f"{key}={path}", others))
-    names = tuple(sorted(sizes, key=os.fsencode))
+    found = _Walk(_checked_root(path, key))
+    if not found.sizes:
+        raise ValueError(_no_images(f"{key}={path}", found))
+    names = tuple(sorted(found.sizes, key=os.fsencode))
     labels, class_names = _classes(names)
     source = EncodedSource(
-        files=FolderFiles(root=root, names=names, labels=labels),
+        files=FolderFiles(root=found.root, names=names, labels=labels),
         channels=channels,
         class_names=class_names,
-        fingerprint=fingerprint((name, sizes[name]) for name in names),
+        fingerprint=fingerprint((name, found.sizes[name]) for name in names),
+        options=options,
+        notes=found.notes(),
     )
     return check_one_decodes(source, f"{key}={path}")
 
@@ -75,29 +82,72 @@ def _checked_root(path: str, key: str) -> str:
     return root
 
 
-def _files(folder: str, prefix: str, above: tuple[str, ...]) -> Iterator[tuple[str, int]]:
-    """Relative names and bytes of the files that are not hidden; links are followed, once."""
-    here = os.path.realpath(folder)
-    if here in above:
-        return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
+class _Walk:
+    """The regular files of a folder that are not hidden, at any depth.
+
+    Links to folders are followed, and every real folder is read once: by its own name if it lies
+    inside, else by the first link to it in bytewise order.
+    """
+
+    def __init__(self, root: str):
+        self.root = root
+        self.sizes: dict[str, int] = {}  # relative name of an image -> bytes
+        self.others: list[str] = []  # extensions of other files
+        self.known = self.strange = self.broken = 0  # see `notes`
+        self._seen: set[tuple[int, int]] = set()  # device and number of each folder read
+        self._links: list[str] = []  # relative names of links to folders
+        self._read("")
+        while self._links:
+            self._links.sort(key=os.fsencode, reverse=True)
+            self._read(self._links.pop() + "/")
+
+    def _read(self, prefix: str) -> None:
+        todo = [prefix]
+        while todo:
+            prefix = todo.pop()
+            status = os.stat(os.path.join(self.root, prefix))
+            if (status.st_dev, status.st_ino) in self._seen:
+                self.known += 1
                 continue
+            self._seen.add((status.st_dev, status.st_ino))
+            with os.scandir(os.path.join(self.root, prefix)) as entries:
+                visible = [entry for entry in entries if not entry.name.startswith(".")]
+            visible.sort(key=lambda entry: os.fsencode(entry.name))
+            todo += [prefix + e.name + "/" for e in reversed(visible) if self._is_folder(e, prefix)]
+
+    def _is_folder(self, entry: os.DirEntry, prefix: str) -> bool:
+        """Whether it is a real folder; everything else is noted."""
+        name = prefix + entry.name
+        try:
             if entry.is_dir():
-                yield from _files(entry.path, f"{prefix}{entry.name}/", (*above, here))
-            elif entry.is_file():
-                yield prefix + entry.name, entry.stat().st_size
+                if entry.is_symlink():
+                    self._links.append(name)
+                return not entry.is_symlink()
+            if not entry.is_file():
+                self.broken += entry.is_symlink() and not os.path.exists(entry.path)
+                self.strange += os.path.exists(entry.path)
+            elif (extension := extension_of(entry.name)) in EXTENSIONS:
+                self.sizes[name] = entry.stat().st_size
+            else:
+                self.others.append(extension)
+        except OSError:  # a link to itself
+            self.broken += 1
+        return False
+
+    def notes(self) -> tuple[str, ...]:
+        counts = {
+            "links to folders skipped that are read already": self.known,
+            "links skipped that lead nowhere": self.broken,
+            "pipes, sockets or devices skipped": self.strange,
+        }
+        told = [f"{count:,} {what}" for what, count in counts.items() if count]
+        return (*skipped(self.others), *told)
 
 
-def _no_images(where: str, others: collections.Counter) -> str:
-    if others:
-        common = ", ".join(
-            f"{n} .{name}" if name else f"{n} without" for name, n in others.most_common(5)
-        )
-        found = f"{others.total()} other files ({common})"
-    else:
-        found = "no files at all"
+def _no_images(where: str, walk: _Walk) -> str:
+    total = len(walk.others)
+    common = f"{total} other files ({listed(collections.Counter(walk.others))})"
+    found = common if total else "no files at all"
     return f"{where} holds no image files; found {found}. Extensions read: {', '.join(EXTENSIONS)}."
 
 

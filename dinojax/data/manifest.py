@@ -11,9 +11,10 @@ import os
 
 import numpy as np
 
+from dinojax.data.decode import PLAIN, ReadOptions
 from dinojax.data.encoded import EncodedSource, check_one_decodes, fingerprint, numbered
 from dinojax.data.example import Encoded, Source
-from dinojax.data.storage import check_urls, is_url, read_bytes
+from dinojax.data.storage import MAX_BYTES, check_urls, is_url, read_bytes, shown
 
 EXTENSIONS = (".csv", ".parquet")
 COLUMNS = ("path", "label")
@@ -36,10 +37,17 @@ class ManifestFiles:
         path = self.paths[index]
         place = path if is_url(path) or os.path.isabs(path) else f"{self.folder}/{path}"
         label = None if self.labels is None else int(self.labels[index])
-        return Encoded(data=read_bytes(place), label=label, name=path)
+        return Encoded(data=read_bytes(place, max_bytes=MAX_BYTES), label=label, name=shown(path))
 
 
-def manifest(*, path: str, channels: int, split: str = "train", key: str = "data.path") -> Source:
+def manifest(
+    *,
+    path: str,
+    channels: int,
+    split: str = "train",
+    key: str = "data.path",
+    options: ReadOptions = PLAIN,
+) -> Source:
     """The source of a manifest; `key` is the config key that messages name.
 
     The fingerprint is of paths and labels, not of the files behind them. Raises OSError if the
@@ -65,6 +73,7 @@ def manifest(*, path: str, channels: int, split: str = "train", key: str = "data
         channels=channels,
         class_names=class_names,
         fingerprint=fingerprint(zip(paths, classes or [""] * len(paths), strict=True)),
+        options=options,
     )
     return check_one_decodes(source, where)
 
@@ -74,7 +83,7 @@ def _csv(data: bytes, where: str) -> Columns:
         rows = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
         header = next(rows, [])
         columns: Columns = {name: [] for name in header}
-        _check_columns(list(columns), where)
+        _check_columns(header, where)
         for row in rows:
             if not row:
                 continue
@@ -100,23 +109,32 @@ def _parquet(data: bytes, where: str) -> Columns:
         ) from None
     try:
         file = parquet.ParquetFile(io.BytesIO(data))
-        names = [name for name in file.schema_arrow.names if name in COLUMNS]
+        all_names = file.schema_arrow.names
+        names = [name for name in all_names if name in COLUMNS]
+        _check_columns(all_names, where)
         table = file.read(columns=names)
+    except _WrongColumns:
+        raise
     except Exception as error:  # pyarrow's errors share no base class
         raise ValueError(f"{where} is not a Parquet file: {error}") from error
-    _check_columns(file.schema_arrow.names, where)
     return {
         name: ["" if value is None else str(value) for value in table.column(name).to_pylist()]
         for name in names
     }
 
 
+class _WrongColumns(ValueError):
+    """Columns that make no manifest."""
+
+
 def _check_columns(names: list[str], where: str) -> None:
     if "path" not in names:
-        raise ValueError(
+        raise _WrongColumns(
             f"{where} has no column 'path'; its columns are {', '.join(names) or 'none'}. "
             "The first line of a CSV manifest names them, such as: path,label"
         )
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise _WrongColumns(f"{where} has the column {twice[0]!r} twice; keep one.")
 
 
 def _checked(columns: Columns, where: str) -> tuple[list[str], list[str] | None]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from dinojax.data.encoded import fingerprint
 from dinojax.data.example import Encoded, Example, Source
+from dinojax.data.header import ReadOptions
 from dinojax.data.order import image_index
 
 NUM_CARDS = 10_000  # of a deck; part of the meaning of a seed, as the names below are
@@ -80,6 +81,10 @@ class Mixture:
         return self.parts[0].source.channels
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        return tuple(f"{part.name}: {note}" for part in self.parts for note in part.source.notes)
+
+    @property
     def fingerprint(self) -> str:
         return fingerprint((part.name, part.source.fingerprint) for part in self.parts)
 
@@ -96,6 +101,10 @@ class Mixture:
     def encoded(self, index: int) -> Encoded:
         part, ids = self.part_of(index)
         return part.source.encoded(index - ids.start)
+
+    def read_options(self, index: int) -> ReadOptions:
+        part, ids = self.part_of(index)
+        return part.source.read_options(index - ids.start)
 
     def ids(self) -> dict[str, range]:
         """Name of each part -> the ids of its images."""
@@ -152,7 +161,23 @@ class Mixture:
         return Deck(_key(seed, IMAGES), cards([*self.ids()], weights))
 
     def check(self) -> None:
-        """Raises ValueError for shares too small to be drawn and for parts that do not fit."""
+        """Raises ValueError for shares that make no mixture and for parts that do not fit."""
+        names = [part.name for part in self.parts]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"data.mixture: its sources are {names}; give some, each once.")
+        for part in self.parts:
+            if not (0 <= part.weight < np.inf and 0 <= part.alone <= 1):
+                raise ValueError(
+                    f"data.mixture: {part.name} has weight={part.weight} and alone={part.alone}; "
+                    "use a weight of at least 0 and alone between 0 and 1."
+                )
+        alone = sum(part.alone for part in self.parts)
+        if alone > 1 + 1e-9:
+            raise ValueError(f"data.mixture: the shares alone sum to {alone:.3g}, more than 1.")
+        if alone < 1 - 1e-9 and not any(part.weight for part in self.parts):
+            raise ValueError(
+                f"data.mixture: {1 - alone:.3g} of the batches are mixed, but every weight is 0."
+            )
         self._steps(0), self._images(0)
         for part in self.parts:
             if part.source.channels != self.channels:

@@ -1,4 +1,9 @@
-"""Images that cannot be read: replaced the same way in every run, listed, and limited in share.
+"""Images that cannot be read: replaced or left out, always listed, counted and limited in share.
+
+One rule for all readers. Where a batch or a picture must be full (training, mosaics, pictures) a
+bad image is replaced, the same way in every run; where every image has a row of its own (k-NN,
+`embed`) it is left out; `data convert` keeps its place. More than `max_share` of them end the
+program.
 
 The walk to a substitute (order.substitute) depends on the image alone, so any number of hosts,
 worker processes and threads, and any restart, gives the same batches. Worker processes only note
@@ -7,6 +12,7 @@ what they met; the process that trains writes the list and decides when there ar
 
 import dataclasses
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +27,8 @@ from dinojax.data.order import substitute
 NUM_ATTEMPTS = 100  # substitutes tried for one image; as many bad ones are no accident
 MIN_BAD = 10  # images; fewer never end a run, unless max_share is 0
 NUM_TOLD = 3  # images that the message names
+
+log = logging.getLogger(__name__)
 
 FILE = "bad_images.jsonl"
 KNN_FILE = "bad_images.knn.jsonl"  # of the images of evaluations, which are another set
@@ -82,6 +90,54 @@ def list_skipped(path: Path, images: Sequence[Skipped]) -> None:
             file.writelines(json.dumps(dataclasses.asdict(image)) + "\n" for image in fresh)
 
 
+def allowed(max_share: float, num_read: int) -> float:
+    """How many bad images of those read do not end a program."""
+    return max(max_share * num_read, MIN_BAD) if max_share else 0
+
+
+def note_skipped(
+    images: Sequence[Skipped],
+    *,
+    what: str,
+    num_read: int,
+    max_share: float,
+    path: Path | None = None,
+) -> None:
+    """List images that were left out or replaced, say so, and end where they are too many.
+
+    what: whose they are, such as "k-NN" and "the bank" in one sentence. path: of the list, None =
+    no list. Raises TooManyBadImages after listing.
+    """
+    if not images:
+        return
+    first = images[0].reason
+    told = f"{what}: {len(images)} of {num_read} images cannot be read"
+    log.warning("%s; the first: %s", told, first)
+    if path is not None:
+        list_skipped(path, images)
+    if len(images) > allowed(max_share, num_read):
+        where = f" All are listed in {path}." if path is not None else ""
+        raise TooManyBadImages(
+            f"{told}, more than max_bad_share={max_share} allows.{where} The first: {first}\n"
+            "Repair or remove them (`dinojax data check` finds all), or raise max_bad_share."
+        )
+
+
+def read_all(
+    source: Source,
+    indexes: Sequence[int] | np.ndarray,
+    *,
+    what: str,
+    max_share: float,
+    path: Path | None = None,
+) -> list[Example]:
+    """Whole images for a picture or a mosaic; bad ones are replaced and noted as above."""
+    pairs = [read_or_replace(source, int(index), None) for index in indexes]
+    bad = [Skipped(what, image.id, image.reason) for _, image in pairs if image is not None]
+    note_skipped(bad, what=what, num_read=len(pairs), max_share=max_share, path=path)
+    return [example for example, _ in pairs]
+
+
 class Quarantine:
     """The list of bad images of one host, `bad_images.jsonl` in the run directory.
 
@@ -123,7 +179,7 @@ class Quarantine:
         own = self._parts[name]
         met = [reason for id, reason in self._met.items() if id in own]
         seen = min(self._num_read[name], len(own))
-        if len(met) > self._allowed(seen):
+        if len(met) > allowed(self._max_share, seen):
             told = "\n".join(f"  {reason}" for reason in met[:NUM_TOLD])
             raise TooManyBadImages(
                 f"{len(met)} of {seen} images{f' of {name}' if name else ''} could not be read, "
@@ -132,9 +188,6 @@ class Quarantine:
                 "finds all), or raise data.max_bad_share; the run then continues from its last "
                 "checkpoint."
             )
-
-    def _allowed(self, seen: int) -> float:
-        return max(self._max_share * seen, MIN_BAD) if self._max_share else 0
 
     def _list(self, images: Sequence[BadImage]) -> None:
         self._listed.update(image.id for image in images)

@@ -3,20 +3,22 @@
 import os
 from collections.abc import Callable
 
-from dinojax.data import arrayrecord, manifest, tar, tfds
-from dinojax.data.encoded import is_shard
+from dinojax.data import arrayrecord, manifest, parquet, tar, tfds
+from dinojax.data.decode import EXTENSIONS, PLAIN, ReadOptions
+from dinojax.data.encoded import extension_of, is_shard
 from dinojax.data.example import Source
 from dinojax.data.folder import folder
 from dinojax.data.mixture import Mixture, Part
 from dinojax.data.tiles import tiles
 
-# data.source: builder(path=, channels=, split=, key=)
+# data.source: builder(path=, channels=, split=, key=, options=)
 SOURCES: dict[str, Callable[..., Source]] = {
     "folder": folder,
     "manifest": manifest.manifest,
     "tar": tar.tar,
     "arrayrecord": arrayrecord.arrayrecord,
     "tfds": tfds.tfds,
+    "parquet": parquet.parquet,
     "tiles": tiles,
 }
 
@@ -35,7 +37,16 @@ def open_source(data, *, channels: int, split: str = "train") -> Source:
         return _open_mixture(data, channels=channels, split=split)
     if data.source not in SOURCES:
         raise ValueError(f"data.source={data.source!r} is unknown; choose of {', '.join(SOURCES)}.")
-    return SOURCES[source_name(data)](path=data.path, channels=channels, split=split)
+    return SOURCES[source_name(data)](
+        path=data.path, channels=channels, split=split, options=read_options(data)
+    )
+
+
+def read_options(data, part: str = "") -> ReadOptions:
+    """How image files become pixels, of a `data` section or of one part of its mixture."""
+    own = [(low, high) for name, low, high in data.mixture_ranges if name == part]
+    ends = tuple(end for pair in own for end in pair) if own else data.value_range
+    return ReadOptions(value_range=tuple(ends), max_pixels=data.max_pixels)
 
 
 def _open_mixture(data, *, channels: int, split: str) -> Mixture:
@@ -49,7 +60,8 @@ def _open_mixture(data, *, channels: int, split: str) -> Mixture:
     for name, kind, path, weight, alone in data.mixture:
         where = path if kind in EMBEDDED else os.path.join(data.path, path)
         key = f"path of {name} in data.mixture"
-        source = SOURCES[kind](path=where, channels=channels, split=split, key=key)
+        options = read_options(data, name)
+        source = SOURCES[kind](path=where, channels=channels, split=split, key=key, options=options)
         parts.append(Part(name, source, weight, alone))
     found = Mixture(tuple(parts))
     found.check()
@@ -64,22 +76,36 @@ def source_name(data) -> str:
 
 
 def kind_of(path: str) -> str:
-    """The row of SOURCES that a path looks like; `folder` when nothing tells otherwise."""
+    """The row of SOURCES that a path looks like; `folder` when nothing tells otherwise.
+
+    Raises ValueError for a folder that holds both shards and images, of which half would be read.
+    """
     here = os.path.expanduser(path)
     names = os.listdir(here) if os.path.isdir(here) else [os.path.basename(here)]
     if path.lower().endswith(manifest.EXTENSIONS):
-        return "manifest"
+        return "parquet" if os.path.isfile(here) and parquet.is_images(here) else "manifest"
     if tfds.INFO in names and os.path.isdir(here):
         return "tfds"
-    for kind, suffixes in (("arrayrecord", arrayrecord.SUFFIXES), ("tar", tar.SUFFIXES)):
-        if any(is_shard(name, suffixes) for name in names):
-            return kind
+    kinds = {"arrayrecord": arrayrecord.SUFFIXES, "tar": tar.SUFFIXES, "parquet": parquet.SUFFIXES}
+    images = [name for name in names if extension_of(name) in EXTENSIONS]
+    for kind, suffixes in kinds.items():
+        files = sorted(name for name in names if is_shard(name, suffixes))
+        if kind == "parquet":
+            files = [name for name in files if parquet.is_images(os.path.join(here, name))][:1]
+        if not files:
+            continue
+        if images:
+            raise ValueError(
+                f"{path} holds {kind} files such as {files[0]} and images such as {images[0]}, of "
+                "which one kind alone can be read; move one of them to a folder of its own."
+            )
+        return kind
     return "folder"
 
 
-def open_at(path: str, *, channels: int, key: str) -> Source:
+def open_at(path: str, *, channels: int, key: str, options: ReadOptions = PLAIN) -> Source:
     """The source at a path, of the kind that it looks like; `key` is what messages name."""
-    return SOURCES[kind_of(path)](path=path, channels=channels, key=key)
+    return SOURCES[kind_of(path)](path=path, channels=channels, key=key, options=options)
 
 
 def open_knn_sources(data, knn, *, channels: int) -> tuple[Source, Source] | None:
@@ -108,8 +134,9 @@ def open_knn_sources(data, knn, *, channels: int) -> tuple[Source, Source] | Non
         )
     bank_key, bank_path = ("knn.bank", knn.bank) if knn.bank else ("data.path", data.path)
     kind = kind_of(bank_path) if knn.bank else source_name(data)
-    bank = SOURCES[kind](path=bank_path, channels=channels, key=bank_key)
-    query = open_at(knn.query, channels=channels, key="knn.query")
+    options = read_options(data)
+    bank = SOURCES[kind](path=bank_path, channels=channels, key=bank_key, options=options)
+    query = open_at(knn.query, channels=channels, key="knn.query", options=options)
     for key, path, source in ((bank_key, bank_path, bank), ("knn.query", knn.query, query)):
         if not source.class_names:
             raise ValueError(

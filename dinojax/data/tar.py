@@ -14,16 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from dinojax.data.decode import EXTENSIONS
+from dinojax.data.decode import EXTENSIONS, PLAIN, ReadOptions
 from dinojax.data.encoded import (
     EncodedSource,
     check_one_decodes,
     checked_path,
+    extension_of,
     fingerprint,
     numbered,
     shards,
+    skipped,
 )
 from dinojax.data.example import Encoded, Source
+from dinojax.data.storage import shown
 
 SUFFIXES = (".tar",)
 # Refused by name, with the program that unpacks it. Keys: how such a file begins.
@@ -53,7 +56,7 @@ class TarFiles:
         with open(path, "rb") as file:
             file.seek(start)
             data = file.read(size)
-        name = f"{os.path.basename(path)}/{self.names[index]}"
+        name = shown(f"{os.path.basename(path)}/{self.names[index]}")
         if len(data) < size:
             raise OSError(f"{path} ends within {name}: it was cut since the run began.")
         label = None if self.labels is None else int(self.labels[index])
@@ -68,9 +71,18 @@ class _Index:
     places: list[tuple[int, int, int]] = dataclasses.field(default_factory=list)
     samples: list[tuple[int, str]] = dataclasses.field(default_factory=list)
     classes: dict[tuple[int, str], str] = dataclasses.field(default_factory=dict)
+    others: list[str] = dataclasses.field(default_factory=list)  # extensions of other files
+    members: set[str] = dataclasses.field(default_factory=set)  # names in the shard at hand
 
 
-def tar(*, path: str, channels: int, split: str = "train", key: str = "data.path") -> Source:
+def tar(
+    *,
+    path: str,
+    channels: int,
+    split: str = "train",
+    key: str = "data.path",
+    options: ReadOptions = PLAIN,
+) -> Source:
     """The source of one tar file or of a folder of them; `key` is what messages name.
 
     Raises FileNotFoundError, and ValueError for compressed, damaged or empty shards.
@@ -78,7 +90,8 @@ def tar(*, path: str, channels: int, split: str = "train", key: str = "data.path
     if split != "train":
         raise ValueError(f"tar shards have no split {split!r}: all of them are 'train'.")
     where = f"{key}={path}"
-    files = shards(checked_path(path, key, "a tar file or a folder of them"), key, SUFFIXES)
+    found = checked_path(path, key, "a tar file or a folder of them")
+    files, notes = shards(found, key, SUFFIXES)
     index = _Index()
     for number, shard in enumerate(files):
         _add(index, number, shard)
@@ -98,6 +111,8 @@ def tar(*, path: str, channels: int, split: str = "train", key: str = "data.path
             (os.path.basename(files[place[0]]), name, *place[1:])
             for name, place in zip(index.names, index.places, strict=True)
         ),
+        options=options,
+        notes=(*notes, *(f"in the tar files: {note}" for note in skipped(index.others))),
     )
     return check_one_decodes(source, where)
 
@@ -112,20 +127,43 @@ def _add(index: _Index, number: int, path: str) -> None:
                 f"{path} is compressed, and an image inside cannot be read by its place. Unpack it "
                 f"({program} {path}); images gain nothing from a second compression."
             )
+    index.members.clear()
+    end = 0  # of the last member
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
                 # tarfile would keep every header it has seen
                 archive.members = []  # type: ignore[attr-defined]
+                end = archive.offset
                 if member.isreg() and not member.issparse():
                     _add_member(index, number, archive, member)
-            end = archive.offset
-    except tarfile.TarError as error:
+                elif not member.isdir():
+                    index.others.append(f"{extension_of(member.name)} (link or sparse)")
+    except (tarfile.TarError, EOFError, UnicodeError) as error:
         raise ValueError(f"{path} is damaged or no tar file: {error}. Copy it again.") from error
+    _check_end(path, end)
+
+
+def _check_end(path: str, end: int) -> None:
+    """After its members an archive has two blocks of zeros and nothing else; tarfile reads on
+    without a word whatever stands there."""
     with open(path, "rb") as file:
         file.seek(end)
-        if file.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile ends without a word there
+        blocks = file.read(2 * tarfile.BLOCKSIZE)
+        if blocks[: tarfile.BLOCKSIZE].strip(b"\0"):
             raise ValueError(f"{path} is damaged at byte {end}. Copy it again.")
+        if len(blocks) < 2 * tarfile.BLOCKSIZE or blocks.strip(b"\0"):
+            raise ValueError(
+                f"{path} has no end of archive (two blocks of zeros) at byte {end}: it was cut off "
+                "or never finished. Copy or write it again."
+            )
+        while chunk := file.read(2**20):
+            if chunk.strip(b"\0"):
+                raise ValueError(
+                    f"{path} goes on after its end of archive at byte {end}, as archives do that "
+                    "were joined with `cat`. Join them with `tar --concatenate`, or give the "
+                    "folder of the single ones."
+                )
 
 
 def _add_member(index: _Index, number: int, archive: tarfile.TarFile, member: Any) -> None:
@@ -133,6 +171,9 @@ def _add_member(index: _Index, number: int, archive: tarfile.TarFile, member: An
     stem, _, extension = name.lower().partition(".")
     if not stem:
         return  # hidden
+    if member.name in index.members:
+        raise ValueError(f"{archive.name!s} has {member.name} twice; keep one.")
+    index.members.add(member.name)
     sample = number, f"{folder}/{name[: len(stem)]}"
     if extension.rpartition(".")[2] in EXTENSIONS:
         index.names.append(member.name)
@@ -143,6 +184,8 @@ def _add_member(index: _Index, number: int, archive: tarfile.TarFile, member: An
         found = _class(text, extension, f"{archive.name!s}: {member.name}")
         if found is not None and (extension == "cls" or sample not in index.classes):
             index.classes[sample] = found
+    else:
+        index.others.append(extension)
 
 
 def _class(text: bytes, extension: str, where: str) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dinojax.data.decode import PLAIN, ReadOptions
 from dinojax.data.encoded import EncodedSource, check_one_decodes, checked_path, fingerprint
 from dinojax.data.example import Encoded, Source
 
@@ -45,7 +46,14 @@ class TfdsFiles:
             raise OSError(f"cannot read {self.split} {index}: {error}") from error
 
 
-def tfds(*, path: str, channels: int, split: str = "train", key: str = "data.path") -> Source:
+def tfds(
+    *,
+    path: str,
+    channels: int,
+    split: str = "train",
+    key: str = "data.path",
+    options: ReadOptions = PLAIN,
+) -> Source:
     """The source of one split of the data set in the folder NAME/VERSION (or NAME/CONFIG/VERSION).
 
     Raises FileNotFoundError, and ValueError if the folder holds no data set in ArrayRecord with
@@ -80,6 +88,7 @@ def tfds(*, path: str, channels: int, split: str = "train", key: str = "data.pat
             [(info.full_name, split, info.splits[split].num_bytes)]
             + [(length,) for length in info.splits[split].shard_lengths]
         ),
+        options=options,
     )
     return check_one_decodes(source, where)
 

@@ -16,7 +16,7 @@ import os
 import numpy as np
 from PIL import Image
 
-from dinojax.data.decode import CONVERTED
+from dinojax.data.decode import CONVERTED, PLAIN, ReadOptions
 from dinojax.data.example import Encoded, Example
 
 # Class name: package, path inside it. The order is the order of the labels.
@@ -55,6 +55,7 @@ class TileSource:
     class_names: tuple[str, ...]
     fingerprint: str
     split: str
+    notes: tuple[str, ...] = ()
 
     @property
     def channels(self) -> int:
@@ -78,18 +79,27 @@ class TileSource:
         label = int(self.labels[index])
         return Encoded(data=file.getvalue(), label=label, name=self._name(index))
 
+    def read_options(self, index: int) -> ReadOptions:
+        return PLAIN
+
     def _name(self, index: int) -> str:
         return f"{self.split} tile {index} ({self.class_names[self.labels[index]]})"
 
 
 def tiles(
-    *, path: str = "", channels: int, split: str = "train", key: str = "data.path"
+    *,
+    path: str = "",
+    channels: int,
+    split: str = "train",
+    key: str = "data.path",
+    options: ReadOptions = PLAIN,
 ) -> TileSource:
     """The tiles of one split, cut anew each time (about a second for 4,000).
 
     Raises ValueError for an unknown split, a path, or channels other than 1 and 3, and
     ModuleNotFoundError without the photographs' packages.
     """
+    del options  # whole bytes of a known size
     if path:
         raise ValueError(f"{key}={path}: the embedded tiles take no path; use data.source=folder.")
     if split not in SPLITS:

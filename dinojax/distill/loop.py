@@ -41,7 +41,7 @@ from dinojax.runs.scalars import RunLog
 from dinojax.sharding.batch import global_batch
 from dinojax.train import preflight
 from dinojax.train.periodic import pauses
-from dinojax.train.stage import Run, check_start, lost, open_run, open_train_source
+from dinojax.train.stage import Run, check_start, lost, open_run, open_train_source, tell_of
 from dinojax.train.state import State
 from dinojax.train.teacher import open_teacher
 from dinojax.train.teacher_forward import SharedTeacher
@@ -106,8 +106,8 @@ def distill(
                 for name, configs in students.items():
                     enter(root / name, configs_now[name], configs)
             processes.settle("entered")
-            source = sources[current]
-            states = _Stage(root, configs_now, source, notes, interrupt).run(accept)
+            tell_of(sources[current], every[0].batch_size)
+            states = _Stage(root, configs_now, sources[current], notes, interrupt).run(accept)
     return states
 
 

@@ -36,7 +36,13 @@ def evaluate_knn(
     sources = open_knn_sources(config.data, config.knn, channels=config.image.channels)
     if sources is None:
         raise ConfigError("k-NN needs labels: --set knn.bank=FOLDER --set knn.query=FOLDER.")
-    knn = build_knn(sources, image=config.image, knn=config.knn, directory=directory)
+    knn = build_knn(
+        sources,
+        image=config.image,
+        knn=config.knn,
+        max_bad_share=config.data.max_bad_share,
+        directory=directory,
+    )
     layout = mesh.from_section(config.mesh)
     checkpoints = open_checkpoints(config, directory, read_only=True)
     with mesh.use(layout), contextlib.closing(checkpoints):
@@ -70,7 +76,7 @@ def pick_anchor(run_dir: str | Path, overrides: Sequence[str], *, num: int) -> l
     config = configs.read(directory, overrides)
     layout = mesh.from_section(config.mesh)
     images = open_source(config.data, channels=config.image.channels)
-    mosaics = open_mosaics(config, images, num)
+    mosaics = open_mosaics(config, images, num, directory)
     assert mosaics is not None
     rows: list[dict] = []
     with mesh.use(layout), jax.default_matmul_precision(config.precision.matmul):

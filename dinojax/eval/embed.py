@@ -15,8 +15,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from dinojax.data.decode import DecodeError, ReadOptions
 from dinojax.data.example import Source
-from dinojax.data.folder import folder
+from dinojax.data.quarantine import FILE, Skipped, note_skipped, read_list
+from dinojax.data.ranges import range_notes
+from dinojax.data.sources import open_at
+from dinojax.eval.feature_files import WRITERS, need_pyarrow
 from dinojax.eval.features import EvalTransform
 from dinojax.models.zoo import Spec, module
 from dinojax.runs.scalars import duration
@@ -26,6 +30,7 @@ from dinojax.weights.load import Backbone
 TOKENS = ("cls", "registers", "patches")
 LAYER = re.compile(r"layer=(-?\d+)")
 INDEX = "index.json"
+FREE = ("batch_size", "max_bad_share")  # what a job may continue with another value of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Job:
     format: str  # a key of WRITERS
     batch_size: int  # images per forward pass, over all devices
     part_size: int  # images per file
+    max_bad_share: float = 0.001  # of images that cannot be read; ten are allowed, 0 = none
 
     def __post_init__(self):
         known = [name in TOKENS or LAYER.fullmatch(name) for name in self.outputs]
@@ -48,6 +54,8 @@ class Job:
             raise ValueError(f"--format {self.format} is unknown; choose of {', '.join(WRITERS)}.")
         if self.batch_size < 1 or self.part_size < 1:
             raise ValueError("--batch-size and --part-size must be at least 1.")
+        if not 0 <= self.max_bad_share <= 1:
+            raise ValueError(f"--max-bad-share {self.max_bad_share} is not between 0 and 1.")
 
 
 def embed(backbone: Backbone, source: Source, out: str | Path, job: Job, origin: str) -> int:
@@ -55,9 +63,11 @@ def embed(backbone: Backbone, source: Source, out: str | Path, job: Job, origin:
 
     Each part holds the names of its images, labels where there are any, and an array per output:
     cls [N, D], registers [N, R, D], patches [N, P, D] and layer=N [N, 1 + R + P, D] (all tokens
-    after that block, final norm applied), float32, in the order of the source. Parts that exist
-    are kept, so a killed job continues; processes share the parts between them.
-    Raises ValueError if `out` holds parts of other weights, images or settings.
+    after that block, final norm applied), float32, in the order of the source. Images that cannot
+    be read are left out and listed in `out`/bad_images.jsonl. Parts that exist are kept, so a
+    killed job continues; processes share the parts between them.
+    Raises ValueError if `out` holds parts of other weights, images or settings, and
+    TooManyBadImages, a ValueError too, after listing them.
     """
     out = Path(out)
     transform = _transform(backbone)
@@ -68,18 +78,32 @@ def embed(backbone: Backbone, source: Source, out: str | Path, job: Job, origin:
     )
     todo = [number for number in numbers if not _path(out, number, job).exists()]
     began, done = time.monotonic(), 0
+    bad: list[Skipped] = []
     for count, number in enumerate(todo, start=1):
         first = number * job.part_size
         indexes = range(first, min(first + job.part_size, len(source)))
-        content = _part(apply, source, transform, indexes, job)
+        content, reasons = _part(apply, source, transform, indexes, job)
+        bad += [Skipped("data", index, reason) for index, reason in reasons.items()]
+        done += len(indexes)
+        note_skipped(
+            bad if reasons else [],
+            what="left out",
+            num_read=done,
+            max_share=job.max_bad_share,
+            path=out / _bad_list(),
+        )
         draft = _path(out, number, job).with_suffix(".draft")
         WRITERS[job.format](draft, content)
         os.replace(draft, _path(out, number, job))
-        done += len(indexes)
         seconds = time.monotonic() - began
         left = duration(seconds / count * (len(todo) - count))
         print(f"part {count}/{len(todo)}: {done / seconds:.1f} images/s, {left} left", flush=True)
     return len(todo)
+
+
+def _bad_list() -> str:
+    index = jax.process_index()
+    return FILE if index == 0 else FILE.replace(".jsonl", f".{index}.jsonl")
 
 
 def _transform(backbone: Backbone) -> EvalTransform:
@@ -106,13 +130,14 @@ def _claim(out: Path, backbone: Backbone, source: Source, job: Job, origin: str)
         "images": len(source),
         "fingerprint": source.fingerprint,
         "preprocessing": backbone.preprocessing.to_json(),
+        "value_range": list(source.read_options(0).value_range) or None,
         **dataclasses.asdict(job),
     }
     index = json.loads(json.dumps(index))  # tuples become lists, as they will be read
     path = out / INDEX
     if path.exists():
         saved = json.loads(path.read_text())
-        changed = [key for key in index if key != "batch_size" and saved.get(key) != index[key]]
+        changed = [key for key in index if key not in FREE and saved.get(key) != index[key]]
         if changed:
             told = "; ".join(f"{key}: {saved.get(key)!r} there, {index[key]!r}" for key in changed)
             raise ValueError(f"{out} was begun otherwise ({told}); give another --out.")
@@ -161,31 +186,52 @@ def _outputs(spec: Spec, params, images_BHWC, outputs, layers: dict[str, int]):
     return found
 
 
-def _part(apply, source: Source, transform: EvalTransform, indexes: range, job: Job):
-    """Names, labels and outputs of some images."""
+def _part(
+    apply, source: Source, transform: EvalTransform, indexes: range, job: Job
+) -> tuple[dict[str, np.ndarray], dict[int, str]]:
+    """(names, labels and outputs of some images, index of each that cannot be read: why)."""
     names: list[str] = []
     found: dict[str, list[np.ndarray]] = {name: [] for name in job.outputs}
-    for batch_names, images_BHWC in _batches(source, transform, indexes, job.batch_size):
-        num = len(images_BHWC)
-        short = job.batch_size - num  # the last batch is filled, so that nothing compiles twice
-        images_BHWC = np.pad(images_BHWC, ((0, short), (0, 0), (0, 0), (0, 0)))
+    bad: dict[int, str] = {}
+    for batch in _batches(source, transform, indexes, job.batch_size):
+        kept = [row for row, read in enumerate(batch) if not isinstance(read.pixels, str)]
+        bad |= {read.index: read.pixels for read in batch if isinstance(read.pixels, str)}
+        if not kept and len(bad) < len(indexes):
+            continue
+        # Every batch is filled, so that nothing compiles twice; of none readable, for the shapes.
+        size = transform.crop_size
+        images_BHWC = np.zeros((job.batch_size, size, size, source.channels), np.float32)
+        for row in kept:
+            images_BHWC[row] = batch[row].pixels
         for name, value in apply(images_BHWC).items():
-            found[name].append(value[:num].astype(np.float32))
-        names += batch_names
-    content: dict[str, np.ndarray] = {"name": np.asarray(names)}
+            found[name].append(value[kept].astype(np.float32))
+        names += [batch[row].name for row in kept]
+    content: dict[str, np.ndarray] = {"name": np.asarray(names, dtype=np.str_)}
     if source.labels is not None:
-        content["label"] = source.labels[indexes.start : indexes.stop]
-    return content | {name: np.concatenate(found[name]) for name in job.outputs}
+        content["label"] = source.labels[[index for index in indexes if index not in bad]]
+    return content | {name: np.concatenate(found[name]) for name in job.outputs}, bad
+
+
+@dataclasses.dataclass(frozen=True)
+class _Read:
+    """An image for the network, or why there is none."""
+
+    index: int
+    name: str
+    pixels: np.ndarray | str
 
 
 def _batches(
     source: Source, transform: EvalTransform, indexes: range, batch_size: int
-) -> Iterator[tuple[list[str], np.ndarray]]:
-    """Names and images; the next batch is decoded while the caller works on this one."""
+) -> Iterator[list[_Read]]:
+    """Images; the next batch is decoded while the caller works on this one."""
 
-    def read(index: int):
-        example = source[index]
-        return example.name, transform(example.pixels)
+    def read(index: int) -> _Read:
+        try:
+            example = source[index]
+        except (DecodeError, OSError) as error:
+            return _Read(index, "", str(error))
+        return _Read(index, example.name, transform(example.pixels))
 
     starts = range(indexes.start, indexes.stop, batch_size)
     with ThreadPoolExecutor() as pool:
@@ -194,48 +240,9 @@ def _batches(
             batch = range(start, min(start + batch_size, indexes.stop))
             ahead.append([pool.submit(read, index) for index in batch])
             if len(ahead) > 1:
-                yield _gather(ahead.pop(0))
+                yield [future.result() for future in ahead.pop(0)]
         for futures in ahead:
-            yield _gather(futures)
-
-
-def _gather(futures: list) -> tuple[list[str], np.ndarray]:
-    names, images = zip(*(future.result() for future in futures), strict=True)
-    return list(names), np.stack(images)
-
-
-def _write_npz(path: Path, content: dict[str, np.ndarray]) -> None:
-    with open(path, "wb") as file:
-        np.savez(file, **content)  # type: ignore[arg-type]
-
-
-def _write_parquet(path: Path, content: dict[str, np.ndarray]) -> None:
-    """A row per image; arrays are flat lists, their shapes in the metadata of the columns."""
-    pyarrow, parquet = _pyarrow()
-    columns, fields = [], []
-    for name, array in content.items():
-        flat = array.reshape(len(array), -1)
-        column = pyarrow.array(array.tolist() if array.dtype.kind == "U" else array.reshape(-1))
-        if array.ndim > 1:
-            column = pyarrow.FixedSizeListArray.from_arrays(column, flat.shape[1])
-        columns.append(column)
-        shape = {"shape": json.dumps(array.shape[1:])}
-        fields.append(pyarrow.field(name, column.type, metadata=shape))
-    parquet.write_table(pyarrow.Table.from_arrays(columns, schema=pyarrow.schema(fields)), path)
-
-
-def _pyarrow():
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "--format parquet needs pyarrow: pip install pyarrow, or give --format npz."
-        ) from None
-    return pyarrow, parquet
-
-
-WRITERS = {"npz": _write_npz, "parquet": _write_parquet}
+            yield [future.result() for future in futures]
 
 
 def embed_command(
@@ -247,14 +254,33 @@ def embed_command(
     format: str,
     batch_size: int,
     part_size: int,
+    max_bad_share: float,
+    value_range: Sequence[float] | None,
+    max_pixels: int | None,
     overrides: Sequence[str],
 ) -> None:
-    """`dinojax embed`."""
-    job = Job(tuple(outputs.split(",")), format, batch_size, part_size)
+    """`dinojax embed`. value_range, max_pixels: None = those of the run that the weights are of."""
+    job = Job(tuple(outputs.split(",")), format, batch_size, part_size, max_bad_share)
     if format == "parquet":
-        _pyarrow()
+        need_pyarrow()
     backbone = run.load(weights, overrides=run.parse_overrides(overrides))
     print(backbone.report)
-    source = folder(path=data, channels=backbone.spec.channels, key="--data")
+    options = _options(weights, value_range, max_pixels)
+    source = open_at(data, channels=backbone.spec.channels, key="--data", options=options)
+    for note in [*source.notes, *range_notes(source)]:
+        print(note.replace("--set 'data.value_range=(", "--value-range '("))
     computed = embed(backbone, source, out, job, os.path.abspath(weights))
-    print(f"{len(source)} images in {out}, {computed} parts computed")
+    bad = len(read_list(Path(out) / _bad_list()))
+    told = f"{len(source) - bad} of {len(source)}, {bad} cannot be read and are listed in {FILE},"
+    print(f"{told if bad else len(source)} images in {out}, {computed} parts computed")
+
+
+def _options(
+    weights: str, value_range: Sequence[float] | None, max_pixels: int | None
+) -> ReadOptions:
+    """How images become pixels: as the run did that the weights are of, unless told."""
+    own = run.read_options_of(weights)
+    return ReadOptions(
+        value_range=own.value_range if value_range is None else tuple(value_range),
+        max_pixels=own.max_pixels if max_pixels is None else max_pixels,
+    )

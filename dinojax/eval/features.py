@@ -70,6 +70,11 @@ class EvalTransform:
         return NORMALIZE[self.normalize](values_HWC, self.mean, self.std).astype(np.float32)
 
 
+def fixed_statistics(image) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, std) of a section `image`; empty where each crop has its own."""
+    return (tuple(image.mean), tuple(image.std)) if image.normalize == "fixed" else ((), ())
+
+
 def resize_short_side(pixels_HWC: np.ndarray, size: int) -> np.ndarray:
     """The short side becomes `size` pixels, the long one keeps the aspect, rounded down."""
     height, width = pixels_HWC.shape[:2]

@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 
 from dinojax.data.example import Source
-from dinojax.data.quarantine import KNN_FILE, Skipped, list_skipped
+from dinojax.data.quarantine import KNN_FILE, Skipped, note_skipped
 from dinojax.distributed import process_group
 from dinojax.eval.features import FEATURES, Embed, EvalTransform, extract, selected
 from dinojax.eval.knn import knn_accuracy, shared_labels
@@ -24,7 +24,8 @@ class Knn:
     neighbors: int
     temperature: float
     batch_size: int
-    bad_list: Path | None = None  # file that lists images which cannot be read
+    max_bad_share: float  # of images that cannot be read
+    bad_list: Path | None = None  # file that lists them
 
     def accuracy(self, embed: Embed, params: dict) -> dict[str, float]:
         """Percent of queries whose class is right, by kind of features: cls, patches, both.
@@ -61,18 +62,13 @@ class Knn:
                 shared=shared,
             )
             found.append(part)
-            if not part["bad"]:
-                continue
-            log.warning(
-                "k-NN without %d of %d images of the %s, which cannot be read; the first: %s",
-                len(part["bad"]),
-                len(source),
-                name,
-                next(iter(part["bad"].values())),
+            note_skipped(
+                [Skipped(name, index, reason) for index, reason in part["bad"].items()],
+                what=f"k-NN without some of the {name}",
+                num_read=len(source),
+                max_share=self.max_bad_share,
+                path=self.bad_list if process_group.current().is_main else None,
             )
-            if self.bad_list is not None and process_group.current().is_main:
-                skipped = [Skipped(name, index, reason) for index, reason in part["bad"].items()]
-                list_skipped(self.bad_list, skipped)
         return found
 
     def _percent(self, found: list[dict], features: list) -> float:
@@ -103,10 +99,18 @@ def learned(knn: Knn, embed: Embed, *, random: dict, ema: dict) -> dict[str, flo
     }
 
 
-def build_knn(sources: tuple[Source, Source], *, image, knn, directory: Path | None = None) -> Knn:
+def build_knn(
+    sources: tuple[Source, Source],
+    *,
+    image,
+    knn,
+    max_bad_share: float,
+    directory: Path | None = None,
+) -> Knn:
     """From (bank, query) and the config sections `image` and `knn`.
 
-    directory: of the run, which receives a list of the images that cannot be read.
+    max_bad_share: of images that cannot be read, data.max_bad_share. directory: of the run, which
+    receives a list of them.
     """
     bank, query = sources
     shared_labels(bank, query)  # refuses classes that the bank lacks before anything is computed
@@ -118,5 +122,6 @@ def build_knn(sources: tuple[Source, Source], *, image, knn, directory: Path | N
         neighbors=knn.neighbors,
         temperature=knn.temperature,
         batch_size=knn.batch_size,
+        max_bad_share=max_bad_share,
         bad_list=directory / KNN_FILE if directory else None,
     )

@@ -11,12 +11,13 @@ of this project, to compare checkpoints of one run, never to be set beside a pub
 """
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 
 from dinojax.config import Config, ConfigError
 from dinojax.data.example import Source
-from dinojax.data.quarantine import read_or_replace
+from dinojax.data.quarantine import KNN_FILE, read_all
 from dinojax.data.sources import open_knn_sources
 from dinojax.distributed import process_group
 from dinojax.eval.features import Embed, EvalTransform
@@ -39,6 +40,8 @@ class Mosaics:
     neighbors: int
     temperature: float
     batch_size: int
+    max_bad_share: float  # of images that cannot be read and are replaced
+    bad_list: Path | None = None  # file that lists them
 
     def __post_init__(self):
         self._made: tuple | None = None
@@ -88,7 +91,14 @@ class Mosaics:
         resize = max(size, round(self.transform.resize_size * size / self.transform.crop_size))
         small = dataclasses.replace(self.transform, crop_size=size, resize_size=resize)
         num = len(indexes) // QUARTERS
-        parts = [small(read_or_replace(source, int(i), None)[0].pixels) for i in indexes[: num * 4]]
+        examples = read_all(
+            source,
+            indexes[: num * QUARTERS],
+            what="mosaics of the " + ("query" if source is self.query else "bank"),
+            max_share=self.max_bad_share,
+            path=self.bad_list if process_group.current().is_main else None,
+        )
+        parts = [small(example.pixels) for example in examples]
         parts_NQHWC = np.stack(parts).reshape(num, 2, 2, size, size, -1)
         if mirror:
             parts_NQHWC = parts_NQHWC[..., ::-1, :]
@@ -109,8 +119,13 @@ class Mosaics:
         return patches_NPD.reshape(-1, patches_NPD.shape[-1])
 
 
-def open_mosaics(config: Config, source: Source, num: int) -> Mosaics | None:
-    """The dense metric on labelled images if there are any, else on those of training."""
+def open_mosaics(
+    config: Config, source: Source, num: int, directory: Path | None = None
+) -> Mosaics | None:
+    """The dense metric on labelled images if there are any, else on those of training.
+
+    directory: of the run, which receives a list of images that cannot be read.
+    """
     if not num:
         return None
     found = open_knn_sources(config.data, config.knn, channels=config.image.channels)
@@ -126,4 +141,6 @@ def open_mosaics(config: Config, source: Source, num: int) -> Mosaics | None:
         neighbors=config.knn.neighbors,
         temperature=config.knn.temperature,
         batch_size=min(num, config.knn.batch_size),
+        max_bad_share=config.data.max_bad_share,
+        bad_list=directory / KNN_FILE if directory else None,
     )

@@ -8,16 +8,17 @@ import jax
 import numpy as np
 
 from dinojax.data.mixture import told
-from dinojax.data.quarantine import read_or_replace
+from dinojax.data.quarantine import KNN_FILE, read_all
 from dinojax.data.sources import EMBEDDED, open_source, source_name
 from dinojax.distributed import process_group
+from dinojax.eval.features import fixed_statistics
 from dinojax.eval.knn_evaluator import learned
 from dinojax.monitor import report as reports
 from dinojax.runs.directory import write_json
 from dinojax.runs.scalars import duration
 from dinojax.train.stage import Run
 from dinojax.train.state import State
-from dinojax.viz.pictures import before_after, crop_sheet
+from dinojax.viz.pictures import before_after, crop_sheet, true_colors
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,8 @@ def draw_crops(run: Run, state: State, batch: dict) -> None:
     """
     views = process_group.together(jax.jit(run.programs[run.draw(0)].step.views))(state, batch)
     sets = (views.global_BGHWC, views.local_BLHWC, views.teacher_BGHWC)
-    crops = [process_group.fetch(found[:NUM_CROPPED]) for found in sets if found is not None]
+    found = [process_group.fetch(crops[:NUM_CROPPED]) for crops in sets if crops is not None]
+    crops = [true_colors(crops, *fixed_statistics(run.config.image)) for crops in found]
     name = f"crops-{run.stage}.png" if run.steps_before else "crops.png"
     if process_group.current().is_main:
         crop_sheet(_picture(run, name), *crops)
@@ -78,12 +80,15 @@ def draw_crops(run: Run, state: State, batch: dict) -> None:
 def _draw_patches(run: Run, embed, before: dict, after: dict) -> None:
     config, source = run.config, run.source
     picked = np.linspace(0, len(source) - 1, min(NUM_PICTURES, len(source))).astype(int)
-    examples = [read_or_replace(source, int(i), None)[0] for i in picked]
+    path = run.directory / KNN_FILE if process_group.current().is_main else None
+    share = config.data.max_bad_share
+    examples = read_all(source, picked, what="pictures", max_share=share, path=path)
     images = np.stack([run.program.eval_transform(example.pixels) for example in examples])
     side = images.shape[1] // config.model.patch_size
     patches = [process_group.fetch(embed(params, images)[2]) for params in (before, after)]
     if process_group.current().is_main:
-        before_after(_picture(run, "patches.png"), images, *patches, grid=(side, side))
+        shown = true_colors(images, *fixed_statistics(config.image))
+        before_after(_picture(run, "patches.png"), shown, *patches, grid=(side, side))
 
 
 def _picture(run: Run, name: str) -> Path:

@@ -55,6 +55,7 @@ from dinojax.train.stage import (
     open_metrics,
     open_run,
     open_train_source,
+    tell_of,
 )
 from dinojax.train.state import State
 from dinojax.train.teacher_forward import OwnTeacher
@@ -110,6 +111,8 @@ def train(
         for run in runs:
             stack.callback(run.checkpoints.close)
             check_start(run)
+        knn = runs[0].knn
+        tell_of(runs[0].source, runs[0].config.batch_size, *((knn.bank, knn.query) if knn else ()))
         for run in runs:
             if len(stages) > 1:
                 if processes.is_main:

@@ -16,8 +16,10 @@ from dinojax.config.stages import Anchor, BoxDraw, SizeDraw
 from dinojax.data.example import Source
 from dinojax.data.mixture import num_drawn, parts_of
 from dinojax.data.quarantine import Quarantine
+from dinojax.data.ranges import batch_notes, range_notes
 from dinojax.data.sources import open_knn_sources, open_source
 from dinojax.distributed import process_group, subgroup
+from dinojax.eval.features import fixed_statistics
 from dinojax.eval.knn_evaluator import Knn, build_knn
 from dinojax.eval.mosaic import Mosaics, open_mosaics
 from dinojax.models import zoo
@@ -175,7 +177,13 @@ def open_run(
             rows=rows,
             num_hosts=config.batch_size // len(rows),
         ),
-        knn=build_knn(sources, image=config.image, knn=config.knn, directory=directory)
+        knn=build_knn(
+            sources,
+            image=config.image,
+            knn=config.knn,
+            max_bad_share=data.max_bad_share,
+            directory=directory,
+        )
         if sources
         else None,
         checkpoints=_checkpoints(config, directory, processes),
@@ -190,7 +198,7 @@ def open_run(
         pictures=config.log.pictures,
         probe=_probe(config, directory, programs[0], source) if config.log.pictures else None,
         tensorboard=config.log.tensorboard,
-        mosaics=open_mosaics(config, source, config.knn.mosaics),
+        mosaics=open_mosaics(config, source, config.knn.mosaics, directory),
         watch=Watch(config.until, config.knn, values=config.values()),
         hang=dict(
             factor=config.hang.factor,
@@ -216,6 +224,8 @@ def _probe(config: Config, directory: Path, built: Program, source: Source) -> P
         built.eval_transform,
         directory / "pictures",
         patch_size=config.model.patch_size,
+        max_bad_share=config.data.max_bad_share,
+        **dict(zip(("mean", "std"), fixed_statistics(config.image), strict=True)),
     )
 
 
@@ -291,3 +301,12 @@ def lost(directory: Path, runs: Sequence[Run], why: str, hangs: bool) -> None:
         log.error("what every thread was doing is in %s", path)
     for run in runs:
         run.note(event="stop", reason=why)
+
+
+def tell_of(source: Source, batch_size: int, *others: Source) -> None:
+    """Say what is left out of the images, and what is lost of their values. others: of the k-NN."""
+    notes = [*source.notes, *range_notes(source), *batch_notes(source, batch_size)]
+    for other in others:
+        notes += [note for note in [*other.notes, *range_notes(other)] if note not in notes]
+    for note in notes:
+        log.warning("images: %s", note)

@@ -97,13 +97,27 @@ def before_after(
 def crop_sheet(path: str | os.PathLike, *crop_sets_BNHWC: np.ndarray, max_images: int = 8) -> None:
     """A PNG with a row per image of a batch: its global crops, local crops, ... side by side.
 
-    Each crop is stretched from its smallest to its largest value, which undoes any normalisation.
+    Floats are stretched from the smallest to the largest value of a crop; give `true_colors`.
     """
     rows = []
     for number in range(min(max_images, len(crop_sets_BNHWC[0]))):
         crops = [crop for crops_BNHWC in crop_sets_BNHWC for crop in crops_BNHWC[number]]
         rows.append([_to_rgb(crop) for crop in crops])
     _save_rows(path, rows, labels=())
+
+
+def true_colors(
+    images_HWC: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]
+) -> np.ndarray:
+    """Normalised images [..., H, W, C] as uint8 of the values they were made from.
+
+    mean, std: per channel, of values in 0..1. Without them (each crop has its own, which is not
+    kept) the images stay as they are, to be stretched over all channels alike.
+    """
+    if not len(mean):
+        return images_HWC
+    values_HWC = np.asarray(images_HWC, np.float64) * np.asarray(std) + np.asarray(mean)
+    return np.round(255 * np.clip(values_HWC, 0, 1)).astype(np.uint8)
 
 
 def _checked(patches_BPD: np.ndarray, grid: tuple[int, int]) -> np.ndarray:

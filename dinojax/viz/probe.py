@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dinojax.data.quarantine import read_or_replace
+from dinojax.data.quarantine import KNN_FILE, read_all
 from dinojax.distributed import process_group
-from dinojax.viz.pictures import patch_sheet
+from dinojax.viz.pictures import patch_sheet, true_colors
 
 NUM_IMAGES = 6
 
@@ -17,11 +17,23 @@ class Probe:
     """Images spread over a source, looked at whenever the ema is evaluated.
 
     source: indexable, its items have `pixels`. transform: pixels to the network's input.
-    directory receives patches-STEP.png (PCA and similarity to the middle patch).
+    directory receives patches-STEP.png (PCA and similarity to the middle patch). mean, std: of the
+    transform where they are fixed. max_bad_share: of images that cannot be read and are replaced.
     """
 
-    def __init__(self, source, transform: Callable, directory: Path, *, patch_size: int):
+    def __init__(
+        self,
+        source,
+        transform: Callable,
+        directory: Path,
+        *,
+        patch_size: int,
+        max_bad_share: float = 1.0,
+        mean: tuple[float, ...] = (),
+        std: tuple[float, ...] = (),
+    ):
         self._source, self._transform = source, transform
+        self._max_bad_share, self._mean, self._std = max_bad_share, mean, std
         self._directory, self._patch_size = directory, patch_size
         self._images: np.ndarray | None = None
 
@@ -38,7 +50,8 @@ class Probe:
             return {}
         rows, columns = (side // self._patch_size for side in self._images.shape[1:3])
         path = self._directory / f"patches-{step:08d}.png"
-        patch_sheet(path, self._images, patches_BPD, grid=(rows, columns))
+        images = true_colors(self._images, self._mean, self._std)
+        patch_sheet(path, images, patches_BPD, grid=(rows, columns))
         before = self._before(step)
         # Every look stays on disk: a run may be killed after a look and continue from before it.
         draft = self._directory / "look.draft.npz"
@@ -52,7 +65,13 @@ class Probe:
     def _read(self) -> np.ndarray:
         num = len(self._source)
         picked = np.linspace(0, num - 1, min(NUM_IMAGES, num)).astype(int)
-        examples = [read_or_replace(self._source, int(index), None)[0] for index in picked]
+        examples = read_all(
+            self._source,
+            picked,
+            what="pictures",
+            max_share=self._max_bad_share,
+            path=self._directory.parent / KNN_FILE if process_group.current().is_main else None,
+        )
         return np.stack([self._transform(example.pixels) for example in examples])
 
     def _before(self, step: int) -> np.ndarray | None:

@@ -13,6 +13,8 @@ import numpy as np
 from dinojax import config as configs
 from dinojax.checkpoint.locate import is_run
 from dinojax.checkpoint.manager import Checkpoints
+from dinojax.data.decode import ReadOptions
+from dinojax.data.sources import read_options
 from dinojax.models import zoo
 from dinojax.weights import inflate as inflation
 from dinojax.weights import load as files
@@ -25,6 +27,11 @@ from dinojax.weights.tensors import Tensor, Tensors
 from dinojax.weights.writers import Network, snippet
 
 NETWORKS = ("ema", "student")
+
+
+def read_options_of(path: str | Path) -> ReadOptions:
+    """How the images of a run become pixels; the defaults for weights of another origin."""
+    return read_options(configs.read(path).data) if is_run(path) else ReadOptions()
 
 
 def load(

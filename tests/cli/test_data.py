@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from dinojax.cli import main
+from tests.support import stored_data
 from tests.support.stored_data import folder, png, saved
 
 
@@ -21,7 +22,7 @@ def test_check_tells_what_there_is_and_what_to_do(images, capsys):
     told = capsys.readouterr().out
     assert "images            6, " in told
     assert "unreadable        1 (16.667%; data.max_bad_share allows 0.100%)" in told
-    assert "  a/bad.png: cannot decode a/bad.png: it is none of BMP" in told
+    assert "  a/bad.png: cannot decode a/bad.png: it is none of AVIF, BMP" in told
     assert "  a/0.png = b/twin.png" in told
     assert "5 have a short side below crops.global_size" in told
     line = next(line for line in told.splitlines() if line.startswith("mean"))
@@ -113,3 +114,34 @@ def test_help_has_examples(command, capsys):
     with pytest.raises(SystemExit) as caught:
         main.main(["data", *command, "--help"])
     assert caught.value.code == 0 and "examples:\n  dinojax data" in capsys.readouterr().out
+
+
+def test_a_conversion_keeps_the_place_of_files_that_cannot_be_read(tmp_path, capsys):
+    from dinojax.data.arrayrecord import arrayrecord
+    from dinojax.data.quarantine import read_list
+
+    root = folder(tmp_path / "in", {"a/0.png": png(0), "a/1.png": png(1), "b/2.png": png(2)})
+    (root / "list.csv").write_text("path,label\na/0.png,x\na/gone.png,y\nb/2.png,x\n")
+    args = ["data", "convert", str(root / "list.csv"), "--out", str(tmp_path / "out")]
+    assert main.main([*args, "--shards", "2"]) == main.FINISHED
+    assert "3 images (1 cannot be read and are listed in bad_images.jsonl)" in (
+        capsys.readouterr().out
+    )
+    (row,) = read_list(tmp_path / "out" / "bad_images.jsonl")
+    assert row["id"] == 1 and "gone.png" in row["reason"]
+    source = arrayrecord(path=str(tmp_path / "out"), channels=3)
+    assert source.labels.tolist() == [0, 1, 0] and source[2].label == 0
+    with pytest.raises(OSError, match="unreadable when it was converted: .*gone.png"):
+        source[1]
+    args[-1] = str(tmp_path / "strict")
+    assert main.main([*args, "--max-bad-share", "0"]) == main.REFUSED
+    assert "kept without bytes: 1 of 3 images cannot be read, more than max_bad_share=0.0" in (
+        capsys.readouterr().err
+    )
+
+
+def test_images_of_any_channels_and_values_are_converted_as_they_are(tmp_path, capsys):
+    pytest.importorskip("tifffile")
+    five = stored_data.tiff(stored_data.bands(0, num=5).astype(np.float32))
+    root = folder(tmp_path / "in", {"0.tif": five})
+    assert main.main(["data", "convert", str(root), "--out", str(tmp_path / "out")]) == 0

@@ -1,6 +1,7 @@
 """ArrayRecord: the envelope, bare records, order over shards, damaged files."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -82,4 +83,53 @@ def test_a_conversion_is_checked_against_its_list_of_shards(tmp_path):
     content["shards"]["images-00001-of-00002.arrayrecord"] = 5
     (path / "dataset.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"are not those that dataset\.json lists: images-00001"):
+        arrayrecord(path=str(path), channels=3)
+
+
+LABELS = {
+    "another length": (np.zeros(3, np.int32), "int32 of shape (3,); its shards have 2 images"),
+    "another shape": (np.zeros((2, 1), np.int32), "int32 of shape (2, 1)"),
+    "floats": (np.zeros(2, np.float32), "float32 of shape (2,)"),
+    "a class beyond": (np.array([0, 2], np.int32), "labels from 0 to 2; dataset.json names 2"),
+    "a class below": (np.array([-1, 1], np.int32), "labels from -1 to 1"),
+    "objects": (np.array([0, None], object), "is no array of labels"),
+}
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_labels_that_do_not_fit_the_images_are_refused(tmp_path, kind):
+    path = records(tmp_path / "records", {"a/0.png": png(0), "b/1.png": png(1)})
+    labels, message = LABELS[kind]
+    np.save(path / "labels.npy", labels, allow_pickle=True)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        arrayrecord(path=str(path), channels=3)
+
+
+def test_labels_in_another_order_than_the_records_are_unreadable_images(tmp_path):
+    path = records(tmp_path / "records", {"a/0.png": png(0), "b/1.png": png(1)})
+    np.save(path / "labels.npy", np.array([1, 0], np.int32))
+    with pytest.raises(ValueError, match="has the label 0 in its record and 1 in labels.npy"):
+        arrayrecord(path=str(path), channels=3)
+
+
+def test_labels_without_classes_and_broken_lists_are_refused(tmp_path):
+    path = records(tmp_path / "records", {"a/0.png": png(0), "b/1.png": png(1)})
+    content = json.loads((path / "dataset.json").read_text())
+    for change, message in (
+        ({"class_names": []}, "no dataset.json names their classes"),
+        ({"class_names": ["a", "a"]}, "has no legal class_names"),
+        ({"class_names": "ab"}, "has no legal class_names"),
+        ({"shards": []}, "has no legal shards"),
+        ({"num_images": 3}, "tells of 3 images, and its shards hold 2"),
+        ({"complete": "yes"}, "has no legal complete"),
+    ):
+        (path / "dataset.json").write_text(json.dumps(content | change))
+        with pytest.raises(ValueError, match=message):
+            arrayrecord(path=str(path), channels=3)
+    (path / "dataset.json").write_text("[1")
+    with pytest.raises(ValueError, match="dataset.json is no JSON file"):
+        arrayrecord(path=str(path), channels=3)
+    (path / "dataset.json").write_text(json.dumps(content))
+    (path / "labels.npy").unlink()
+    with pytest.raises(FileNotFoundError, match="labels.npy is missing"):
         arrayrecord(path=str(path), channels=3)

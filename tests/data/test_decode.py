@@ -129,24 +129,18 @@ def test_truncated_file_is_named():
 
 
 @pytest.mark.parametrize(
-    "data, reason", [(b"", "the file is empty"), (b"<html>", "it is none of BMP")]
+    "data, reason", [(b"", "the file is empty"), (b"<html>", "it is none of AVIF, BMP")]
 )
 def test_a_file_that_is_no_image_is_named(data, reason):
     with pytest.raises(DecodeError, match=rf"cannot decode x/a\.jpg: {reason}"):
         decode(data, name="x/a.jpg", channels=3)
 
 
-def test_decompression_bomb_is_refused_by_name(monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(DecodeError, match=r"cannot decode x/a\.png: .*decompression bomb"):
-        decode(encoded(photograph(8, 8)), name="x/a.png", channels=3)
-
-
 @pytest.mark.parametrize(
     "pixels, reason",
     [
-        (np.zeros((2, 2), np.float32), "float pixels have no known range"),
-        (np.full((2, 2), 70_000, np.int32), "exceed 16 bit"),
+        (np.zeros((2, 2), np.float32), "float values have no known range; .*data.value_range="),
+        (np.full((2, 2), 70_000, np.int32), "int values have no known range; .*data.value_range="),
     ],
 )
 def test_pixels_of_unknown_range_are_refused(pixels, reason):
@@ -182,7 +176,6 @@ def legal_kinds():
         "transparent": (saved(clear, "PNG"), np.asarray(COLOR)),
         "animated webp": (saved(COLOR, "WEBP", lossless=True, **frames), np.asarray(COLOR)),
         "animated png": (saved(COLOR, "PNG", **frames), np.asarray(COLOR)),
-        "pages of tiff": (saved(COLOR, "TIFF", **frames), np.asarray(COLOR)),
     }
 
 
@@ -221,6 +214,7 @@ def bad_kinds():
         "zero width": b"P6\n0 5\n255\n",
         "decompression bomb": bytes(header),
         "another format": b"%PDF-1.4\n" + png,
+        "pages of colours": saved(COLOR, "TIFF", save_all=True, append_images=[COLOR]),
         "zeros": bytes(5000),
     }
 
@@ -242,8 +236,9 @@ def test_large_images_below_the_limit_are_read_without_a_word():
     """100 megapixels: half way between Pillow's warning and its refusal."""
     data = saved(Image.new("1", (10_000, 10_000)), "PNG")
     code = (
-        "import sys; from dinojax.data.decode import decode; data = sys.stdin.buffer.read(); "
-        "print(decode(data, name='a', channels=1, box_size=20).shape)"
+        "import sys; from dinojax.data.decode import ReadOptions, decode; "
+        "data = sys.stdin.buffer.read(); options = ReadOptions(max_pixels=100_000_000); "
+        "print(decode(data, name='a', channels=1, box_size=20, options=options).shape)"
     )
     done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True)
     assert (done.stdout, done.stderr) == (b"(20, 20, 1)\n", b"")
@@ -262,7 +257,6 @@ def test_large_images_below_the_limit_are_read_without_a_word():
             saved(COLOR.quantize(4), "GIF", save_all=True, append_images=[COLOR]),
             "GIF P 8 bit, animated",
         ),
-        (legal_kinds()["pages of tiff"][0], "TIFF RGB 8 bit, animated"),
     ],
 )
 def test_a_stored_image_is_described_by_its_header(data, want):

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dinojax.data import formats
+from dinojax.data.encoded import skipped
 from dinojax.data.folder import folder
 
 
@@ -98,7 +100,9 @@ def test_empty_folder_is_told_from_one_with_other_files(tmp_path):
     (tmp_path / "a.tar").write_bytes(b"1")
     (tmp_path / "b.tar").write_bytes(b"1")
     (tmp_path / "README").write_bytes(b"1")
-    with pytest.raises(ValueError, match=r"found 3 other files \(2 \.tar, 1 without\).*jpeg"):
+    with pytest.raises(
+        ValueError, match=r"found 3 other files \(.tar 2, without extension 1\).*jpeg"
+    ):
         folder(path=str(tmp_path), channels=3)
 
 
@@ -120,3 +124,64 @@ def test_wrong_channel_count_is_an_error_at_the_start(tmp_path):
 def test_a_folder_has_no_splits(tmp_path):
     with pytest.raises(ValueError, match="no split 'val'"):
         folder(path=str(tmp_path), channels=3, split="val")
+
+
+def test_other_files_are_counted_by_extension(tmp_path):
+    put(tmp_path, "a.png")
+    for name in ("1.raw", "2.RAW", "x.txt", "README", ".hidden"):
+        (tmp_path / name).touch()
+    source = folder(path=str(tmp_path), channels=3)
+    assert source.notes == ("4 other files skipped (.raw 2, .txt 1, without extension 1)",)
+
+
+def test_files_that_a_package_would_make_readable_name_it(monkeypatch):
+    monkeypatch.setattr(formats, "FORMATS", ["PNG"])
+    (note,) = skipped(["heic", "heic", "txt"])
+    assert note.startswith("3 other files skipped (.heic 2, .txt 1); for .heic run: pip install")
+
+
+def test_pipes_devices_and_links_to_nothing_are_skipped_and_counted(tmp_path):
+    put(tmp_path, "a.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "nowhere.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "self.png").symlink_to(tmp_path / "self.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    source = folder(path=str(tmp_path), channels=3)
+    assert source.files.names == ("a.png",)
+    assert set(source.notes) == {
+        "2 links skipped that lead nowhere",
+        "2 pipes, sockets or devices skipped",
+    }
+
+
+def test_folders_of_links_to_each_other_are_read_once(tmp_path):
+    """Fourteen levels with two links each to the next: 16,384 ways to one image."""
+    for level in range(14):
+        here = tmp_path / f"{level:02}"
+        here.mkdir()
+        for name in ("x", "y"):
+            (here / name).symlink_to(tmp_path / f"{level + 1:02}")
+    put(tmp_path, "14/a.png")
+    source = folder(path=str(tmp_path), channels=3)
+    assert source.files.names == ("14/a.png",)
+    assert source.notes == ("28 links to folders skipped that are read already",)
+    outside = folder(path=str(tmp_path / "00"), channels=3)
+    assert outside.files.names == ("x/" * 14 + "a.png",)
+
+
+def test_an_image_that_became_a_pipe_is_unreadable_and_hangs_nobody(tmp_path):
+    put(tmp_path, "a.png"), put(tmp_path, "b.png")
+    source = folder(path=str(tmp_path), channels=3)
+    (tmp_path / "b.png").unlink()
+    os.mkfifo(tmp_path / "b.png")
+    with pytest.raises(OSError, match="b.png: it is a pipe, not a regular file"):
+        source[1]
+
+
+def test_a_name_that_is_no_text_can_be_printed(tmp_path):
+    put(tmp_path, "0.png")
+    (tmp_path / os.fsdecode(b"\xff.png")).write_bytes(b"broken")
+    source = folder(path=str(tmp_path), channels=3)
+    with pytest.raises(ValueError) as caught:
+        source[1]
+    assert "\\udcff.png" in str(caught.value).encode("utf-8").decode()

@@ -1,5 +1,6 @@
 """Manifests: which files they name, with which labels, from where, and which errors."""
 
+import os
 import subprocess
 import sys
 
@@ -132,3 +133,46 @@ def test_other_files_are_no_manifests(images):
         manifest(path=str(images / "m.parquet"), channels=3)
     with pytest.raises(ValueError, match=r"a manifest ends with \.csv or \.parquet"):
         manifest(path=str(images / "a.png"), channels=3)
+
+
+@pytest.mark.parametrize("header", ["path,path", "path,label,label", "path,x,x"])
+def test_a_column_that_is_there_twice_is_refused(images, header):
+    row = ",".join(["a.png"] * (header.count(",") + 1))
+    with pytest.raises(ValueError, match=r"has the column '\w+' twice; keep one"):
+        manifest(path=write(images, f"{header}\n{row}\n"), channels=3)
+
+
+def test_parquet_columns_that_are_there_twice_are_refused(images):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    column = pyarrow.array(["a.png"])
+    table = pyarrow.Table.from_arrays([column, column], names=["path", "path"])
+    parquet.write_table(table, images / "m.parquet")
+    with pytest.raises(ValueError, match="has the column 'path' twice"):
+        manifest(path=str(images / "m.parquet"), channels=3)
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ("pipe.png", "it is a pipe, not a regular file"),
+        ("/dev/zero", "it is a device, not a regular file"),
+        ("deep", "it is a folder, not a regular file"),
+        ("a\0b.png", "embedded null byte"),
+        ("huge.png", r"it has 2,147,483,648 bytes, and an image file has 536,870,912 at most"),
+    ],
+)
+def test_rows_that_are_no_image_files_are_unreadable_and_hang_nobody(images, row, message):
+    os.mkfifo(images / "pipe.png")
+    with open(images / "huge.png", "wb") as file:
+        file.truncate(2**31)
+    source = manifest(path=write(images, f"path\na.png\n{row}\n"), channels=3)
+    with pytest.raises(OSError, match=message):
+        source[1]
+
+
+def test_a_manifest_that_is_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "m.csv")
+    with pytest.raises(OSError, match="m.csv: it is a pipe"):
+        manifest(path=str(tmp_path / "m.csv"), channels=3)

@@ -16,7 +16,10 @@ from dinojax.data.quarantine import (
     FILE,
     BadImage,
     Quarantine,
+    Skipped,
     TooManyBadImages,
+    note_skipped,
+    read_all,
     read_list,
     read_or_replace,
 )
@@ -215,3 +218,28 @@ def test_a_dead_worker_ends_the_run_with_its_exit_code(tmp_path):
     source = Killer(parent=os.getpid())
     with pytest.raises(WorkerDied, match=r"exit code -9.*lower data\.num_workers"):
         images(tmp_path, source=source, num_workers=1)
+
+
+def test_images_left_out_are_listed_once_and_limited_as_replaced_ones_are(tmp_path, caplog):
+    def note(count, **options):
+        images = [Skipped("bank", i, f"cannot decode {i}.jpg") for i in range(count)]
+        note_skipped(images, what="k-NN", path=tmp_path / "bad.jsonl", **options)
+
+    note(0, num_read=5, max_share=0.0)
+    assert not (tmp_path / "bad.jsonl").exists()
+    note(3, num_read=5, max_share=0.001), note(3, num_read=5, max_share=0.001)  # up to ten
+    assert [row["id"] for row in read_list(tmp_path / "bad.jsonl")] == [0, 1, 2]
+    assert "k-NN: 3 of 5 images cannot be read; the first: cannot decode 0.jpg" in caplog.text
+    with pytest.raises(TooManyBadImages, match="max_bad_share=0.001 allows. All are listed in"):
+        note(11, num_read=1000, max_share=0.001)
+    assert len(read_list(tmp_path / "bad.jsonl")) == 11
+    note(11, num_read=1000, max_share=0.1)
+    with pytest.raises(TooManyBadImages):
+        note(1, num_read=1000, max_share=0.0)
+
+
+def test_images_of_pictures_are_replaced_and_listed(tmp_path):
+    path = tmp_path / "bad.jsonl"
+    found = read_all(Spoiled(), [2, 3, 4], what="pictures", max_share=0.001, path=path)
+    assert found[0].name == "2" and len(found) == 3 and not {3, 4} & {int(e.name) for e in found}
+    assert [row["id"] for row in read_list(path)] == [3, 4]

@@ -15,7 +15,8 @@ from tests.support import stored_data
 
 
 def section(source="tiles", path="", mixture=()):
-    return SimpleNamespace(source=source, path=str(path), mixture=mixture)
+    more = {"mixture_ranges": (), "value_range": (), "max_pixels": 1000}
+    return SimpleNamespace(source=source, path=str(path), mixture=mixture, **more)
 
 
 def knn(bank="", query=""):
@@ -122,3 +123,19 @@ def test_reading_images_never_imports_jax():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("set()\n", "")
+
+
+def test_a_folder_of_shards_and_images_is_not_read_by_half(images):
+    stored_data.tar_shard(images / "flat" / "a.tar", {"0.png": stored_data.png(0)})
+    with pytest.raises(
+        ValueError, match=r"holds tar files such as a\.tar and images such as 4\.png"
+    ):
+        kind_of(str(images / "flat"))
+
+
+def test_a_table_of_paths_beside_folders_of_images_is_no_source(images):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"path": ["bank/cat/1.png"]}), images / "list.parquet")
+    assert kind_of(str(images)) == "folder"

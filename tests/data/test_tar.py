@@ -125,3 +125,51 @@ def test_folders_without_images_or_shards_say_what_they_hold(tmp_path):
         tar(path=str(tmp_path), channels=3)
     with pytest.raises(ValueError, match="is a URL; only a manifest may hold URLs"):
         tar(path="gs://bucket/a.tar", channels=3)
+
+
+def joined(tmp_path):
+    parts = [
+        tar_shard(tmp_path / f"{n}.tar", {f"{n}{i}.png": png(i) for i in range(2)}) for n in "xy"
+    ]
+    data = b"".join(part.read_bytes() for part in parts)
+    for part in parts:
+        part.unlink()
+    return data
+
+
+def test_archives_joined_by_cat_are_refused_and_not_read_by_half(tmp_path):
+    (tmp_path / "c.tar").write_bytes(joined(tmp_path))
+    with pytest.raises(ValueError, match=r"c\.tar goes on after its end of archive .*`cat`"):
+        tar(path=str(tmp_path), channels=3)
+
+
+@pytest.mark.parametrize("kept_blocks", [0, 1])
+def test_an_archive_without_its_end_is_refused(tmp_path, kept_blocks):
+    path = tar_shard(tmp_path / "a.tar", {"a.png": png(0), "b.png": png(1)})
+    data = path.read_bytes().rstrip(b"\0")
+    end = -(-len(data) // 512) * 512
+    path.write_bytes(path.read_bytes()[: end + 512 * kept_blocks])
+    with pytest.raises(ValueError, match=r"a\.tar has no end of archive .* Copy or write it again"):
+        tar(path=str(path), channels=3)
+
+
+def test_a_name_that_an_archive_holds_twice_is_refused(tmp_path):
+    path = tar_shard(tmp_path / "a.tar", {"a.png": png(0), "a.cls": b"x"})
+    with tarfile.open(path, "a") as archive:
+        member = tarfile.TarInfo("a.png")
+        archive.addfile(member)
+    with pytest.raises(ValueError, match=r"a\.tar has a\.png twice"):
+        tar(path=str(path), channels=3)
+
+
+def test_members_and_files_that_are_not_read_are_counted(tmp_path):
+    path = tar_shard(
+        tmp_path / "a.tar", {"a.png": png(0), "a.raw": b"", "a.txt": b"", "b.txt": b""}
+    )
+    (tmp_path / "b.jpg").touch()
+    source = tar(path=str(tmp_path), channels=3)
+    assert source.notes == (
+        "1 other file skipped (.jpg 1)",
+        "in the tar files: 3 other files skipped (.txt 2, .raw 1)",
+    )
+    assert path.exists()

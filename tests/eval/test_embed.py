@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from dinojax.data.folder import folder
+from dinojax.data.quarantine import TooManyBadImages, read_list
 from dinojax.eval.embed import Job, embed
 from dinojax.eval.features import EvalTransform
 from dinojax.weights.export import export
@@ -133,3 +135,37 @@ def test_a_layer_that_is_not_there_and_unknown_statistics_are_refused(backbone, 
         embed(bare, images, tmp_path / "b", JOB, "here")
     with pytest.raises(ValueError, match="--format csv is unknown"):
         Job(("cls",), "csv", 1, 1)
+
+
+def test_images_that_cannot_be_read_are_left_out_counted_and_listed(
+    embedded, backbone, images, tmp_path, capsys
+):
+    root = tmp_path / "images"
+    shutil.copytree(images.files.root, root)
+    names = list(images.files.names)
+    bad = [0, 6, 7, 8, 9]  # the whole of one batch among them
+    for index in bad:
+        (root / names[index]).write_bytes(b"broken")
+    source = folder(path=str(root), channels=3)
+    assert embed(backbone, source, tmp_path / "out", JOB, "here") == 3
+    kept = [index for index in range(NUM) if index not in bad]
+    for name, array in parts(tmp_path / "out").items():
+        np.testing.assert_array_equal(array, parts(embedded)[name][kept])
+    rows = read_list(tmp_path / "out" / "bad_images.jsonl")
+    assert [row["id"] for row in rows] == bad and "cannot decode" in rows[0]["reason"]
+    strict = dataclasses.replace(JOB, max_bad_share=0.0)
+    with pytest.raises(TooManyBadImages, match="left out: 1 of 5 images cannot be read, more than"):
+        embed(backbone, source, tmp_path / "strict", strict, "here")
+    assert [row["id"] for row in read_list(tmp_path / "strict" / "bad_images.jsonl")] == [0]
+
+
+def test_a_part_without_any_readable_image_has_no_rows(backbone, images, tmp_path):
+    root = tmp_path / "images"
+    shutil.copytree(images.files.root, root)
+    for name in images.files.names[:5]:
+        (root / name).write_bytes(b"broken")
+    embed(backbone, folder(path=str(root), channels=3), tmp_path / "out", JOB, "here")
+    with np.load(tmp_path / "out" / "part-00000.npz") as first:
+        assert first["cls"].shape == (0, 16)
+        assert first["name"].shape == first["label"].shape == (0,)
+    assert len(parts(tmp_path / "out")["name"]) == NUM - 5

@@ -29,7 +29,7 @@ def knn(tmp_path, bank_bad=(), query_bad=()):
     transform = EvalTransform(8, 8, "fixed", (0.5,) * 3, (0.5,) * 3)
     bank = stored(tmp_path / "bank", bank_bad)
     query = stored(tmp_path / "query", query_bad)
-    settings = dict(features="cls", neighbors=2, temperature=0.07, batch_size=5)
+    settings = dict(features="cls", neighbors=2, temperature=0.07, batch_size=5, max_bad_share=0.1)
     return Knn(bank, query, transform, **settings, bad_list=tmp_path / KNN_FILE)
 
 
@@ -45,7 +45,7 @@ def test_images_that_cannot_be_read_are_left_out_counted_and_listed_once(tmp_pat
     with caplog.at_level(logging.WARNING):
         found = one.accuracy(embed, {})
     assert found == {"cls": 100.0, "patches": 100.0, "both": 100.0, "skipped": 3}
-    assert "k-NN without 2 of 12 images of the bank" in caplog.text
+    assert "k-NN without some of the bank: 2 of 12 images cannot be read" in caplog.text
     assert one.accuracy(embed, {}) == found and one.raw_accuracy() == 100.0
     rows = read_list(tmp_path / KNN_FILE)
     assert [(row["source"], row["id"]) for row in rows] == [("bank", 1), ("bank", 6), ("query", 11)]

@@ -35,7 +35,7 @@ class Colours:
 def mosaics(bank, query):
     transform = EvalTransform(SIDE, SIDE, "fixed", (0.0,), (1.0,))
     options = dict(transform=transform, patch_size=PATCH, num=20, neighbors=1, temperature=0.07)
-    return Mosaics(bank, query, **options, batch_size=8)
+    return Mosaics(bank, query, **options, batch_size=8, max_bad_share=0.0)
 
 
 def looks(images_BHWC):

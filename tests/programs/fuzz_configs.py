@@ -117,7 +117,7 @@ def checks_only(found: list) -> Iterator[None]:
     """`dinojax train` ends where it would begin to compute, and gives its run to `found`."""
     cut = {}
 
-    def small(*, path="", channels, split="train", key="data.path"):
+    def small(*, path="", channels, split="train", key="data.path", options=None):
         if (channels, split, path) not in cut:
             cut[channels, split, path] = tiles.tiles(
                 path=path, channels=channels, split=split, key=key

@@ -1,9 +1,9 @@
-"""Damaged images and mutated configs: right, or refused by name: a part of programs/fuzz.py."""
+"""Damaged images, configs and data sets: right or refused by name; a part of fuzz.py."""
 
 import pytest
 
 from dinojax.data.decode import decode
-from tests.programs import fuzz_configs, fuzz_images
+from tests.programs import fuzz_configs, fuzz_files, fuzz_images
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow warns of odd metadata; a run goes on
@@ -33,3 +33,13 @@ def test_mutated_configs_are_legal_or_refused_by_the_name_of_the_key(seed, count
     found = fuzz_configs.fuzz(seed, count)
     assert found["faults"] == []
     assert found["accepted"] > count // 10 and found["refused"] > count // 10
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("seed", "count"), [(0, 60), pytest.param(1, 600, marks=pytest.mark.exhaustive)]
+)
+def test_mutated_data_sets_are_whole_or_told_of_or_refused_by_name(seed, count):
+    found = fuzz_files.fuzz(seed, count)
+    assert found["faults"] == []
+    assert found["opened"] > count // 10 and found["refused"] > count // 10

@@ -2,7 +2,10 @@
 
 import csv
 import io
+import json
+import struct
 import tarfile
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -28,6 +31,45 @@ def saved(image, kind, **options):
     return file.getvalue()
 
 
+def bands(number, size=(40, 48), num=5, largest=3500, dtype=np.uint16):
+    """Whole numbers 0..largest, different in every band: [height, width, num]."""
+    rng = np.random.default_rng(number)
+    return rng.integers(0, largest, (*size, num), dtype=np.int64, endpoint=True).astype(dtype)
+
+
+def tiff(values_HWC, how="contig", **options):
+    """A TIFF of bands side by side (contig), one after the other (separate), or a page each."""
+    import tifffile
+
+    file, planes = io.BytesIO(), np.moveaxis(values_HWC, 2, 0)
+    options = {"photometric": "minisblack", "metadata": None} | options
+    if how == "pages":
+        with tifffile.TiffWriter(file) as writer:
+            for plane in planes:
+                writer.write(plane, contiguous=False, **options)
+    elif len(planes) == 1:
+        tifffile.imwrite(file, planes[0], **options)
+    elif how == "contig":
+        tifffile.imwrite(file, values_HWC, planarconfig="contig", **options)
+    else:
+        tifffile.imwrite(file, planes, planarconfig="separate", **options)
+    return file.getvalue()
+
+
+def png16(values_HWC):
+    """A PNG of 16 bit grey, grey and alpha, RGB or RGBA: Pillow writes only the first."""
+    height, width, num = values_HWC.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values_HWC)
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[num]
+
+    def chunk(name, data):
+        body = name + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
 def every_kind(root):
     """Kind of source -> path, of two images with one class each."""
     images = {f"{name}/{number}.png": png(number) for number, name in enumerate(CLASSES)}
@@ -37,6 +79,7 @@ def every_kind(root):
         "tar": str(tar_shard(root / "tar" / "a.tar", samples(images))),
         "arrayrecord": str(records(root / "records", images)),
         "tfds": str(tfds_split(root / "tfds", images)),
+        "parquet": str(parquet(root / "parquet" / "train.parquet", images)),
         "tiles": "",
     }
 
@@ -55,6 +98,22 @@ def manifest(root, images):
         rows.writerow(["path", "label", "note"])
         rows.writerows([name, name.split("/")[0], "x,y"] for name in images)
     return root / "images.csv"
+
+
+def parquet(path, images, names=CLASSES):
+    """Images inside a Parquet file as Hugging Face writes them, in row groups of two."""
+    import pyarrow
+    from pyarrow import parquet
+
+    cells = [{"bytes": data, "path": name} for name, data in images.items()]
+    labels = [names.index(name.split("/")[0]) for name in images]
+    kinds = {"image": {"_type": "Image"}, "label": {"names": list(names), "_type": "ClassLabel"}}
+    table = pyarrow.table({"image": cells, "label": labels}).replace_schema_metadata(
+        {"huggingface": json.dumps({"info": {"features": kinds}})}
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(table, path, row_group_size=2)
+    return path
 
 
 def samples(images):
