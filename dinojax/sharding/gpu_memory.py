@@ -29,10 +29,23 @@ def set_share(environment: MutableMapping[str, str] = os.environ) -> None:
 
 
 def share(environment: Mapping[str, str] = os.environ) -> float:
-    """What JAX takes of each GPU in a run that is started in this environment; 1 is all of it.
+    """What JAX takes of each GPU in a command that is started in this environment; 1 is all of it.
 
     Raises ValueError for a share that is none.
     """
+    given = _given(environment)
+    return SHARE if given is None else given
+
+
+def told(environment: Mapping[str, str] = os.environ) -> str:
+    """In words, for the log of a run; in a program that no command started JAX goes its own way."""
+    given = _given(environment)
+    if given is None:
+        return f"JAX takes its own share of each GPU's memory: {VARIABLE} is not set"
+    return f"JAX takes {given:.0%} of each GPU's memory for arrays ({VARIABLE})"
+
+
+def _given(environment: Mapping[str, str]) -> float | None:
     for name in NAMES:
         if text := environment.get(name):
             try:
@@ -45,4 +58,4 @@ def share(environment: Mapping[str, str] = os.environ) -> float:
                     f"0.8, or unset it for {SHARE}."
                 )
             return found
-    return SHARE
+    return None

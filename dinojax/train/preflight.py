@@ -127,10 +127,7 @@ def check_devices(processes: ProcessGroup, expects: Collection[Config]) -> None:
         for line in table(rows):
             log.info("%s", line)
         if platform == "gpu":
-            told = gpu_memory.share(), gpu_memory.VARIABLE
-            log.info(
-                "JAX takes %.0f %% of each GPU's memory for arrays (%s)", 100 * told[0], told[1]
-            )
+            log.info("%s", gpu_memory.told())
     total, platforms = sum(row["num"] for row in rows), {row["platform"] for row in rows}
     for expect in expects:
         _compare("expect.platform", expect.platform, "/".join(sorted(platforms)))

@@ -92,7 +92,12 @@ def test_a_run_says_what_jax_takes(monkeypatch, caplog):
     limit = {"bytes_limit": int(71.2 * GIB)}
     card = SimpleNamespace(device_kind="H100", platform="gpu", memory_stats=lambda: limit)
     monkeypatch.setattr(jax, "local_devices", lambda: [card] * 8)
-    with caplog.at_level(logging.INFO):
-        preflight.check_devices(ProcessGroup(), [])
-    assert "devices 0 to 7, 8 x H100 (gpu), 71.2 GiB each" in caplog.text
-    assert f"JAX takes 90 % of each GPU's memory for arrays ({CURRENT})" in caplog.text
+    shares = {"0.9": f"90% of each GPU's memory for arrays ({CURRENT})"}
+    shares[""] = f"its own share of each GPU's memory: {CURRENT} is not set"
+    for value, told in shares.items():
+        monkeypatch.setenv(CURRENT, value)
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            preflight.check_devices(ProcessGroup(), [])
+        assert "devices 0 to 7, 8 x H100 (gpu), 71.2 GiB each" in caplog.text
+        assert f"JAX takes {told}" in caplog.text
