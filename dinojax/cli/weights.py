@@ -57,6 +57,7 @@ def _export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--network", choices=("ema", "student"), default="ema", help="of a run")
     parser.add_argument("--stage", metavar="NAME", help="of a run; default: the one it is at")
     parser.add_argument("--step", type=int, metavar="N", help="of a run; default: the last")
+    _prefix(parser)
     parser.add_argument("--no-certificate", action="store_true", help="do not run the networks")
     parser.add_argument(
         "--tolerance", type=float, default=2e-5, help="largest relative difference of a feature"
@@ -76,6 +77,7 @@ def _run_export(program: Program):
             network=args.network,
             stage=args.stage,
             step=args.step,
+            prefix=args.prefix,
             overrides=args.set,
             certify=not args.no_certificate,
             tolerance=args.tolerance,
@@ -88,7 +90,7 @@ def _import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from", metavar="PATH", required=True, dest="path", help="file or folder")
     parser.add_argument("--out", metavar="DIR", required=True, help="new folder")
     parser.add_argument("--format", choices=("meta", "hf", "timm", "dinojax"), help="if not told")
-    parser.add_argument("--prefix", default="", help="taken off the names of all tensors")
+    _prefix(parser)
     parser.add_argument(
         "--allow",
         action="append",
@@ -151,6 +153,7 @@ def _embed(parser: argparse.ArgumentParser) -> None:
         help="stored values above 8 bits that become 0 and 255; of all channels, or of each",
     )
     parser.add_argument("--max-pixels", type=int, metavar="N", help="of an image, by its header")
+    _prefix(parser)
     _overrides(parser)
 
 
@@ -167,10 +170,20 @@ def _run_embed(program: Program):
             max_bad_share=args.max_bad_share,
             value_range=args.value_range,
             max_pixels=args.max_pixels,
+            prefix=args.prefix,
             overrides=args.set,
         )
 
     return run
+
+
+def _prefix(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--prefix",
+        default="",
+        metavar="NAMES.",
+        help="of a file with several networks: what the names of the one that is meant begin with",
+    )
 
 
 def _overrides(parser: argparse.ArgumentParser) -> None:

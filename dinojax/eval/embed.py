@@ -258,18 +258,20 @@ def embed_command(
     value_range: Sequence[float] | None,
     max_pixels: int | None,
     overrides: Sequence[str],
+    prefix: str = "",
 ) -> None:
     """`dinojax embed`. value_range, max_pixels: None = those of the run that the weights are of."""
     job = Job(tuple(outputs.split(",")), format, batch_size, part_size, max_bad_share)
     if format == "parquet":
         need_pyarrow()
-    backbone = run.load(weights, overrides=run.parse_overrides(overrides))
+    backbone = run.load(weights, overrides=run.parse_overrides(overrides), prefix=prefix)
     print(backbone.report)
     options = _options(weights, value_range, max_pixels)
     source = open_at(data, channels=backbone.spec.channels, key="--data", options=options)
     for note in [*source.notes, *range_notes(source)]:
         print(note.replace("--set 'data.value_range=(", "--value-range '("))
-    computed = embed(backbone, source, out, job, os.path.abspath(weights))
+    origin = " ".join([os.path.abspath(weights), *([prefix] if prefix else [])])
+    computed = embed(backbone, source, out, job, origin)
     bad = len(read_list(Path(out) / _bad_list()))
     told = f"{len(source) - bad} of {len(source)}, {bad} cannot be read and are listed in {FILE},"
     print(f"{told if bad else len(source)} images in {out}, {computed} parts computed")

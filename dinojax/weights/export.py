@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from dinojax.weights import certificate, fingerprint, formats, specs, stablehlo
+from dinojax.weights import certificate, fingerprint, formats, meta, specs, stablehlo
 from dinojax.weights.formats import LIBRARIES
 from dinojax.weights.load import (
-    HEADS_FILE,
     Backbone,
     Source,
     load,
@@ -22,6 +21,7 @@ from dinojax.weights.load import (
 )
 from dinojax.weights.meta import lazily_from_ours
 from dinojax.weights.report import LoadReport
+from dinojax.weights.source import HEADS_FILE
 from dinojax.weights.tensors import DTYPES, Tensor, open_tensors, write_safetensors
 from dinojax.weights.writers import WRITERS, Network
 
@@ -103,7 +103,7 @@ def _write(network: Network, folder: Path, *, format: str, stored, with_heads: b
         _json(folder / file, content)
     path = folder / name
     metadata = {"format": "pt"}  # the framework, in transformers' words
-    digests = write_safetensors(path, tensors, metadata, stored)
+    digests = write_safetensors(path, tensors, metadata, stored, constants=meta.BUFFERS)
     if with_heads:
         write_safetensors(folder / HEADS_FILE, network.heads, metadata, stored)
     if format == "meta":

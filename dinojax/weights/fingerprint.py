@@ -34,6 +34,11 @@ def features(backbone) -> dict[str, Any]:
 
 def check(found: dict[str, Any], stored: dict[str, Any], source: str) -> None:
     """Raise ValueError when features are not those that were written down with the weights."""
+    numbers = [x for value in stored.values() for x in np.ravel(value).tolist()]
+    if stored.keys() != found.keys() or any(type(x) is not float for x in numbers):
+        raise ValueError(f"{source}: provenance.json has features={stored}, which are none.")
+    if any(np.shape(stored[name]) != np.shape(value) for name, value in found.items()):
+        raise ValueError(f"{source}: provenance.json has features={stored} of other sizes.")
     ours, theirs = (np.hstack([x[name] for name in sorted(stored)]) for x in (found, stored))
     scale = max(1.0, float(np.max(np.abs(theirs))) ** 0.5)
     if not np.allclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE * scale):

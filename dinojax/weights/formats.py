@@ -1,5 +1,6 @@
 """The table of formats, and how a file is told to be one of them."""
 
+import functools
 import re
 from types import ModuleType
 from typing import Any
@@ -13,6 +14,9 @@ from dinojax.weights import (
     timm_convnext,
     timm_dinov2,
 )
+from dinojax.weights.facts import Claims
+from dinojax.weights.jsons import Fields
+from dinojax.weights.renames import Renamed
 from dinojax.weights.tensors import Tensors
 
 # (format, family) -> a module that has
@@ -21,6 +25,7 @@ from dinojax.weights.tensors import Tensors
 #   left_out(spec)                 parameters it does not hold -> why that changes no feature
 #   refusals(spec)                 why it cannot hold a backbone at all
 #   given(config)                  fields of the spec that config.json tells
+#   claims(config, facts)          what it says that the tensors tell too
 #   config(spec, preprocessing)    config.json
 #   SNIPPET                        lines that open an export
 LIBRARIES: dict[tuple[str, str], ModuleType] = {
@@ -47,6 +52,8 @@ MARKS = {
     r"|rope_embed\.periods|downsample_layers\..*",
     "dinojax": r"(?!)",
 }
+# What models for a task have after the backbone: left aside, and said so.
+TASKS = {"hf": r"classifier\.(weight|bias)", "timm": r"head\.(fc\.)?(weight|bias)"}
 # Patterns of a name that only one family has, in each library.
 FAMILIES = {
     "hf": {
@@ -64,6 +71,12 @@ def to_reference(format: str, tensors: Tensors) -> tuple[Tensors, list[str]]:
     return _as_it_is(tensors)
 
 
+def optional(format: str, family: str, spec) -> set[str]:
+    """Parameters that a file of a format may lack, because they change no feature."""
+    library = LIBRARIES.get((format, family))
+    return {*left_out(format, family, spec), *getattr(library, "OPTIONAL", ())}
+
+
 def left_out(format: str, family: str, spec) -> dict[str, str]:
     """Parameters that a format does not hold -> why that changes no feature."""
     library = LIBRARIES.get((format, family))
@@ -78,38 +91,54 @@ def family(format: str, names: list[str]) -> str:
     return "dinov3"
 
 
-def given(format: str, names: list[str], config: dict[str, Any], source: str) -> dict[str, Any]:
-    """Fields of the spec that a library's config.json tells.
+def told(format: str, names: list[str], config: Fields) -> tuple[dict[str, Any], Claims]:
+    """Fields of the spec that a library's config.json tells, and what it says of the tensors.
 
     Raises ValueError where it speaks of another family than the names of the tensors.
     """
     own = family(format, names)
     if format == "hf":
-        told = MODEL_TYPES.get(config["model_type"])
-        if told is None:
+        model_type = config.text("model_type")
+        if model_type not in MODEL_TYPES:
             raise ValueError(
-                f"{source}: config.json is of model_type {config['model_type']!r}; read are "
-                f"{', '.join(MODEL_TYPES)}."
+                f"config.json is of model_type {model_type!r}; read are {', '.join(MODEL_TYPES)}."
             )
-        if told != own:
+        if MODEL_TYPES[model_type] != own:
             raise ValueError(
-                f"{source}: config.json is of model_type {config['model_type']}, but the names of "
-                f"the tensors are those of {own}, such as {names[0]}."
+                f"config.json is of model_type {model_type}, but the names of the tensors are "
+                f"those of {own}, such as {names[0]}."
             )
-    return LIBRARIES[format, own].given(config)
+    library = LIBRARIES[format, own]
+    return library.given(config), functools.partial(library.claims, config)
+
+
+def base(format: str, config: dict[str, Any], tensors: Tensors) -> tuple[Tensors, list[str]]:
+    """The backbone of a model for a task, and the names of what comes after it (TASKS)."""
+    kept, after = {}, []
+    prefix = f"{config['model_type']}." if format == "hf" and "model_type" in config else ""
+    if prefix and any(name.startswith(f"{prefix}embeddings.") for name in tensors):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        if re.fullmatch(TASKS.get(format, r"(?!)"), name):
+            after.append(name)
+        else:
+            kept[name] = tensor
+    return kept, after
 
 
 def _as_it_is(tensors: Tensors) -> tuple[Tensors, list[str]]:
     """Tensors of the reference, and the names it does not have."""
-    known, unknown = {}, []
+    found = Renamed()
     for name, tensor in tensors.items():
         if name == "register_tokens":  # DINOv2's word
-            known["storage_tokens"] = tensor
+            found.put(name, "storage_tokens", tensor)
         elif meta.BUFFERS.fullmatch(name) or meta.is_backbone(name):
-            known[meta.without_chunk(name)] = tensor
+            found.put(name, meta.without_chunk(name), tensor)
         else:
-            unknown.append(name)
-    return known, unknown
+            found.unknown.append(name)
+    if "register_tokens" in tensors and "pos_embed" not in tensors:
+        raise ValueError("register_tokens are DINOv2's, which has pos_embed; it is missing.")
+    return found.result()
 
 
 def detect(names: list[str], config: dict[str, Any] | None, source: str) -> str:
@@ -118,29 +147,21 @@ def detect(names: list[str], config: dict[str, Any] | None, source: str) -> str:
     Raises ValueError that says what the names look like instead.
     """
     if config is not None:
-        for key, found in (("model_type", "hf"), ("architecture", "timm")):
+        for key, library in (("model_type", "hf"), ("architecture", "timm")):
             if key in config:
-                return found
-        if config.get("format") in MARKS:
-            return config["format"]
-    fitting = _fitting(names)
-    if len(fitting) == 1:
-        return fitting[0]
-    if len(fitting) > 1:
+                return library
+        if isinstance(told := config.get("format"), str) and told in MARKS:
+            return told
+    found = fitting(names)
+    if len(found) == 1:
+        return found[0]
+    if len(found) > 1:
         raise ValueError(
-            f"{source} mixes names of formats {' and '.join(fitting)}; give one with format=."
+            f"{source} mixes names of formats {' and '.join(found)}; give one with format=."
         )
-    prefix = names[0].split(".")[0] + "." if names else ""
-    if prefix and all(name.startswith(prefix) for name in names):
-        inner = _fitting([name.removeprefix(prefix) for name in names])
-        if inner:
-            raise ValueError(
-                f"{source}: all names begin with {prefix!r}; without it they are of format "
-                f"{inner[0]}. Give prefix={prefix!r} if this is the network you mean."
-            )
     raise ValueError(
         f"{source} is of no known format ({', '.join(MARKS)}); its names begin with "
-        f"{', '.join(names[:4])}."
+        f"{', '.join(names[:4]) or 'nothing: it is empty'}."
     )
 
 
@@ -151,19 +172,20 @@ def check(format: str, names: list[str], source: str) -> str:
     """
     if format not in MARKS:
         raise ValueError(f"format={format!r} is unknown; choose of {', '.join(MARKS)}.")
-    fitting = _fitting(names)
+    found = fitting(names)
     same = {"dinojax": "meta"}.get(format, format)  # these two have the same names
-    if fitting and same not in fitting:
+    if found and same not in found:
         attends = any("attn" in name or "attention" in name for name in names)
-        how = f", which {'splits' if fitting[0] == 'hf' else 'fuses'} q, k and v" if attends else ""
+        how = f", which {'splits' if found[0] == 'hf' else 'fuses'} q, k and v" if attends else ""
         raise ValueError(
             f"{source} was to be read as format {format}, but its names are those of "
-            f"{fitting[0]}{how}."
+            f"{found[0]}{how}."
         )
     return format
 
 
-def _fitting(names: list[str]) -> list[str]:
+def fitting(names: list[str]) -> list[str]:
+    """The formats that have names such as these."""
     found = set(names)
     if "pos_embed" in found and not found & {"mask_token", "register_tokens"}:
         return ["timm"]  # its DINOv2 has the reference's names, less the mask token

@@ -1,13 +1,18 @@
 """DINOv3 ViT as Hugging Face transformers keeps it: names, config.json, and what it cannot hold."""
 
+import functools
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from dinojax.models.layers import ffn_width
 from dinojax.models.vit import VitSpec
+from dinojax.weights.facts import Claim
+from dinojax.weights.jsons import Fields
 from dinojax.weights.preprocess import Preprocessing
+from dinojax.weights.renames import Renamed
 from dinojax.weights.tensors import Tensor, Tensors, concatenate, cut, held
 
 MODEL_TYPE = "dinov3_vit"
@@ -42,46 +47,60 @@ def to_reference(tensors: Tensors) -> tuple[Tensors, list[str]]:
     modules = {**BLOCK, **MLPS["gated" if gated else "plain"]}
     simple = {theirs: ours for ours, theirs in modules.items()}
     top = {theirs: ours for ours, theirs in TOP.items()}
-    found: Tensors = {}
-    split: dict[tuple[int, str], dict[str, Tensor]] = {}
-    unknown = []
+    found, split = Renamed(), Renamed()
     for name, tensor in tensors.items():
         if name in top:
             if 0 not in tensor.shape:  # no registers are kept as an empty parameter
-                found[top[name]] = tensor
+                found.put(name, top[name], tensor)
         elif name == "embeddings.mask_token":
-            found["mask_token"] = tensor.map(lambda x: x[0])
+            found.put(name, "mask_token", tensor, lambda x: x[0])
         elif layer := LAYER.fullmatch(name):
             block, (module, _, leaf) = int(layer[1]), layer[2].rpartition(".")
             if module in simple:
-                found[f"blocks.{block}.{simple[module]}.{leaf}"] = tensor
+                found.put(name, f"blocks.{block}.{simple[module]}.{leaf}", tensor)
             elif scale := re.fullmatch(r"layer_scale([12])\.lambda1", layer[2]):
-                found[f"blocks.{block}.ls{scale[1]}.gamma"] = tensor
+                found.put(name, f"blocks.{block}.ls{scale[1]}.gamma", tensor)
             elif module.removeprefix("attention.") in QKV:
-                split.setdefault((block, leaf), {})[module.removeprefix("attention.")] = tensor
+                split.put(name, f"{block}.{leaf}.{module.removeprefix('attention.')}", tensor)
             else:
-                unknown.append(name)
+                found.unknown.append(name)
         else:
-            unknown.append(name)
-    for (block, leaf), parts in split.items():
-        found |= fused_qkv(block, leaf, parts)
-    return found, unknown
+            found.unknown.append(name)
+    fuse(split, found)
+    return found.result()
 
 
-def fused_qkv(block: int, leaf: str, parts: dict[str, Tensor]) -> Tensors:
-    """q, k and v as one tensor; a bias that k lacks is held at 0."""
-    fused = {}
-    if leaf == "bias" and "k_proj" not in parts and "q_proj" in parts:
-        like = parts["q_proj"]
-        zeros = Tensor(like.shape, like.dtype, lambda: np.zeros(like.shape, like.dtype))
-        parts = {**parts, "k_proj": zeros}
-        ones = np.ones(like.shape, np.float32)
-        mask = np.concatenate([ones, 0 * ones, ones])
-        fused[f"blocks.{block}.attn.qkv.bias_mask"] = Tensor(mask.shape, mask.dtype, lambda: mask)
-    ordered = [parts[name] for name in QKV if name in parts]
-    if len(ordered) == len(QKV):
-        fused[f"blocks.{block}.attn.qkv.{leaf}"] = concatenate(ordered)
-    return fused
+def fuse(split: Renamed, found: Renamed) -> None:
+    """Put q, k and v into `found` as one tensor; a bias that k lacks is held at 0.
+
+    split: tensors called BLOCK.LEAF.PART, with PART of QKV. Where one is missing, the others are
+    unknown. Raises ValueError for shapes that do not go together.
+    """
+    groups: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in split.tensors.items():
+        group, _, part = name.rpartition(".")
+        groups.setdefault(group, {})[part] = tensor
+    for group, parts in groups.items():
+        (block, leaf), own = group.split("."), list(parts)
+        first = split.old(f"{group}.{own[0]}")
+        name = f"blocks.{block}.attn.qkv.{leaf}"
+        if leaf == "bias" and set(own) == {"q_proj", "v_proj"}:
+            like = parts["q_proj"]
+            parts["k_proj"] = Tensor(like.shape, like.dtype, functools.partial(_zeros, like))
+            ones = np.ones(like.shape, np.float32)
+            mask = np.concatenate([ones, 0 * ones, ones])
+            found.put(first, f"{name}_mask", held(mask))
+        if set(parts) != set(QKV):
+            found.unknown += [split.old(f"{group}.{part}") for part in own]
+            continue
+        try:
+            found.put(first, name, concatenate([parts[part] for part in QKV]))
+        except ValueError as error:
+            raise ValueError(f"{first} and those beside it: {error}") from None
+
+
+def _zeros(like: Tensor) -> np.ndarray:
+    return np.zeros(like.shape, like.dtype)
 
 
 def from_reference(tensors: Tensors, spec: VitSpec) -> Tensors:
@@ -157,23 +176,42 @@ def rope_refusals(spec: VitSpec, library: str) -> list[str]:
     return found
 
 
-def given(config: dict[str, Any]) -> dict[str, Any]:
+def given(config: Fields) -> dict[str, Any]:
     """Fields of a spec that config.json tells. Raises ValueError for what we do not have."""
-    act = config.get("hidden_act", "gelu")
-    if act != ("silu" if config.get("use_gated_mlp") else "gelu"):
+    gated = config.flag("use_gated_mlp", False)
+    act = config.text("hidden_act", "gelu")
+    if act != ("silu" if gated else "gelu"):
         raise ValueError(
-            f"config.json has hidden_act={act} with use_gated_mlp={config.get('use_gated_mlp')}; "
-            "DINOv3 has gelu without and silu with gates."
+            f"config.json has hidden_act={act} with use_gated_mlp={gated}; DINOv3 has gelu "
+            "without and silu with gates."
         )
-    eps = config.get("layer_norm_eps", 1e-5)
+    eps = config.real("layer_norm_eps", 1e-5)
     if eps not in NORMS:
-        raise ValueError(f"config.json has layer_norm_eps={eps}; known are {list(NORMS)}.")
-    return {
-        "depth": config["num_hidden_layers"],
-        "num_heads": config["num_attention_heads"],
+        raise config.refuse("layer_norm_eps", f"known are {list(NORMS)}")
+    told = {
+        "depth": config.whole("num_hidden_layers"),
+        "num_heads": config.whole("num_attention_heads"),
         "norm": NORMS[eps],
-        "rope": {"base": float(config.get("rope_theta", 100.0))},
+        "position": "rope",
+        "rope": {"base": config.real("rope_theta", 100.0)},
     }
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def claims(config: Fields, facts: dict[str, Any]) -> Iterator[Claim]:
+    """What config.json says of the tensors."""
+    yield "hidden_size", "width", config.whole("hidden_size")
+    yield "num_hidden_layers", "depth", config.whole("num_hidden_layers")
+    yield "patch_size", "patch_size", config.square("patch_size")
+    yield "num_channels", "channels", config.whole("num_channels")
+    yield "num_register_tokens", "num_registers", config.whole("num_register_tokens", lowest=0)
+    yield "intermediate_size", "hidden", config.whole("intermediate_size")
+    yield "use_gated_mlp", "gated", config.flag("use_gated_mlp")
+    yield "query_bias", "qkv_bias", config.flag("query_bias")
+    yield "value_bias", "qkv_bias", config.flag("value_bias")
+    yield "key_bias", "key_bias", config.flag("key_bias")
+    yield "proj_bias", "proj_bias", config.flag("proj_bias")
+    yield "mlp_bias", "ffn_bias", config.flag("mlp_bias")
 
 
 def config(spec: VitSpec, own: Preprocessing) -> dict[str, Any]:

@@ -1,9 +1,12 @@
 """DINOv3's ConvNeXt as Hugging Face transformers keeps it: names, config.json, its limits."""
 
+from collections.abc import Iterator
 from typing import Any
 
-from dinojax.models.convnext import ConvNextSpec
+from dinojax.models.convnext import NUM_STAGES, ConvNextSpec
 from dinojax.weights.convnext import with_same_norm, without_same_norm
+from dinojax.weights.facts import Claim
+from dinojax.weights.jsons import Fields
 from dinojax.weights.preprocess import Preprocessing
 from dinojax.weights.renames import rename
 from dinojax.weights.tensors import Tensors
@@ -60,16 +63,24 @@ def refusals(spec: ConvNextSpec) -> list[str]:
     return []
 
 
-def given(config: dict[str, Any]) -> dict[str, Any]:
+def given(config: Fields) -> dict[str, Any]:
     """Fields of a spec that config.json tells. Raises ValueError for what we do not have."""
-    act, eps = config.get("hidden_act", "gelu"), config.get("layer_norm_eps", EPS)
+    act, eps = config.text("hidden_act", "gelu"), config.real("layer_norm_eps", EPS)
     if act != "gelu" or eps != EPS:
         raise ValueError(
             f"config.json has hidden_act={act}, layer_norm_eps={eps}; DINOv3's ConvNeXt has gelu "
             f"and {EPS}."
         )
-    sizes = {"depths": config.get("depths"), "widths": config.get("hidden_sizes")}
-    return {name: tuple(size) for name, size in sizes.items() if size is not None}
+    keys = {"depths": "depths", "widths": "hidden_sizes"}
+    told = {name: config.wholes(key, count=NUM_STAGES) for name, key in keys.items()}
+    return {name: sizes for name, sizes in told.items() if sizes is not None}
+
+
+def claims(config: Fields, facts: dict[str, Any]) -> Iterator[Claim]:
+    """What config.json says of the tensors."""
+    yield "depths", "depths", config.wholes("depths", count=NUM_STAGES)
+    yield "hidden_sizes", "widths", config.wholes("hidden_sizes", count=NUM_STAGES)
+    yield "num_channels", "channels", config.whole("num_channels")
 
 
 def config(spec: ConvNextSpec, own: Preprocessing) -> dict[str, Any]:

@@ -1,14 +1,17 @@
 """DINOv2 ViT as Hugging Face transformers keeps it: names, config.json, and what it cannot hold."""
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from dinojax.models.block import VitSpec
 from dinojax.models.layers import ffn_width
-from dinojax.weights.hf import EPS, NORMS, fused_qkv
+from dinojax.weights.facts import Claim
+from dinojax.weights.hf import EPS, NORMS, fuse
+from dinojax.weights.jsons import Fields
 from dinojax.weights.preprocess import Preprocessing
-from dinojax.weights.renames import renamed
-from dinojax.weights.tensors import Tensor, Tensors, cut
+from dinojax.weights.renames import Renamed, renamed
+from dinojax.weights.tensors import Tensors, cut
 
 # Name of model and type without and with registers.
 CLASSES = {
@@ -36,11 +39,16 @@ MODULES = {
 }
 QKV = {"query": "q_proj", "key": "k_proj", "value": "v_proj"}
 LAYER = r"encoder\.layer\.(\d+)\."
-SPLIT = re.compile(LAYER + r"attention\.attention\.(query|key|value)\.(weight|bias)")
+# On disk, and what transformers 5 has in memory, which torch.save(model.state_dict()) writes.
+SPLIT = re.compile(
+    LAYER + r"attention\.(?:attention\.(?=query|key|value)|(?=[qkv]_proj))"
+    r"(query|key|value|[qkv]_proj)\.(weight|bias)"
+)
 
 TO_REFERENCE = [
     *((re.escape(theirs), ours) for ours, theirs in TOP.items()),
     (LAYER + r"layer_scale([12])\.lambda1", r"blocks.\1.ls\2.gamma"),
+    (LAYER + r"attention\.o_proj\.(weight|bias)", r"blocks.\1.attn.proj.\2"),
     *(
         (LAYER + re.escape(theirs) + r"\.(weight|bias)", rf"blocks.\1.{ours}.\2")
         for ours, theirs in MODULES.items()
@@ -58,19 +66,16 @@ FROM_REFERENCE = [
 
 def to_reference(tensors: Tensors) -> tuple[Tensors, list[str]]:
     """Tensors in the reference's names, and the names that are none of this format."""
-    found: Tensors = {}
-    split: dict[tuple[int, str], dict[str, Tensor]] = {}
-    unknown = []
+    found, split = Renamed(), Renamed()
     for name, tensor in tensors.items():
         if part := SPLIT.fullmatch(name):
-            split.setdefault((int(part[1]), part[3]), {})[QKV[part[2]]] = tensor
+            split.put(name, f"{int(part[1])}.{part[3]}.{QKV.get(part[2], part[2])}", tensor)
         elif (other := renamed(name, TO_REFERENCE)) is not None:
-            found[other] = tensor
+            found.put(name, other, tensor)
         else:
-            unknown.append(name)
-    for (block, leaf), parts in split.items():
-        found |= fused_qkv(block, leaf, parts)
-    return found, unknown
+            found.unknown.append(name)
+    fuse(split, found)
+    return found.result()
 
 
 def from_reference(tensors: Tensors, spec: VitSpec) -> Tensors:
@@ -89,6 +94,10 @@ def from_reference(tensors: Tensors, spec: VitSpec) -> Tensors:
 
 def left_out(spec: VitSpec) -> dict[str, str]:
     return {}
+
+
+# What a file may lack, as with use_mask_token=false: it is used in training only.
+OPTIONAL = ("mask_token",)
 
 
 def refusals(spec: VitSpec) -> list[str]:
@@ -134,20 +143,38 @@ def _mlp_ratio(spec: VitSpec) -> int | None:
     return fitting[0] if fitting else None
 
 
-def given(config: dict[str, Any]) -> dict[str, Any]:
+def given(config: Fields) -> dict[str, Any]:
     """Fields of a spec that config.json tells. Raises ValueError for what we do not have."""
-    act, eps = config.get("hidden_act", "gelu"), config.get("layer_norm_eps", 1e-6)
+    act, eps = config.text("hidden_act", "gelu"), config.real("layer_norm_eps", 1e-6)
     if act != "gelu" or eps not in NORMS:
         raise ValueError(
             f"config.json has hidden_act={act}, layer_norm_eps={eps}; known are gelu, {[*NORMS]}."
         )
-    return {
-        "depth": config["num_hidden_layers"],
-        "num_heads": config["num_attention_heads"],
+    told = {
+        "depth": config.whole("num_hidden_layers"),
+        "num_heads": config.whole("num_attention_heads"),
         "norm": NORMS[eps],
+        "position": "learned",
         "position_offset": 0.0,
-        "position_antialias": config["model_type"] == CLASSES[True][1],
+        "position_antialias": config.text("model_type") == CLASSES[True][1],
     }
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def claims(config: Fields, facts: dict[str, Any]) -> Iterator[Claim]:
+    """What config.json says of the tensors."""
+    yield "hidden_size", "width", config.whole("hidden_size")
+    yield "num_hidden_layers", "depth", config.whole("num_hidden_layers")
+    yield "patch_size", "patch_size", config.square("patch_size")
+    yield "num_channels", "channels", config.whole("num_channels")
+    yield "num_register_tokens", "num_registers", config.whole("num_register_tokens", lowest=0)
+    if config.text("model_type") == CLASSES[False][1]:
+        yield "model_type=dinov2: num_registers", "num_registers", 0
+    yield "image_size", "position_size", config.square("image_size")
+    yield "qkv_bias", "qkv_bias", config.flag("qkv_bias")
+    yield "use_swiglu_ffn", "gated", config.flag("use_swiglu_ffn")
+    if (ratio := config.real("mlp_ratio")) is not None:
+        yield "mlp_ratio", "hidden", ffn_width(facts["ffn"], facts["width"], ratio)
 
 
 def config(spec: VitSpec, own: Preprocessing) -> dict[str, Any]:

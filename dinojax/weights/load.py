@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,15 @@ from dinojax.models.vit import Features
 from dinojax.models.zoo import Spec, module
 from dinojax.sharding import mesh
 from dinojax.sharding.mesh import Layout
-from dinojax.weights import fingerprint, formats, meta, preprocess, specs
-from dinojax.weights.formats import check, detect
+from dinojax.weights import facts, fingerprint, formats, meta, preprocess, specs
+from dinojax.weights.jsons import Fields
 from dinojax.weights.preprocess import Preprocessing
 from dinojax.weights.report import LoadReport, check_values, match
-from dinojax.weights.tensors import PICKLES, Tensors, open_tensors
+from dinojax.weights.source import Source, named, open_source
+from dinojax.weights.tensors import Tensors
 
-HEADS = ("dino_head.", "ibot_head.")
-HEADS_FILE = "heads.safetensors"  # beside the backbone of an own export
-WRAPPER = "module."  # of networks saved from inside PyTorch's data-parallel wrapper
+# Format of a library -> the key that its config.json has.
+TOLD_BY = {"hf": "model_type", "timm": "architecture"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,72 +95,6 @@ def _intermediate(spec: Spec, params, images_BHWC, layers, norm) -> list[Feature
     return module(spec).apply(variables, images_BHWC, layers, norm=norm, method="intermediate")
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """An opened file: names are known, no tensor is read. Backbone tensors in the file's names."""
-
-    path: Path
-    format: str
-    tensors: Tensors
-    heads: Tensors
-    config: dict[str, Any] | None
-    processor: dict[str, Any] | None  # preprocessor_config.json
-    provenance: dict[str, Any] | None
-
-
-def open_source(path: str | Path, *, format: str | None = None, prefix: str = "") -> Source:
-    """Open a file, or a folder with one. See `load` for the arguments and errors."""
-    path = Path(path)
-    file = _weights_file(path) if path.is_dir() else path
-    tensors = open_tensors(file)
-    if prefix and not any(name.startswith(prefix) for name in tensors):
-        raise ValueError(f"{path} has no name that begins with {prefix!r}.")
-    tensors = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-    tensors = {name.removeprefix(WRAPPER): tensor for name, tensor in tensors.items()}
-    heads = {name: tensor for name, tensor in tensors.items() if name.startswith(HEADS)}
-    tensors = {name: tensor for name, tensor in tensors.items() if name not in heads}
-    if not heads and (beside := file.parent / HEADS_FILE).is_file():
-        heads = open_tensors(beside)
-    if any(name.startswith("backbone.") for name in tensors):
-        tensors = {name.removeprefix("backbone."): tensor for name, tensor in tensors.items()}
-    config = _json(file.parent / "config.json")
-    names = list(tensors)
-    told = check(format, names, str(path)) if format else detect(names, config, str(path))
-    return Source(
-        path=path,
-        format=told,
-        tensors=tensors,
-        heads=heads,
-        config=config,
-        processor=_json(file.parent / "preprocessor_config.json"),
-        provenance=_json(file.parent / "provenance.json"),
-    )
-
-
-def _weights_file(folder: Path) -> Path:
-    found = [
-        file
-        for file in sorted(folder.iterdir())
-        if file.name.endswith(".safetensors.index.json")
-        or (file.suffix in (".safetensors", *PICKLES) and not file.name.startswith("heads."))
-    ]
-    index = [file for file in found if file.name.endswith(".json")]
-    best = index or [file for file in found if file.suffix == ".safetensors"] or found
-    if len(best) != 1:
-        names = ", ".join(file.name for file in best) or "none"
-        raise FileNotFoundError(f"{folder} must hold one file of weights; found {names}.")
-    return best[0]
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
-
-
 def load(
     path: str | Path,
     *,
@@ -184,7 +117,8 @@ def load(
     backbone = Backbone(spec, params, preprocessing(source, spec)[0], report)
     provenance = source.provenance or {}
     if "features" in provenance and not overrides:
-        fingerprint.check(fingerprint.features(backbone), provenance["features"], str(path))
+        stored = Fields(provenance, f"{path}: provenance.json").section("features").content
+        fingerprint.check(fingerprint.features(backbone), stored, str(path))
     return backbone
 
 
@@ -196,12 +130,16 @@ def resolve(
     Only small constants are looked at: RoPE periods and bias masks.
     """
     name = str(source.path)
-    found, unknown = formats.to_reference(source.format, source.tensors)
     notes: list[str] = []
-    known = specs.override(specs.kind_of(found), _given(source), dict(overrides))
-    spec, assumed = specs.infer(found, known, name)
-    notes += [*assumed, *preprocessing(source, spec)[1]]
-    found = _without_buffers(found, spec, notes)
+    with named(name):
+        found, unknown = formats.to_reference(source.format, source.tensors)
+        given, claims = _given(source)
+        known = specs.override(specs.kind_of(found), given, dict(overrides))
+        spec, assumed = specs.infer(found, known, claims)
+        notes += [*assumed, *preprocessing(source, spec)[1]]
+        if source.after:
+            notes.append(f"left aside, after the backbone: {', '.join(source.after)}")
+        found = _without_buffers(found, spec, notes)
     report = match(
         specs.expected(spec),
         found,
@@ -209,24 +147,28 @@ def resolve(
         source=name,
         format=source.format,
         allow=allow,
-        optional=list(formats.left_out(source.format, specs.family(spec), spec)),
+        optional=sorted(formats.optional(source.format, specs.family(spec), spec)),
         notes=notes,
     )
     return found, spec, report
 
 
-def _given(source: Source) -> dict[str, Any]:
-    """Fields of the spec that files beside the weights tell."""
-    if source.config is None:
-        return {}
-    if {"hf": "model_type", "timm": "architecture"}.get(source.format) in source.config:
-        names = list(source.tensors)
-        return formats.given(source.format, names, source.config, str(source.path))
-    if "backbone" in source.config:
-        fields = specs.to_json(specs.from_json(source.config["backbone"]))
-        del fields["family"]
-        return fields
-    return {}
+def _given(source: Source) -> tuple[dict[str, Any], facts.Claims]:
+    """Fields of the spec that files beside the weights tell, and what they say of the tensors."""
+    config = source.config or {}
+    if TOLD_BY.get(source.format) in config:
+        return formats.told(source.format, list(source.tensors), Fields(config, "config.json"))
+    if source.format in TOLD_BY and config:
+        raise ValueError(
+            f"config.json has no {TOLD_BY[source.format]}, which one of format {source.format} has."
+        )
+    if "backbone" in config:
+        own = Fields(config, "config.json").section("backbone").content
+        with named("config.json"):
+            told = specs.to_json(specs.from_json(own))
+        del told["family"]
+        return told, facts.none
+    return {}, facts.none
 
 
 def _without_buffers(found: Tensors, spec: Spec, notes: list[str]) -> Tensors:
@@ -239,6 +181,8 @@ def _without_buffers(found: Tensors, spec: Spec, notes: list[str]) -> Tensors:
     for name, tensor in found.items():
         if name.endswith("bias_mask"):
             bias, mask = name.removesuffix("_mask"), tensor.read().astype(np.float32)
+            if mask.shape != usual.shape or not np.isin(mask, (0, 1)).all():
+                raise ValueError(f"{name} is no mask of 0 and 1 with {len(usual)} entries.")
             if bias in kept and not np.array_equal(mask, usual):
                 kept[bias] = kept[bias].map(functools.partial(_hide, mask))
                 folded += 1
@@ -267,9 +211,13 @@ def preprocessing(source: Source, spec: Spec) -> tuple[Preprocessing, list[str]]
 
 def materialize(found: Tensors, spec: Spec, source: str) -> dict[str, Any]:
     """Our tree of float32 parameters. What the file lacks (by permission) is as initialised."""
-    arrays = {name: tensor.read().astype(np.float32) for name, tensor in found.items()}
     wanted = specs.expected(spec)
-    arrays = {name: array for name, array in arrays.items() if name in wanted}
+    with np.errstate(over="ignore"):  # of float64; looked for below
+        arrays = {
+            name: tensor.read().astype(np.float32)
+            for name, tensor in found.items()
+            if name in wanted
+        }
     check_values(arrays, source)
     if missing := [name for name in wanted if name not in arrays]:
         arrays |= specs.initial(spec, missing)
@@ -281,4 +229,6 @@ def materialize(found: Tensors, spec: Spec, source: str) -> dict[str, Any]:
 def _check_digests(source: Source) -> None:
     """Every tensor is, bit by bit, the one that was written, where this was written down."""
     if source.provenance is not None:
-        fingerprint.check_digests(source.tensors, source.provenance["digests"], str(source.path))
+        told = Fields(source.provenance, f"{source.path}: provenance.json")
+        digests = told.section("digests").content
+        fingerprint.check_digests(source.tensors, digests, str(source.path))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dinojax.weights.tensors import Tensors
+from dinojax.weights.tensors import Tensors, is_floating
 
 MIN_SHARE = 0.999  # of the elements of a backbone that must come from the file
 
@@ -69,12 +69,18 @@ def match(
         for name, tensor in wanted.items()
         if name in found and found[name].shape != tensor.shape
     ]
+    kinds = [
+        f"{name} is {found[name].dtype}"
+        for name in wanted
+        if name in found and not is_floating(found[name].dtype)
+    ]
     problems = [
         f"{len(names)} {what}: {_some(names)}"
         for what, names in (
             ("missing", [name for name in missing if name not in filled]),
             ("unexpected", [name for name in surplus if name not in ignored]),
             ("of another shape", shapes),
+            ("of no floating-point numbers", kinds),
         )
         if names
     ]

@@ -52,6 +52,7 @@ def load(
     """
     if not is_run(path):
         return files.load(path, format=format, overrides=overrides, allow=allow, prefix=prefix)
+    _refuse_prefix(path, prefix)
     network = network_of_run(path, step=step, overrides=overrides or {})
     params = files.materialize(network.tensors, network.spec, str(path))
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -128,9 +129,15 @@ def _lazily(checkpoints: Checkpoints, part: str, step: int) -> dict[str, Any]:
 
 def _network(path: str | Path, *, format: str | None, overrides, allow, prefix: str) -> Network:
     if is_run(path):
+        _refuse_prefix(path, prefix)
         return network_of_run(path, overrides=overrides)
     source = files.open_source(path, format=format, prefix=prefix)
     return from_source(source, overrides=overrides, allow=allow)
+
+
+def _refuse_prefix(path: str | Path, prefix: str) -> None:
+    if prefix:
+        raise ValueError(f"{path} is a run, whose names have no prefix; leave out {prefix!r}.")
 
 
 def export_command(
@@ -147,18 +154,20 @@ def export_command(
     overrides: Sequence[str],
     certify: bool,
     tolerance: float,
+    prefix: str = "",
 ) -> None:
     """`dinojax export`: writes a folder, says what the proof found and how to use it."""
     fields = parse_overrides(overrides)
     if run is not None:
         if not is_run(run):
             raise FileNotFoundError(f"--run {run} is no run directory; for files give --weights.")
+        _refuse_prefix(run, prefix)
         found = network_of_run(run, stage=stage, step=step, network=network, overrides=fields)
     else:
         assert weights is not None
         if stage is not None or step is not None:
             raise ValueError("--stage and --step choose a checkpoint of a --run; leave them out.")
-        found = _network(weights, format=None, overrides=fields, allow=(), prefix="")
+        found = _network(weights, format=None, overrides=fields, allow=(), prefix=prefix)
     parity = export(
         found,
         out,

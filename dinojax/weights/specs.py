@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from dinojax.models.convnext import ConvNextSpec
 from dinojax.models.rope import RopeSpec
 from dinojax.models.vit import VitSpec
 from dinojax.models.zoo import VITS, Spec, module
-from dinojax.weights import convnext, meta
+from dinojax.weights import convnext, facts, fields, jsons, meta
 from dinojax.weights.tensors import Tensor, Tensors
 
 # Fields of a spec that say how to run a backbone, not what it is.
@@ -34,44 +33,46 @@ def family(spec: Spec) -> str:
 
 def to_json(spec: Spec) -> dict[str, Any]:
     """What a backbone is, as JSON values."""
-    fields = {k: v for k, v in dataclasses.asdict(spec).items() if k not in RUNTIME}
+    own = {k: v for k, v in dataclasses.asdict(spec).items() if k not in RUNTIME}
     if isinstance(spec, ConvNextSpec):
-        return {"family": "convnext", **fields}
-    fields["rope"] = {k: v for k, v in fields["rope"].items() if k not in AUGMENTS}
-    return {"family": "vit", **fields}
+        return {"family": "convnext", **own}
+    own["rope"] = {k: v for k, v in own["rope"].items() if k not in AUGMENTS}
+    return {"family": "vit", **own}
 
 
-def from_json(fields: dict[str, Any]) -> Spec:
-    """The inverse of `to_json`. Raises ValueError for fields that are not known."""
-    fields = {**fields}
-    kind = KINDS.get(name := fields.pop("family", "vit"))
+def from_json(content: dict[str, Any]) -> Spec:
+    """The inverse of `to_json`. Raises ValueError for fields that are not known, or no values."""
+    told = {**content}
+    kind = KINDS.get(name := told.pop("family", "vit"))
     if kind is None:
         raise ValueError(f"family {name!r} is unknown to this version of dinojax.")
-    known = {field.name for field in dataclasses.fields(kind)}
-    if extra := sorted(set(fields) - known):
-        raise ValueError(f"a backbone has no {', '.join(extra)}; its fields are {sorted(known)}.")
+    rope = told.pop("rope", {})
+    if not isinstance(rope, dict):
+        raise ValueError(f"rope={jsons.shown(rope)}: it must be an object with keys.")
+    for key, value in {**told, **{f"rope.{name}": value for name, value in rope.items()}}.items():
+        fields.check(kind, key, value)
+    if lacking := [name for name in REQUIRED[kind] if name not in told]:
+        raise ValueError(f"a backbone needs {', '.join(lacking)}.")
     if kind is ConvNextSpec:
-        sizes = {key: tuple(fields[key]) for key in convnext.SIZES}
-        return ConvNextSpec(**{**fields, **sizes})
-    return VitSpec(**{**fields, "rope": RopeSpec(**fields["rope"])})
+        return ConvNextSpec(**{**told, **{key: tuple(told[key]) for key in convnext.SIZES}})
+    return VitSpec(**told, rope=RopeSpec(**rope))
 
 
-KINDS = {"vit": VitSpec, "convnext": ConvNextSpec}
+KINDS: dict[str, type] = {"vit": VitSpec, "convnext": ConvNextSpec}
+REQUIRED = {VitSpec: ("width", "depth", "num_heads"), ConvNextSpec: convnext.SIZES}
 
 
 def override(kind: type, given: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
     """Fields of a spec with others in their place; `rope.base` means the base of its `rope`.
 
-    kind: VitSpec or ConvNextSpec. Raises ValueError for a name that is no field.
+    kind: VitSpec or ConvNextSpec. Raises ValueError for a name that is no field, and for a value
+    that the field cannot have.
     """
-    known = {field.name for field in dataclasses.fields(kind)} - {"rope", "dtype"}
     given = {**given}
     if kind is VitSpec:
         given["rope"] = {**given.get("rope", {})}
-        known |= {f"rope.{field.name}" for field in dataclasses.fields(RopeSpec)}
     for name, value in overrides.items():
-        if name not in known:
-            raise ValueError(f"{name!r} is no field of a backbone; choose of {sorted(known)}.")
+        fields.check(kind, name, value)
         if name.startswith("rope."):
             given["rope"][name.removeprefix("rope.")] = value
         else:
@@ -82,12 +83,11 @@ def override(kind: type, given: dict[str, Any], overrides: dict[str, Any]) -> di
 def replaced(spec: Spec, overrides: dict[str, Any]) -> Spec:
     """A spec with some of its fields replaced."""
     kind = type(spec)
-    fields = {field.name: getattr(spec, field.name) for field in dataclasses.fields(kind)}
+    own = {field.name: getattr(spec, field.name) for field in dataclasses.fields(kind)}
     if isinstance(spec, ConvNextSpec):
-        fields = override(kind, fields, overrides)
-        return ConvNextSpec(**fields)
-    fields = override(kind, {**fields, "rope": dataclasses.asdict(spec.rope)}, overrides)
-    return VitSpec(**{**fields, "rope": RopeSpec(**fields["rope"])})
+        return ConvNextSpec(**override(kind, own, overrides))
+    own = override(kind, {**own, "rope": dataclasses.asdict(spec.rope)}, overrides)
+    return VitSpec(**{**own, "rope": RopeSpec(**own["rope"])})
 
 
 def kind_of(tensors: Tensors) -> type:
@@ -95,139 +95,156 @@ def kind_of(tensors: Tensors) -> type:
     return ConvNextSpec if convnext.STEM in tensors else VitSpec
 
 
-def infer(tensors: Tensors, given: dict[str, Any], source: str) -> tuple[Spec, list[str]]:
+def infer(
+    tensors: Tensors, given: dict[str, Any], claims: facts.Claims = facts.none
+) -> tuple[Spec, list[str]]:
     """The spec of a backbone with these tensors (reference names), and what was assumed.
 
-    given: fields that are known from elsewhere, `rope` among them as a dictionary. source: names
-    the file in messages. Raises ValueError when the tensors fit no backbone, or leave it open
-    which one they are.
+    given: fields that are known from elsewhere, `rope` among them as a dictionary. claims: what
+    files beside the weights say of sizes. Raises ValueError when the tensors fit no backbone,
+    contradict what is said of them, or leave it open which backbone they are.
     """
     if kind_of(tensors) is ConvNextSpec:
-        return convnext.infer(tensors, given, source)
-    if "patch_embed.proj.weight" not in tensors:
-        raise ValueError(f"{source} has no patch embedding, so it holds no backbone.")
+        return convnext.infer(tensors, given, claims)
+    if facts.PATCH_EMBED not in tensors:
+        raise ValueError("it has no patch embedding, so it holds no backbone.")
     if "pos_embed" in tensors and given.get("position") == "rope":
         raise ValueError(
-            f"{source} has learned positions (pos_embed), so it is a DINOv2 backbone; a DINOv3 "
-            "backbone has RoPE."
+            "it has learned positions (pos_embed), so it is a DINOv2 backbone; a DINOv3 backbone "
+            "has RoPE."
         )
-    width, channels, patch_size = tensors["patch_embed.proj.weight"].shape[:3]
-    fields: dict[str, Any] = {
-        "width": width,
-        "channels": channels,
-        "patch_size": patch_size,
-        "depth": depth(tensors),
-        "num_registers": tensors["storage_tokens"].shape[1] if "storage_tokens" in tensors else 0,
-        "qkv_bias": "blocks.0.attn.qkv.bias" in tensors,
-        "proj_bias": "blocks.0.attn.proj.bias" in tensors,
-        "mask_k_bias": "blocks.0.attn.qkv.bias_mask" in tensors,
-        "layer_scale": 1e-5 if "blocks.0.ls1.gamma" in tensors else None,
+    if "pos_embed" not in tensors and given.get("position") == "learned":
+        raise ValueError("it lacks its learned positions (pos_embed): 1 missing.")
+    known = facts.of(tensors)
+    facts.compare(known, [*claims(known), *facts.of_fields(given, known)])
+    own = {name: known[name] for name in TOLD}
+    own |= {
+        "ffn_ratio": _ffn_ratio(known),
+        "layer_scale": 1e-5 if known["has_layer_scale"] else None,
         "untie_cls_norm": "cls_norm.weight" in tensors,
         "untie_local_cls_norm": "local_cls_norm.weight" in tensors,
-        **_ffn(tensors, width, source),
-        **_positions(tensors, patch_size),
+        **_positions(known),
     }
     notes: list[str] = []
     given = {**given}
-    if "depth" not in given and not _in_zoo(fields):
+    if "depth" not in given and not _is_released(known):
         raise ValueError(
-            f"{source}: {fields['depth']} blocks of width {width} are no DINO model: truncated? "
-            f"If they are meant, say so with the override depth={fields['depth']}."
+            f"{known['depth']} blocks of width {known['width']} are no DINO model: truncated? If "
+            f"they are meant, say so with the override depth={known['depth']}."
         )
     rope_fields = given.pop("rope", {})
     rope = RopeSpec(**rope_fields)
     if "num_heads" not in given:
-        given["num_heads"] = _num_heads(tensors, width, source)
+        given["num_heads"] = _num_heads(tensors, known)
+    _check_heads(known, given["num_heads"])
     if "norm" not in given:
-        given["norm"] = _norm(tensors, source, notes)
-    spec = VitSpec(**{**fields, **given, "rope": rope})
+        given["norm"] = _norm(tensors, notes)
+    spec = VitSpec(**{**own, **given, "rope": rope})
+    if (
+        spec.position == "rope"
+        and "rope_embed.periods" not in tensors
+        and "base" not in rope_fields
+    ):
+        notes.append(f"RoPE of base {rope.base:g} assumed: the file has no periods")
     if "rope_embed.periods" in tensors:
         periods = tensors["rope_embed.periods"].read().astype(np.float32)
-        rope = _rope_of(periods, spec, source)
+        rope = _rope_of(periods, spec)
         if "periods_dtype" not in rope_fields:
             spec = dataclasses.replace(spec, rope=rope)
     return spec, notes
 
 
-def depth(tensors: Tensors) -> int:
-    """One more than the highest number of a block."""
-    found = [re.match(r"blocks\.(\d+)\.", name) for name in tensors]
-    return 1 + max((int(match[1]) for match in found if match), default=-1)
+# Fields of a spec that are among the facts.
+TOLD: tuple[str, ...] = ("width", "depth", "channels", "patch_size", "num_registers", "ffn")
+TOLD += ("qkv_bias", "proj_bias", "ffn_bias", "mask_k_bias")
 
 
-def _positions(tensors: Tensors, patch_size: int) -> dict[str, Any]:
+def _positions(known: dict[str, Any]) -> dict[str, Any]:
     """DINOv2's learned table, where there is one: its models with registers resize it otherwise."""
-    if "pos_embed" not in tensors:
+    if known["position_size"] is None:
         return {"position": "rope"}
-    side = math.isqrt(tensors["pos_embed"].shape[1] - 1)
-    registers = "storage_tokens" in tensors
+    registers = known["num_registers"] > 0
     return {
         "position": "learned",
-        "position_size": side * patch_size,
+        "position_size": known["position_size"],
         "position_offset": 0.0 if registers else 0.1,
         "position_antialias": registers,
     }
 
 
-def _ffn(tensors: Tensors, width: int, source: str) -> dict[str, Any]:
-    for first, kind in (("fc1", "mlp"), ("w1", "swiglu"), ("w12", "swiglu_fused")):
-        name = f"blocks.0.mlp.{first}.weight"
-        if name not in tensors:
-            continue
-        hidden = tensors[name].shape[0] // (2 if kind == "swiglu_fused" else 1)
-        # Any ratio that ffn_width turns back into `hidden`; half a channel keeps off the edge.
-        whole = hidden if kind == "mlp" else math.ceil(hidden * 3 / 2)
-        ratio = whole / width if int(width * (whole / width)) == whole else (whole + 0.5) / width
-        return {
-            "ffn": kind,
-            "ffn_ratio": ratio,
-            "ffn_bias": f"blocks.0.mlp.{first}.bias" in tensors,
-        }
-    raise ValueError(f"{source}: block 0 has no feed-forward network (mlp.fc1, mlp.w1 or mlp.w12).")
+def _ffn_ratio(known: dict[str, Any]) -> float:
+    """A ratio that ffn_width turns back into `hidden`; half a channel keeps off the edge."""
+    width, hidden = known["width"], known["hidden"]
+    whole = hidden if known["ffn"] == "mlp" else math.ceil(hidden * 3 / 2)
+    return whole / width if int(width * (whole / width)) == whole else (whole + 0.5) / width
 
 
-def _in_zoo(fields: dict[str, Any]) -> bool:
-    return any(
-        (row["width"], row["depth"]) == (fields["width"], fields["depth"]) for row in VITS.values()
-    )
+# Released in the reference's layout by others, of a size that is not in the zoo.
+OTHERS = {"eupe_vitt": dict(width=192, depth=12, num_heads=3)}
 
 
-def _num_heads(tensors: Tensors, width: int, source: str) -> int:
+def _rows(known: dict[str, Any]) -> list[dict[str, Any]]:
+    """Known models of this width with positions of this kind."""
+    kind = "rope" if known["position_size"] is None else "learned"
+    rows = [*VITS.values(), *OTHERS.values()]
+    fitting = [row for row in rows if row["width"] == known["width"]]
+    return [row for row in fitting if row.get("position", "rope") == kind]
+
+
+def _is_released(known: dict[str, Any]) -> bool:
+    return any(row["depth"] == known["depth"] for row in _rows(known))
+
+
+def _num_heads(tensors: Tensors, known: dict[str, Any]) -> int:
     if "rope_embed.periods" in tensors:
-        return width // (4 * tensors["rope_embed.periods"].shape[0])
-    heads = {row["num_heads"] for row in VITS.values() if row["width"] == width}
+        shape = tensors["rope_embed.periods"].shape
+        if len(shape) != 1 or not shape[0] or known["width"] % (4 * shape[0]):
+            raise ValueError(
+                f"rope_embed.periods has shape {shape}, which fits no number of heads of width "
+                f"{known['width']}."
+            )
+        return known["width"] // (4 * shape[0])
+    heads = {row["num_heads"] for row in _rows(known)}
     if len(heads) != 1:
         raise ValueError(
-            f"{source} does not tell the number of attention heads; give the override num_heads."
+            "nothing tells the number of attention heads; give the override num_heads."
         )
     return heads.pop()
 
 
-def _norm(tensors: Tensors, source: str, notes: list[str]) -> str:
+def _check_heads(known: dict[str, Any], num_heads: int) -> None:
+    width, unit = known["width"], 4 if known["position_size"] is None else 1
+    if width % num_heads or width // num_heads % unit:
+        rest = f", each a multiple of {unit} channels" if unit > 1 else ""
+        raise ValueError(f"width {width} cannot be cut into num_heads={num_heads}{rest}.")
+
+
+def _norm(tensors: Tensors, notes: list[str]) -> str:
     if "norm.bias" not in tensors:
         return "rmsnorm"
     if "pos_embed" in tensors:
         return "layernorm"  # all of DINOv2
     if "storage_tokens" not in tensors:
         raise ValueError(
-            f"{source} does not tell the epsilon of its norms; give the override norm=layernorm "
+            "it does not tell the epsilon of its norms; give the override norm=layernorm "
             "(1e-6, the default of training) or norm=layernorm_1e5 (released DINOv3 models)."
         )
     notes.append("norm=layernorm_1e5 assumed, as in all released DINOv3 models")
     return "layernorm_1e5"
 
 
-def _rope_of(periods: np.ndarray, spec: VitSpec, source: str) -> RopeSpec:
+def _rope_of(periods: np.ndarray, spec: VitSpec) -> RopeSpec:
     """The RoPE of the spec if it gives these periods, in float32 or rounded to bfloat16."""
     for dtype in (spec.rope.periods_dtype, "float32", "bfloat16"):
         rope = dataclasses.replace(spec.rope, periods_dtype=dtype)
         ours = np.asarray(rope_lib.periods(spec.head_width, rope))
         if ours.shape == periods.shape and np.allclose(ours, periods, rtol=1e-6, atol=0):
             return rope
-    base = periods[-1] ** (len(periods) / max(len(periods) - 1, 1))
+    with np.errstate(all="ignore"):  # of values that no base has
+        base = periods.flat[-1] ** (periods.size / max(periods.size - 1, 1))
     raise ValueError(
-        f"{source}: its RoPE periods {periods[:3]}... (base {base:.6g}) are not those of "
-        f"base {spec.rope.base}; if they are meant, give the override rope.base."
+        f"its RoPE periods {periods.flat[:3]}... (base {base:.6g}) are not those of base "
+        f"{spec.rope.base}; if they are meant, give the override rope.base."
     )
 
 

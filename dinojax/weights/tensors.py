@@ -9,9 +9,8 @@ import functools
 import hashlib
 import json
 import os
-import pickle
+import re
 import struct
-import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import safetensors
+
+from dinojax.weights import foreign, index, pickles
 
 # Name of a dtype in the header of a safetensors file.
 DTYPES = {
@@ -34,9 +35,7 @@ DTYPES = {
     "BOOL": np.dtype(np.bool_),
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-PICKLES = (".pth", ".pt", ".bin")
-# Entries of a training checkpoint that hold the network to be evaluated, best first.
-INNER = ("teacher", "model_ema", "state_dict", "model")
+PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +70,15 @@ def cut(tensor: Tensor, rows: slice) -> Tensor:
 
 
 def concatenate(tensors: list[Tensor]) -> Tensor:
-    """Tensors one after another along their first axis."""
+    """Tensors one after another along their first axis.
+
+    Raises ValueError where their other axes or their dtypes differ.
+    """
     first = tensors[0]
+    kinds = {(tensor.shape[1:], tensor.dtype) for tensor in tensors}
+    if len(kinds) > 1 or not first.shape:
+        told = ", ".join(f"{tensor.dtype} {tensor.shape}" for tensor in tensors)
+        raise ValueError(f"tensors that belong in one have shapes that do not fit: {told}.")
     rows = sum(tensor.shape[0] for tensor in tensors)
 
     def read():
@@ -81,99 +87,79 @@ def concatenate(tensors: list[Tensor]) -> Tensor:
     return Tensor((rows, *first.shape[1:]), first.dtype, read)
 
 
-def open_tensors(path: str | Path) -> Tensors:
-    """Tensors of a .safetensors file, a .pth or .pt file, or the index of a sharded file.
+def open_tensors(path: str | Path, *, whole: bool = False) -> Tensors:
+    """Tensors of a .safetensors file, a file of PyTorch, or the index of a sharded file.
 
-    Pickles are read with PyTorch's weights-only loader, which runs no code. Raises ValueError for
-    a file that is none of these, is damaged or holds anything but tensors, and FileNotFoundError.
+    whole: of a PyTorch file, all its entries, not only the network to be evaluated. Pickles are
+    read with PyTorch's weights-only loader, which runs no code. Raises ValueError for a file that
+    is none of these, is damaged or holds no plain tensors, and FileNotFoundError.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist.")
+    if path.name.endswith(index.SUFFIX):
+        told = index.read(path)
+        shards = {shard: open_tensors(shard) for shard in told}
+        index.check(path, {shard: list(held) for shard, held in shards.items()}, told)
+        return {name: tensor for held in shards.values() for name, tensor in held.items()}
+    if path.suffix not in (".safetensors", *PICKLES):
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist.")
+        raise ValueError(
+            f"{path}: weights are read from .safetensors, {', '.join(PICKLES)}, or a folder that "
+            "holds one of these."
+        )
+    foreign.refuse(path)
     if path.suffix == ".safetensors":
         return _open_safetensors(path)
-    if path.name.endswith(".safetensors.index.json"):
-        files = sorted(set(json.loads(path.read_text())["weight_map"].values()))
-        return {name: t for file in files for name, t in open_tensors(path.parent / file).items()}
-    if path.suffix in PICKLES:
-        return _open_pickle(path)
-    raise ValueError(
-        f"{path}: weights are read from .safetensors, {', '.join(PICKLES)}, or a folder that holds "
-        "one of these."
-    )
+    found = pickles.read(path, whole=whole)
+    return {
+        name: Tensor(
+            tuple(value.shape), pickles.dtype(value), functools.partial(pickles.values, value)
+        )
+        for name, value in found.items()
+    }
 
 
 def _open_safetensors(path: Path) -> Tensors:
     try:
         file = safetensors.safe_open(path, framework="np")
         names = list(file.keys())
-    except safetensors.SafetensorError as error:
+        parts = {name: file.get_slice(name) for name in names}
+    except (safetensors.SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is no safetensors file, or damaged: {error}") from None
     found = {}
-    for name in names:
-        part = file.get_slice(name)
+    for name, part in parts.items():
         if part.get_dtype() not in DTYPES:
-            raise ValueError(f"{path}: {name} has dtype {part.get_dtype()}, which is not read.")
+            raise ValueError(
+                f"{path}: {name} has dtype {part.get_dtype()}, which is not read; save it as "
+                "bfloat16 or float32."
+            )
         dtype = DTYPES[part.get_dtype()]
         read = lambda name=name: file.get_tensor(name)  # noqa: E731
         found[name] = Tensor(tuple(part.get_shape()), dtype, read)
     return found
 
 
-def _open_pickle(path: Path) -> Tensors:
-    torch = needs_torch(f"{path} is a PyTorch file")
-    mmap = zipfile.is_zipfile(path)  # files of old versions of PyTorch cannot be mapped
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"{path} holds more than tensors, and reading it would run its code. It was not run. "
-            f"Ask for a .safetensors file. ({reason})"
-        ) from None
-    except (RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is no PyTorch file, or damaged: {reason}") from None
-    while isinstance(content, dict) and (inner := [key for key in INNER if key in content]):
-        content = content[inner[0]]
-    if not isinstance(content, dict) or not content:
-        raise ValueError(f"{path} holds a {type(content).__name__}, no tensors by name.")
-    for name, value in content.items():
-        if not isinstance(value, torch.Tensor):
-            raise ValueError(f"{path}: {name!r} is a {type(value).__name__}, no tensor.")
-    return {name: _of_torch(torch, value) for name, value in content.items()}
-
-
-def _of_torch(torch, value) -> Tensor:
-    names = {getattr(torch, name): name for name in ("float64", "float32", "float16", "int64")}
-    names |= {getattr(torch, name): name for name in ("int32", "int16", "int8", "uint8", "bool")}
-    if value.dtype == torch.bfloat16:
-        bits = lambda: value.contiguous().view(torch.int16).numpy()  # noqa: E731
-        return Tensor(tuple(value.shape), DTYPES["BF16"], lambda: bits().view(ml_dtypes.bfloat16))
-    return Tensor(tuple(value.shape), np.dtype(names[value.dtype]), lambda: value.numpy())
-
-
-def needs_torch(reason: str) -> Any:
-    """PyTorch, or a ModuleNotFoundError that says what it was needed for and how to get it."""
-    try:
-        import torch
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            f"{reason}, which needs PyTorch: pip install 'dinojax[torch]', or give a .safetensors."
-        ) from None
-    return torch
-
-
 def write_safetensors(
-    path: str | Path, tensors: Tensors, metadata: dict[str, str], dtype: np.dtype | None = None
+    path: str | Path,
+    tensors: Tensors,
+    metadata: dict[str, str],
+    dtype: np.dtype | None = None,
+    *,
+    constants: re.Pattern | None = None,
 ) -> dict[str, str]:
     """Write tensors one by one, in their order; name -> SHA-256 of the bytes written.
 
-    dtype: what floating-point tensors are rounded to, or None to keep theirs. The file appears
-    under its name only when it is complete.
+    dtype: what floating-point tensors are rounded to, or None to keep theirs. constants: pattern
+    of names that are no weights, such as RoPE periods, and are never rounded. The file appears
+    under its name only when it is complete. Raises ValueError for a value beyond the new dtype.
     """
     path = Path(path)
-    kept = {name: _stored(tensor.dtype, dtype) for name, tensor in tensors.items()}
+    kept = {
+        name: tensor.dtype
+        if constants is not None and constants.fullmatch(name)
+        else _stored(tensor.dtype, dtype)
+        for name, tensor in tensors.items()
+    }
     header: dict[str, Any] = {"__metadata__": metadata}
     at = 0
     for name, tensor in tensors.items():
@@ -190,7 +176,7 @@ def write_safetensors(
     with open(draft, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name, tensor in tensors.items():
-            array = np.ascontiguousarray(tensor.read().astype(kept[name], copy=False))
+            array = _rounded(name, tensor.read(), kept[name])
             data = array.reshape(-1).view(np.uint8).data
             digests[name] = hashlib.sha256(data).hexdigest()
             file.write(data)
@@ -198,9 +184,22 @@ def write_safetensors(
     return digests
 
 
+def _rounded(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    if array.dtype == dtype:
+        return np.ascontiguousarray(array)
+    with np.errstate(over="ignore"):  # looked for below
+        rounded = np.ascontiguousarray(array.astype(dtype))
+    if np.isfinite(array).all() and not np.isfinite(rounded).all():
+        raise ValueError(f"{name} has values beyond {dtype}: use bfloat16 or float32.")
+    return rounded
+
+
 def _stored(own: np.dtype, wanted: np.dtype | None) -> np.dtype:
-    floating = own in (DTYPES["BF16"],) or np.issubdtype(own, np.floating)
-    return wanted if wanted is not None and floating else own
+    return wanted if wanted is not None and is_floating(own) else own
+
+
+def is_floating(dtype: np.dtype) -> bool:
+    return dtype == DTYPES["BF16"] or np.issubdtype(dtype, np.floating)
 
 
 def digests(tensors: Tensors, names: Iterable[str]) -> dict[str, str]:

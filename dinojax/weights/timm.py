@@ -1,14 +1,19 @@
 """DINOv3 ViT as timm keeps it (its Eva class): names, config.json, and what it cannot hold."""
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from dinojax.models.layers import ffn_width
 from dinojax.models.vit import VitSpec
+from dinojax.weights import timm_args
+from dinojax.weights.facts import Claim
 from dinojax.weights.hf import rope_refusals
+from dinojax.weights.jsons import Fields
 from dinojax.weights.preprocess import Preprocessing, to_timm
+from dinojax.weights.renames import Renamed
 from dinojax.weights.tensors import Tensor, Tensors, concatenate, cut
 
 # (width, depth, gated) -> the name of timm's function, without `_qkvb`
@@ -36,33 +41,41 @@ def to_reference(tensors: Tensors) -> tuple[Tensors, list[str]]:
     """Tensors in the reference's names, and the names that are none of this format."""
     gated = any(".mlp.fc1_g." in name for name in tensors)
     modules = {theirs: ours for ours, theirs in GATED.items()} if gated else {}
-    found: Tensors = {}
-    unknown = []
+    found = Renamed()
     for name, tensor in tensors.items():
         block = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
         module, _, leaf = block[2].rpartition(".") if block else ("", "", "")
         if name == "reg_token":
-            found["storage_tokens"] = tensor
+            found.put(name, "storage_tokens", tensor)
         elif block and module in modules:
-            found[f"blocks.{block[1]}.{modules[module]}.{leaf}"] = tensor
+            found.put(name, f"blocks.{block[1]}.{modules[module]}.{leaf}", tensor)
         elif SAME.fullmatch(name):
-            found[name] = tensor
+            found.put(name, name, tensor)
         elif block and block[2] in ("gamma_1", "gamma_2"):
-            found[f"blocks.{block[1]}.ls{block[2][-1]}.gamma"] = tensor
-        elif block and block[2] == "attn.q_bias" and f"blocks.{block[1]}.attn.v_bias" in tensors:
-            found |= _bias(block[1], tensor, tensors[f"blocks.{block[1]}.attn.v_bias"])
-        elif not (block and block[2] == "attn.v_bias"):
-            unknown.append(name)
-    return found, unknown
+            found.put(name, f"blocks.{block[1]}.ls{block[2][-1]}.gamma", tensor)
+        elif block and block[2] in ("attn.q_bias", "attn.v_bias"):
+            other = f"blocks.{block[1]}.attn.{'v' if block[2][5] == 'q' else 'q'}_bias"
+            if other not in tensors:
+                found.unknown.append(name)
+            elif block[2] == "attn.q_bias":
+                for new, part in _bias(name, block[1], tensor, tensors[other]).items():
+                    found.put(name, new, part)
+        else:
+            found.unknown.append(name)
+    return found.result()
 
 
-def _bias(block: str, q_bias: Tensor, v_bias: Tensor) -> Tensors:
+def _bias(name: str, block: str, q_bias: Tensor, v_bias: Tensor) -> Tensors:
     """The bias of q, k and v, and the mask that holds k's at 0."""
     shape, dtype = q_bias.shape, q_bias.dtype
     zeros = Tensor(shape, dtype, lambda: np.zeros(shape, dtype))
+    try:
+        whole = concatenate([q_bias, zeros, v_bias])
+    except ValueError as error:
+        raise ValueError(f"{name} and v_bias beside it: {error}") from None
     mask = np.concatenate([np.ones(shape), np.zeros(shape), np.ones(shape)]).astype(np.float32)
     return {
-        f"blocks.{block}.attn.qkv.bias": concatenate([q_bias, zeros, v_bias]),
+        f"blocks.{block}.attn.qkv.bias": whole,
         f"blocks.{block}.attn.qkv.bias_mask": Tensor(mask.shape, mask.dtype, lambda: mask),
     }
 
@@ -115,24 +128,57 @@ def refusals(spec: VitSpec) -> list[str]:
     ]
 
 
-def given(config: dict[str, Any]) -> dict[str, Any]:
+# Arguments of timm's class, and the values with which it is DINOv3's network.
+FIXED = {
+    "rope_type": ("dinov3",),
+    "rope_rotate_half": (True,),
+    "use_rot_pos_emb": (True,),
+    "use_abs_pos_emb": (False,),
+    "rope_grid_offset": (0, 0.0),
+    "rope_grid_indexing": ("ij",),
+    "rope_mrope_section": (None,),
+    "class_token": (True,),
+    "qkv_fused": (True,),
+    "qk_norm": (False,),
+    "use_post_norm": (False,),
+    "attn_only_layer_scale": (False,),
+    "dynamic_img_pad": (False,),
+    "norm_layer": (None,),
+}
+READ = {"embed_dim", "depth", "num_heads", "patch_size", "in_chans", "img_size", "mlp_ratio"}
+READ |= {"swiglu_mlp", "swiglu_align_to", "init_values", "rope_temperature", "num_reg_tokens"}
+READ |= {"qkv_bias", "scale_mlp", "scale_attn_inner"}  # the last two are seen in the tensors
+
+
+def given(config: Fields) -> dict[str, Any]:
     """Fields of a spec that config.json tells; those of timm's own functions are in the tensors."""
-    args = config.get("model_args", {})
-    name = config.get("architecture", "")
-    if "dinov3" not in name and name not in NORM_OF:
+    args, name = config.section("model_args"), config.text("architecture")
+    if not any(word in name for word in ("dinov3", "lingbot")) and name not in NORM_OF:
         raise ValueError(
-            f"config.json is of architecture {name!r}; vit_*_patch16_dinov3 and what dinojax "
-            "exports are read."
+            f"config.json is of architecture {name!r}; of ViTs without learned positions "
+            "vit_*_patch16_dinov3, vit_*_patch16_lingbot and what dinojax exports are read."
         )
-    fields: dict[str, Any] = {
+    timm_args.check(args, READ, FIXED)
+    told = {
         "norm": NORM_OF.get(name, "layernorm_1e5"),
-        "rope": {"base": float(args.get("rope_temperature", 100.0))},
+        "position": "rope",
+        "rope": {"base": args.real("rope_temperature", 100.0)},
+        "depth": args.whole("depth"),
+        "num_heads": args.whole("num_heads"),
     }
-    if "depth" in args:
-        fields["depth"] = args["depth"]
-    if "num_heads" in args:
-        fields["num_heads"] = args["num_heads"]
-    return fields
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def claims(config: Fields, facts: dict[str, Any]) -> Iterator[Claim]:
+    """What config.json says of the tensors."""
+    args = config.section("model_args")
+    yield from timm_args.sizes(args, "num_reg_tokens")
+    yield "swiglu_mlp", "gated", args.flag("swiglu_mlp")
+    ratio, align = args.real("mlp_ratio"), args.whole("swiglu_align_to", lowest=0)
+    if ratio is not None and not (facts["gated"] and align is None):
+        hidden = int(facts["width"] * ratio)
+        hidden = -(-hidden // align) * align if facts["gated"] and align else hidden
+        yield "mlp_ratio", "hidden", hidden
 
 
 def config(spec: VitSpec, own: Preprocessing) -> dict[str, Any]:

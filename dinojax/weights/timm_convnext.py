@@ -1,10 +1,14 @@
 """DINOv3's ConvNeXt as timm keeps it: names, config.json, and what it cannot hold."""
 
+from collections.abc import Iterator
 from typing import Any
 
-from dinojax.models.convnext import ConvNextSpec
+from dinojax.models.convnext import NUM_STAGES, ConvNextSpec
 from dinojax.models.zoo import CONVNEXTS
+from dinojax.weights import timm_args
 from dinojax.weights.convnext import with_same_norm, without_same_norm
+from dinojax.weights.facts import Claim
+from dinojax.weights.jsons import Fields
 from dinojax.weights.preprocess import Preprocessing, to_timm
 from dinojax.weights.renames import rename
 from dinojax.weights.tensors import Tensors
@@ -52,16 +56,42 @@ def refusals(spec: ConvNextSpec) -> list[str]:
     return []
 
 
-def given(config: dict[str, Any]) -> dict[str, Any]:
+# Arguments of timm's class, and the values with which it is DINOv3's network.
+FIXED = {
+    "kernel_sizes": (7,),
+    "patch_size": (4,),
+    "stem_type": ("patch",),
+    "conv_mlp": (False,),
+    "conv_bias": (True,),
+    "use_grn": (False,),
+    "act_layer": ("gelu", None),
+    "norm_layer": (None,),
+    "norm_eps": (None, 1e-6),
+    "head_norm_first": (False,),
+}
+READ = {"in_chans", "depths", "dims", "ls_init_value", "head_hidden_size"}
+
+
+def given(config: Fields) -> dict[str, Any]:
     """Fields of a spec that config.json tells; those of timm's own functions are in the tensors."""
-    args, name = config.get("model_args", {}), config.get("architecture", "")
-    if name.split(".")[0] not in CONVNEXTS:
+    args, name = config.section("model_args"), config.text("architecture")
+    if not name.startswith("convnext_") or "clip" in name:
         raise ValueError(
             f"config.json is of architecture {name!r}; of ConvNeXts are read: "
             f"{', '.join(CONVNEXTS)}."
         )
-    sizes = {"depths": args.get("depths"), "widths": args.get("dims")}
-    return {name: tuple(size) for name, size in sizes.items() if size is not None}
+    timm_args.check(args, READ, FIXED)
+    keys = {"depths": "depths", "widths": "dims"}
+    told = {name: args.wholes(key, count=NUM_STAGES) for name, key in keys.items()}
+    return {name: sizes for name, sizes in told.items() if sizes is not None}
+
+
+def claims(config: Fields, facts: dict[str, Any]) -> Iterator[Claim]:
+    """What config.json says of the tensors."""
+    args = config.section("model_args")
+    yield "depths", "depths", args.wholes("depths", count=NUM_STAGES)
+    yield "dims", "widths", args.wholes("dims", count=NUM_STAGES)
+    yield "in_chans", "channels", args.whole("in_chans")
 
 
 def config(spec: ConvNextSpec, own: Preprocessing) -> dict[str, Any]:

@@ -1,12 +1,12 @@
-"""Damaged images through the decoder, mutated configs through the checks of `dinojax train`, and
-mutated data sets of every kind.
+"""Damaged images, mutated configs, data sets and files of weights, through what reads them.
 
-    python -m tests.programs.fuzz --images 1000 --configs 500 --files 500 --seed 0
+    python -m tests.programs.fuzz --images 1000 --configs 500 --files 500 --weights 500 --seed 0
 
 Every image gives pixels or a DecodeError that names it; every config resolves to legal values or is
-refused by an error that names the key; a data set (fuzz_files.py) gives all its images, tells
-which it leaves out, or is refused by name; nothing else may happen. The last line is JSON; exit
-code 1 with any fault.
+refused by an error that names the key; a data set (fuzz_files.py) gives all its images, tells which
+it leaves out, or is refused by name; every file of weights gives the network that was saved or is
+refused by an error that names it; nothing else may happen. The last line is JSON; exit code 1
+with any fault.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import time
 import warnings
 
 from dinojax.runs.scalars import duration
-from tests.programs import fuzz_configs, fuzz_files, fuzz_images
+from tests.programs import fuzz_configs, fuzz_files, fuzz_images, fuzz_weights
 
 
 def teller(what: str, count: int):
@@ -40,6 +40,7 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--configs", type=int, default=500)
     parser.add_argument("--files", type=int, default=0, help="mutated data sets")
+    parser.add_argument("--weights", type=int, default=0)
     parser.add_argument("--trace", type=int, default=20, help="accepted configs to trace a step of")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -49,8 +50,10 @@ def main() -> int:
         args.seed, args.configs, num_traced=args.trace, progress=teller("configs", args.configs)
     )
     files = fuzz_files.fuzz(args.seed, args.files, progress=teller("data sets", args.files))
-    faults = images["faults"] + configs["faults"] + files["faults"]
-    row = {"name": "fuzz", "seed": args.seed, "images": images, "configs": configs, "files": files}
+    weights = fuzz_weights.fuzz(args.seed, args.weights, progress=teller("weights", args.weights))
+    parts = {"images": images, "configs": configs, "files": files, "weights": weights}
+    faults = [fault for part in parts.values() for fault in part["faults"]]
+    row = {"name": "fuzz", "seed": args.seed, **parts}
     print(json.dumps({**row, "ok": not faults}))
     return 1 if faults else 0
 

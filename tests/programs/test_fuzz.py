@@ -1,9 +1,9 @@
-"""Damaged images, configs and data sets: right or refused by name; a part of fuzz.py."""
+"""Damaged images, configs, data sets and weights: right or refused by name; a part of fuzz.py."""
 
 import pytest
 
 from dinojax.data.decode import decode
-from tests.programs import fuzz_configs, fuzz_files, fuzz_images
+from tests.programs import fuzz_configs, fuzz_files, fuzz_images, fuzz_weights
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow warns of odd metadata; a run goes on
@@ -43,3 +43,12 @@ def test_mutated_data_sets_are_whole_or_told_of_or_refused_by_name(seed, count):
     found = fuzz_files.fuzz(seed, count)
     assert found["faults"] == []
     assert found["opened"] > count // 10 and found["refused"] > count // 10
+
+
+@pytest.mark.parametrize(
+    ("seed", "count"), [(0, 40), pytest.param(1, 300, marks=pytest.mark.exhaustive)]
+)
+def test_mutated_weights_are_what_was_saved_or_refused(seed, count):
+    found = fuzz_weights.fuzz(seed, count)
+    assert found["faults"] == []
+    assert found["refused"] > count // 3 and found["equal"] > 0

@@ -145,13 +145,15 @@ def refused(path, message, **options):
 
 def test_a_truncated_depth_is_refused(meta_file):
     cut = lambda tensors: {n: t for n, t in tensors.items() if not n.startswith("blocks.2.")}  # noqa: E731
-    refused(meta_file(cut), r"14 missing: blocks\.2\.(.|\n)*\(blocks 2 to 2 lack")
+    refused(meta_file(cut), r"depth=3, but the tensors have depth 2 \(truncated")
+    part = lambda tensors: {n: t for n, t in tensors.items() if not n.startswith("blocks.2.mlp")}  # noqa: E731
+    refused(meta_file(part), r"4 missing: blocks\.2\.(.|\n)*\(blocks 2 to 2 lack")
     refused(meta_file(cut), "2 blocks of width 16 are no DINO model: truncated", overrides={})
 
 
 def test_a_wrong_prefix_is_refused_and_can_be_named(meta_file):
     path = meta_file(lambda tensors: {f"net.{n}": t for n, t in tensors.items()})
-    refused(path, "all names begin with 'net.'; without it they are of format meta")
+    refused(path, "begins under the prefix 'net.': give prefix='net.'")
     assert loading.load(path, overrides=GIVEN, prefix="net.").report.share == 1.0
     refused(path, "no name that begins with 'other.'", prefix="other.")
 
@@ -238,7 +240,8 @@ def test_a_truncated_convnext_is_refused(tmp_path, format):
     assert 0 < len(tensors) - len(kept) < len(tensors)
     file.unlink()
     write_safetensors(out / "model.safetensors", kept, {})
-    refused(out, r"9 missing: stages\.2\.1\.", overrides={"depths": CONVNEXT.depths})
+    told = r"depths=\(1, 2, 2, 1\), but the tensors have depths \(1, 2, 1, 1\)"
+    refused(out, told, overrides={"depths": CONVNEXT.depths})
     bare = tmp_path / "bare.safetensors"
     write_safetensors(bare, kept, {})
     refused(bare, "are no DINOv3 ConvNeXt: truncated?", overrides={})

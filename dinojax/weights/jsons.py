@@ -1,0 +1,123 @@
+"""JSON files beside weights, read with suspicion: what they hold is judged before it is used."""
+
+import json
+import math
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from dinojax.weights import foreign
+
+MAX_BYTES = 64 * 2**20  # an index of a million tensors is smaller
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises ValueError that names the file for anything else: text that is no JSON, another value
+    than an object, a key that stands twice, or a file of more than MAX_BYTES.
+    """
+    path = Path(path)
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise ValueError(f"{path} has {size:,} bytes; no file of JSON beside weights is so large.")
+    if (text := path.read_bytes()).startswith(foreign.LFS):
+        raise ValueError(f"{path} is a pointer of Git LFS; fetch it with `git lfs pull`.")
+    try:
+        content = json.loads(text, object_pairs_hook=_once)
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply to be read.") from None
+    except ValueError as error:  # of JSON, of the encoding, of a number with too many digits
+        raise ValueError(f"{path} is no JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds {shown(content)}, no object with keys.")
+    return content
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} stands twice in one object")
+    return found
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: whole if short."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+class Fields:
+    """The fields of one JSON object, each read as what it must be.
+
+    Raises ValueError naming the file, the key and the value for anything else, null among it. A
+    key that is not there gives `default`.
+    """
+
+    def __init__(self, content: dict[str, Any], name: str):
+        self.content, self.name = content, name
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.content
+
+    def refuse(self, key: str, wanted: str) -> ValueError:
+        return ValueError(f"{self.name} has {key}={shown(self.content[key])}; {wanted}.")
+
+    def whole(self, key: str, default: Any = None, *, lowest: int = 1) -> Any:
+        """An int of at least `lowest`; numbers such as 3.0 are none."""
+        if key not in self:
+            return default
+        value = self.content[key]
+        if type(value) is not int or not lowest <= value < 2**31:
+            raise self.refuse(key, f"it must be a whole number of at least {lowest}")
+        return value
+
+    def real(self, key: str, default: Any = None) -> Any:
+        """A float that is finite and positive."""
+        if key not in self:
+            return default
+        value = self.content[key]
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            raise self.refuse(key, "it must be a finite positive number")
+        return float(value)
+
+    def flag(self, key: str, default: Any = None) -> Any:
+        if key not in self:
+            return default
+        if type(self.content[key]) is not bool:
+            raise self.refuse(key, "it must be true or false")
+        return self.content[key]
+
+    def text(self, key: str, default: Any = None, *, choices: Collection[str] = ()) -> Any:
+        if key not in self:
+            return default
+        value = self.content[key]
+        if not isinstance(value, str) or (choices and value not in choices):
+            known = f"known are {', '.join(choices)}" if choices else "it must be text"
+            raise self.refuse(key, known)
+        return value
+
+    def wholes(self, key: str, default: Any = None, *, count: int) -> Any:
+        """A tuple of `count` positive ints."""
+        if key not in self:
+            return default
+        value = self.content[key]
+        good = isinstance(value, list) and len(value) == count
+        if not good or any(type(number) is not int or not 0 < number < 2**31 for number in value):
+            raise self.refuse(key, f"it must be a list of {count} whole numbers")
+        return tuple(value)
+
+    def square(self, key: str, default: Any = None) -> Any:
+        """The side of a square: a positive int, or two that are equal."""
+        value = self.content.get(key)
+        if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
+            return Fields({key: value[0]}, self.name).whole(key)
+        return self.whole(key, default)
+
+    def section(self, key: str) -> "Fields":
+        """The fields of an object inside this one; none where there is none."""
+        value = self.content.get(key, {})
+        if not isinstance(value, dict):
+            raise self.refuse(key, "it must be an object with keys")
+        return Fields(value, f"{self.name}, {key},")
