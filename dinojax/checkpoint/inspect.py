@@ -15,6 +15,8 @@ from dinojax.checkpoint.manager import COMMITTED, FORMAT_VERSION
 from dinojax.checkpoint.orbax import COPY
 from dinojax.config.recipe import flat
 from dinojax.configs import base
+from dinojax.data import fields
+from dinojax.data.fields import shown
 
 UNFINISHED = {  # in a directory's name -> why it is torn
     ".orbax-checkpoint-tmp": "being written, or its run was killed while writing",
@@ -109,8 +111,16 @@ def read(step: Path) -> Checkpoint | Torn:
         disk_bytes = sum(file.stat().st_size for file in step.rglob("*") if file.is_file())
     except (OSError, ValueError, KeyError) as error:
         return Torn(str(step), stage, f"unreadable: {type(error).__name__}: {error}")
+    if not isinstance(meta, dict):
+        return Torn(str(step), stage, f"not of `dinojax train`: its metadata is {shown(meta)}")
     if lacking := [name for name in NEEDED_META if name not in meta]:
         return Torn(str(step), stage, f"not of `dinojax train`: no {', '.join(lacking)} saved")
+    kinds = {"step": int, "config": dict, "versions": {str: str}}
+    try:
+        for name, kind in kinds.items():
+            fields.field(meta, name, kind, where="its metadata")
+    except ValueError as error:
+        return Torn(str(step), stage, f"not of `dinojax train`: {error}")
     if meta["format_version"] != FORMAT_VERSION:
         raise ValueError(
             f"{step} has format {meta['format_version']}, this version of dinojax reads format "

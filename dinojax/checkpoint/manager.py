@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 
 from dinojax.checkpoint import checksum, orbax
 from dinojax.config import Config
+from dinojax.data import fields
 from dinojax.distributed import process_group
 from dinojax.distributed.interrupt import StorageError
 
@@ -101,7 +102,8 @@ class Checkpoints:
         """The JSON values saved with a step (the newest one by default)."""
         step = self._existing(step)
         items = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        meta = self._readable(step, lambda: self._manager.restore(step, args=items)["meta"])
+        read = lambda: _checked(self._manager.restore(step, args=items)["meta"])  # noqa: E731
+        meta = self._readable(step, read)
         if meta["format_version"] != FORMAT_VERSION:
             raise ValueError(
                 f"{self.directory / str(step)} has format {meta['format_version']}, this version "
@@ -238,6 +240,20 @@ class Checkpoints:
                 f"it has {steps}."
             )
         return step
+
+
+# What a run reads of the JSON values that it saved with a state.
+META: dict[str, Any] = {"step": int, "position": int, "num_images": int, "seconds": float}
+META |= {"fingerprint": str, "teacher": str, "config": dict, "versions": dict}
+
+
+def _checked(meta: Any) -> dict:
+    """The metadata of a checkpoint; ValueError for a value of another kind."""
+    fields.field(meta, "format_version", int, where="its metadata")
+    fields.field(meta, "step", int, where="its metadata")
+    for name in META.keys() & meta.keys():
+        fields.field(meta, name, META[name], where="its metadata")
+    return meta
 
 
 def _set_torn_aside(directory: Path) -> None:

@@ -1,12 +1,13 @@
 """`dinojax config show | explain | diff | migrate`: configs, without training."""
 
 import argparse
-import os
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from dinojax.config import Config, ConfigError, diff, explain, load, read
-from dinojax.migrate.files import read_yaml, recipe_text
+from dinojax.config.config import of_values
+from dinojax.migrate.files import read_yaml, recipe_text, write_text
 from dinojax.migrate.translate import migrate
 
 SUMMARY = "show, explain, compare or migrate configs"
@@ -24,11 +25,14 @@ examples:
 MIGRATE = """\
 Make a recipe of a training configuration (YAML) of the DINOv3 or DINOv2 reference. Every key is
 translated, or listed as ignored with the reason, or the command refuses: a key that would make
-another run, or one that is in no table. With --partial those are listed as well and left out.
+another run, one that nothing reads there but that has another value than the released files, or
+one that is in no table. --ignore takes the file as if it had not that key; with --partial all of
+them are listed and left out. What is written holds values alone, checked before as a recipe is.
 
 examples:
   dinojax config migrate vitl_im1k_lin834.yaml --gpus 32 > mine.py
   dinojax config migrate mine.yaml --gpus 8 --reference dinov2 --out mine.py --partial
+  dinojax config migrate mine.yaml --gpus 8 --ignore wandb --ignore student.ffn_ratio
 """
 
 
@@ -50,6 +54,13 @@ def add(commands: Any, command: Any, config_options: Any) -> None:
     )
     made.add_argument("--reference", choices=("dinov3", "dinov2"), help="default: what keys tell")
     made.add_argument("--out", metavar="RECIPE.py", type=Path, help="default: to the terminal")
+    made.add_argument(
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="leave out this key, or section, of the file; may be given many times",
+    )
     made.add_argument(
         "--partial", action="store_true", help="leave out what is not supported or unknown"
     )
@@ -84,23 +95,22 @@ def _either(name: str) -> Config:
 def _migrate(args: argparse.Namespace) -> None:
     if args.gpus < 1:
         raise ConfigError(f"--gpus {args.gpus}: give the number of GPUs of the run, from 1 on")
+    if args.out is not None and args.out.suffix != ".py":
+        raise ConfigError(f"--out {args.out}: a recipe is a Python file; give a name with .py")
     given = read_yaml(args.file)
-    found = migrate(given, gpus=args.gpus, flavour=args.reference)
+    found = migrate(given, gpus=args.gpus, flavour=args.reference, ignore=args.ignore)
     if (found.refused or found.unknown) and not args.partial:
         raise ConfigError(
             "\n".join([f"{args.file} asks for what is not here:", *found.report()])
-            + "\nChange the file, or pass --partial to leave out what is not supported or unknown."
+            + "\nChange the file, pass --ignore KEY (or --ignore SECTION) for what had no meaning "
+            "in that run, or --partial to leave out all that is not supported or unknown."
         )
     name = str(args.out or "RECIPE.py")
+    values = of_values(found.values, f"{args.file} as {name}")  # before anything is replaced
+    found = dataclasses.replace(found, values=values)
     text = recipe_text(found, source=args.file.name, name=name, gpus=args.gpus)
     if args.out is None:
         print(text, end="")
         return
-    draft = args.out.with_name(args.out.stem + ".draft.py")
-    draft.write_text(text)
-    try:
-        load(draft)  # before anything of that name is replaced
-        os.replace(draft, args.out)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_text(args.out, text)
     print("\n".join([*found.report(), f"{args.out}: {len(found.values)} values set"]))

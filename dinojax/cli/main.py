@@ -17,6 +17,7 @@ from dinojax.cli import (
 from dinojax.cli import (
     gram as cli_stages,
 )
+from dinojax.cli import output as cli_output
 from dinojax.cli import (
     plan,
     processes,
@@ -81,6 +82,7 @@ exit codes:
   75 interrupted by SIGTERM, SIGINT or SIGUSR1 and saved; the same command continues
   76 interrupted with nothing to save yet, or twice; the last checkpoint stands
   77 no step finishes any more, or another process of the run is gone; the same command continues
+  141 what read the output, such as head, has closed it
 """
 TRAIN = """\
 Train a recipe. RUN receives config.json, log.txt, metrics.jsonl and checkpoints/. A RUN that
@@ -149,7 +151,11 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit code is one of those that the help lists."""
-    code = _run(_parser().parse_args(argv))
+    try:
+        with cli_output.watched():
+            code = _run(_parser().parse_args(argv))
+    except cli_output.Closed:
+        return cli_output.CLOSED
     processes.end_together(code)
     if code == SAVED:
         end_now(SAVED)  # all files are closed; only what hangs or crashes at the end is left
@@ -160,6 +166,8 @@ def _run(args: argparse.Namespace) -> int:
     try:
         gpu_memory.set_share()  # before anything asks JAX for its devices
         args.run_command(args)
+    except BrokenPipeError:  # of cli_output, if it is that of stdout
+        raise
     except (ValueError, OSError, ModuleNotFoundError) as error:
         if args.traceback or not _is_refusal(error):
             traceback.print_exc()
@@ -253,6 +261,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=START + EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action=cli_output.Version)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     train = _command(commands, "train", "train a recipe, or continue a run", TRAIN, _train)

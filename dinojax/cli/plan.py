@@ -11,7 +11,7 @@ from typing import Any
 
 from dinojax import config as configs
 from dinojax.config import ConfigError, recipe
-from dinojax.plan import partitioner_log, targets
+from dinojax.plan import partitioner_log, targets, waiting
 from dinojax.plan import report as reports
 from dinojax.plan.targets import replaced
 from dinojax.sharding import axes
@@ -26,8 +26,9 @@ between devices, and a modelled time. The compiler of the target runs here; TPU 
 need the extra `plan`. Of a recipe with students every program of a step is planned, once with all
 of them in turn and once with each on devices of its own, unless distill.place says which.
 
-targets: v5e:4x4 v5p:4x8x8 v6e:16x16 tpu7x:4x4x8 (chips) h100:32x8 h200:4x8 b200:1x8 (machines x
-GPUs) cpu:8 (devices)
+targets: v5e:4x4 v5p:4x8x8 v6e:16x16 tpu7x:4x4x8 (chips), h100:32x8 h200:4x8 b200:1x8 a100:1x8
+l40s:1x4 rtx4090:1x2 (machines x GPUs), cpu:8 (devices). Also v5e-64, v6e-256 (chips) and v5p-128
+(TensorCores, two per chip), as slices are named; a100:8, 8xh100, l40s
 
 examples:
   dinojax plan --words configs/vit7b16.py
@@ -172,6 +173,7 @@ def run(args: argparse.Namespace) -> None:
     if args.images is not None:
         raise ConfigError("--images goes with --words; of a step it is --images-per-device.")
     target = targets.parse(args.target)
+    args.target = target.name
     targets.check_compiler(target)
     # What is wrong is told before any compiling.
     wanted = [_load(args, stage) for stage in _stages(args)]
@@ -309,20 +311,19 @@ def _process(module: str, target: str, asked: dict, *, timeout: int = TIMEOUT) -
     environment |= {"TF_CPP_MIN_LOG_LEVEL": "1", "JAX_ENABLE_COMPILATION_CACHE": "false"}
     root = str(Path(__file__).parent.parent.parent)
     environment["PYTHONPATH"] = os.pathsep.join([root, environment.get("PYTHONPATH", "")])
+    what = ", ".join([asked["recipe"], *asked["overrides"][-1:]]) if "recipe" in asked else module
     try:
-        done = subprocess.run(
+        code, out, log = waiting.run(
             [sys.executable, "-m", module, json.dumps(asked)],
-            env=environment,
-            capture_output=True,
-            text=True,
+            environment=environment,
             timeout=timeout,
-            check=False,
+            doing=f"compiling {what} for {machine.name}",
         )
     except subprocess.TimeoutExpired as error:
         raise ConfigError(f"{target}: not compiled within --timeout {timeout} seconds.") from error
-    if done.returncode:
-        raise RuntimeError(f"compiling for {target} failed:\n{done.stderr[-4000:]}")
-    found = json.loads(done.stdout.splitlines()[-1])
+    if code:
+        raise RuntimeError(f"compiling for {target} failed:\n{log[-4000:]}")
+    found = json.loads(out.splitlines()[-1])
     if isinstance(found, dict) and "refused" in found:
         raise ConfigError(found["refused"])
-    return found, done.stderr
+    return found, log

@@ -2,13 +2,13 @@
 
 import json
 import logging
-import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from dinojax.config import recipe as recipe_files
-from dinojax.config import rules, stage_rules
+from dinojax.config import rules, saved, stage_rules
+from dinojax.config.explain import Explanation, explain
 from dinojax.config.overrides import parse, typed
 from dinojax.config.recipe import ConfigError, flat, nest, unknown
 from dinojax.config.rules import valid_group_sizes
@@ -16,7 +16,7 @@ from dinojax.configs import base
 
 __all__ = ["Config", "ConfigError", "Explanation", "check", "diff", "explain", "load", "read"]
 __all__ += ["load_stages", "load_students", "pick", "pick_students", "save", "saved_stages"]
-__all__ += ["valid_group_sizes"]
+__all__ += ["of_values", "valid_group_sizes"]
 
 
 class Config:
@@ -178,6 +178,20 @@ def load_stages(
     return found
 
 
+def of_values(values: Mapping[str, Any], recipe: str) -> dict[str, Any]:
+    """The values in the types of configs/base.py, if a recipe of one stage may set them.
+
+    recipe: what messages call it. Raises ConfigError as `load_stages`.
+    """
+    default = flat(base.get_config())
+    given = {key: typed(key, v, default, place=f"{recipe}: ") for key, v in values.items()}
+    config = Config(default | given, dict.fromkeys(default, "base"), recipe)
+    check(config)
+    if broken := stage_rules.problems([config.values()]):
+        raise ConfigError(f"{recipe}: " + "\n  ".join(broken))
+    return given
+
+
 def pick(found: Sequence[Config], stage: str | None) -> Config:
     """The config of the stage of that name; of the first for None."""
     names = [config.values()["stage"] for config in found]  # not a read
@@ -232,19 +246,12 @@ def save(config: Config, path: str | Path, *, stages: Sequence[str] = ()) -> Non
 
     stages: names of all stages of the run, where it has several.
     """
-    content = {
-        "config": config.to_dict(),
-        "sources": dict(config.sources),
-        "recipe": config.recipe,
-        **({"stages": list(stages)} if len(stages) > 1 else {}),
-    }
-    Path(path).write_text(json.dumps(content, indent=1) + "\n")
+    saved.write(path, config.to_dict(), dict(config.sources), config.recipe, stages)
 
 
 def saved_stages(run_dir: str | Path) -> list[str]:
     """Names of the stages of a run directory, in their order."""
-    content = json.loads((Path(run_dir) / "config.json").read_text())
-    return content["stages"] if "stages" in content else [content["config"]["stage"]]
+    return saved.read(Path(run_dir) / saved.FILE).stages
 
 
 def read(path: str | Path, overrides: Sequence[str] = (), *, stage: str | None = None) -> Config:
@@ -255,48 +262,24 @@ def read(path: str | Path, overrides: Sequence[str] = (), *, stage: str | None =
     declared is an error.
     """
     path = Path(path)
-    directory, path = path, path / "config.json" if path.is_dir() else path
+    directory, path = path, path / saved.FILE if path.is_dir() else path
     if not path.exists():
         raise FileNotFoundError(f"no {path}: not a run directory of `dinojax train`")
-    content = json.loads(path.read_text())
-    if stage is not None and stage != content["config"]["stage"]:
-        if stage not in (names := saved_stages(directory)):
-            raise ConfigError(f"{directory} has no stage {stage}; it has {', '.join(names)}")
+    found = saved.read(path)
+    if stage is not None and stage != found.values["stage"]:
+        if stage not in found.stages:
+            raise ConfigError(f"{directory} has no stage {stage}; it has {', '.join(found.stages)}")
         path = directory / "stages" / f"{stage}.json"
-        content = json.loads(path.read_text())
-    default, saved = flat(base.get_config()), flat(content["config"])
-    values, sources = dict(default), dict.fromkeys(default, "base") | content["sources"]
-    for key, value in saved.items():
-        values[key] = typed(key, value, default, place=f"{path}: ")
-    for key in default.keys() - saved.keys():
+        found = saved.read(path)
+    values, sources, default = dict(found.values), dict(found.sources), flat(base.get_config())
+    if found.strange:
+        raise ConfigError(f"{path}: {unknown(min(found.strange), default)}")
+    for key in found.lacking:
         logging.getLogger(__name__).warning(
             "%s lacks %s, declared since; using %r", path, key, default[key]
         )
     for key, value in parse(overrides, default).items():
         values[key], sources[key] = value, "--set"
-    return Config(values, sources, content["recipe"])
-
-
-class Explanation(NamedTuple):
-    """What configs/base.py says about a key."""
-
-    key: str
-    default: Any
-    meaning: str
-    source: str  # [R], [P], [D2] or [ours], with what base.py adds to it
-
-
-def explain(key: str) -> Explanation:
-    """Default, meaning and source of a key, from the comments of configs/base.py."""
-    default = flat(base.get_config())
-    if key not in default:
-        raise ConfigError(unknown(key, default))
-    comments = recipe_files.comments()
-    section, _, leaf = key.rpartition(".")
-    comment = comments[key] if key in comments else comments[leaf]  # leaf: in a helper function
-    if section in comments and key not in comments:
-        comment = f"{comments[section].split(';')[0].strip()}: {comment}".removeprefix(": ")
-    meaning, _, source = comment.rpartition(";")
-    if not meaning:  # choices that each carry their own source
-        meaning, source = comment, " ".join(re.findall(r"\[\w+\]", comment))
-    return Explanation(key, default[key], meaning.strip(), source.strip())
+    if broken := rules.of_single_keys(values):
+        raise ConfigError(f"{path}: " + "\n  ".join(broken))
+    return Config(values, sources, found.recipe)

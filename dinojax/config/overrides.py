@@ -7,6 +7,7 @@ from typing import Any
 
 from dinojax.config import rules
 from dinojax.config.recipe import ConfigError, unknown
+from dinojax.data.fields import shown
 
 KINDS = {bool: "True or False", int: "an integer", float: "a number", str: "text"}
 
@@ -64,7 +65,7 @@ def typed(key: str, value: Any, default: Mapping[str, Any], *, place: str) -> An
         if cast is not None:
             return cast
         expected = KINDS[kind] + (" or None" if optional else "")
-    raise ConfigError(f"{place}{key}={value!r} has the wrong type: expected {expected}")
+    raise ConfigError(f"{place}{key}={shown(value)} has the wrong type: expected {expected}")
 
 
 def _rows(value: Any, kinds: Sequence[type]) -> tuple | None:

@@ -1,18 +1,19 @@
 """Run a recipe file, and read the comments of configs/base.py; errors carry file and line."""
 
 import ast
-import difflib
+import contextlib
 import importlib.util
 import re
 import tokenize
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from dinojax.config.hints import nearest
 from dinojax.configs import base
 
 FOLDER = Path(base.__file__).parent  # of the packaged recipes
@@ -44,22 +45,14 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def unknown(key: str, known: Iterable[str]) -> str:
+def unknown(key: str, known: Iterable[str], *, section: bool = True) -> str:
     """The message for a key that is not declared: the nearest name, or the keys of a section."""
     known = list(known)
-    if inside := [other for other in known if other.startswith(key + ".")]:
+    inside = [other for other in known if other.startswith(key + ".")]
+    if inside and section:
         return f"{key} is a section, not a key; its keys: {', '.join(inside)}"
-
-    def likeness(other: str) -> tuple[float, float]:
-        parts = other.split(".")
-        spans = [(i, j) for j in range(1, len(parts) + 1) for i in range(j)]
-        ratios = [
-            difflib.SequenceMatcher(None, key, ".".join(parts[i:j])).ratio() for i, j in spans
-        ]
-        return max(ratios), ratios[-len(parts)]  # a part, such as `lr`; then the whole name
-
-    nearest = max(known, key=likeness)
-    return f"{key} is not a key; nearest: {nearest}"
+    near = nearest(key, known)
+    return f"{key} is not a key" + (f"; nearest: {near}" if near else "")
 
 
 def find(recipe: str | Path) -> Path:
@@ -129,7 +122,7 @@ def _named_functions(path: Path, table: str, example: str) -> tuple[str, ...]:
 def _written_keys(path: Path, table: str) -> list[str]:
     """Keys of a dictionary as its file writes them: a dictionary keeps the last of equal ones."""
     keys = []
-    for node in ast.parse(path.read_text()).body:
+    for node in ast.parse(path.read_bytes()).body:
         names = [_name(target) for target in node.targets] if isinstance(node, ast.Assign) else []
         if table in names and isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
             keys += [key.value for key in node.value.keys if isinstance(key, ast.Constant)]
@@ -147,31 +140,38 @@ def run(
 
     stage: one of STAGES, if the recipe has them; student: one of STUDENTS, whose function comes
     next and can look at c.stage, as can `smoke`, which comes last.
-    Raises ConfigError for a missing get_config or smoke, a key assigned twice, an undeclared key
-    and a value that the locked object refuses.
+    Raises ConfigError, with file and line, for whatever the recipe raises, for a missing get_config
+    or smoke, a key assigned twice, and for what is returned in place of the config.
     """
-    _refuse_duplicates(path)
     module = _import(path)
+    _refuse_duplicates(path)
     steps = ("get_config", "smoke") if smoke else ("get_config",)
-    if missing := [name for name in steps if not hasattr(module, name)]:
+    if missing := [name for name in steps if not callable(getattr(module, name, None))]:
         raise ConfigError(
             f"{path} has no function {missing[0]}; see configs/tiny.py for an example"
         )
-    try:
-        config = module.get_config()
+    with _located(path):
+        config = _config_of(module.get_config(), path, "get_config")
         if stage is not None:
             config.stage = stage
-            config = module.STAGES[stage](config)
+            config = _config_of(module.STAGES[stage](config), path, f"stage {stage}")
         if student is not None:
-            config = module.STUDENTS[student](config)
+            config = _config_of(module.STUDENTS[student](config), path, f"student {student}")
         if smoke:
-            config = module.smoke(config)
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ConfigError(_located(error, path)) from error
-    if not isinstance(config, ConfigDict):
-        last = f"stage {stage}" if stage is not None and not smoke else steps[-1]
-        raise ConfigError(f"{path}: {last} returns {type(config).__name__}, not the config")
-    return flat(config)
+            config = _config_of(module.smoke(config), path, "smoke")
+        return flat(config)
+
+
+def _config_of(found: Any, path: Path, function: str) -> ConfigDict:
+    """What a function of a recipe returned, if it is the config with all its keys."""
+    if not isinstance(found, ConfigDict):
+        raise ConfigError(f"{path}: {function} returns {type(found).__name__}, not the config")
+    if lacking := flat(base.get_config()).keys() - flat(found).keys():
+        raise ConfigError(
+            f"{path}: {function} returns a config without {min(lacking)}; change and return the "
+            "one of base.get_config()."
+        )
+    return found
 
 
 def comments() -> dict[str, str]:
@@ -195,19 +195,36 @@ def _import(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path} is not a Python file; a recipe's name ends with .py")
     module = importlib.util.module_from_spec(spec)
-    # Not by the loader: it takes bytecode of the same second and size for that of the file.
-    exec(compile(path.read_bytes(), path, "exec"), module.__dict__)
+    with _located(path):
+        # Not by the loader: it takes bytecode of the same second and size for that of the file.
+        exec(compile(path.read_bytes(), path, "exec"), module.__dict__)
     return module
 
 
-def _located(error: Exception, path: Path) -> str:
-    """The error in words, with the line of the recipe that caused it."""
+@contextlib.contextmanager
+def _located(path: Path) -> Iterator[None]:
+    """Whatever a recipe raises becomes a ConfigError with the file and line that caused it."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ConfigError(_in_words(error, path)) from error
+
+
+def _in_words(error: BaseException, path: Path) -> str:
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
-    line = (own[-1] if own else None) or 0
+    if not own:  # it is not even compiled
+        return f"{path}: {type(error).__name__}: {error}"
+    line = own[-1] or 0
+    if isinstance(error, SystemExit):
+        return f"{path}:{line}: the recipe ends the process (exit code {error.code}); it must not"
     known = flat(base.get_config())
     declared = set(known) | {key.rpartition(".")[0] for key in known}
-    nodes = ast.walk(ast.parse(path.read_text()))
+    nodes = ast.walk(ast.parse(path.read_bytes()))
     keys = [key for node in nodes for key, lines in _assigned(node) if line in lines]
     for key in keys:
         if key not in declared:
@@ -218,7 +235,7 @@ def _located(error: Exception, path: Path) -> str:
 
 def _refuse_duplicates(path: Path) -> None:
     """A key assigned twice in one block of a function is a slip: the first value is lost."""
-    for node in ast.walk(ast.parse(path.read_text(), filename=str(path))):
+    for node in ast.walk(ast.parse(path.read_bytes(), filename=str(path))):
         if isinstance(node, ast.Module):
             continue
         for _, block in ast.iter_fields(node):

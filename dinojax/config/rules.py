@@ -6,6 +6,7 @@ from typing import Any
 
 from dinojax.config import data_rules, distill_rules, stage_rules, stages
 from dinojax.config.limits import COUNT, FLOAT, HEADS, LIMITS, SCHEDULES
+from dinojax.data.fields import shown
 
 Values = Mapping[str, Any]  # dotted key -> value
 
@@ -91,11 +92,16 @@ ELEMENTS: dict[str, type] = {
 def violations(values: Values) -> list[str]:
     """Every rule that the config breaks, one sentence each, ending with a move."""
     # A value out of its range or list would make the rules between keys talk nonsense.
-    single = [*_choices(values), *_limits(values), *_stage(values)]
+    single = of_single_keys(values)
     own = (_batch, _sizes, _more_sizes, _rope, _steps, _pairs, _adapter)
     staged = (stage_rules.start_rules, stage_rules.freeze_rules, stage_rules.end_rules)
     rules = (*own, data_rules.rules, distill_rules.rules, *staged, stage_rules.gram_rules)
     return single or [message for rule in rules for message in rule(values)]
+
+
+def of_single_keys(values: Values) -> list[str]:
+    """Every value that is out of its range or list, whatever the others are."""
+    return [*_choices(values), *_limits(values), *_stage(values)]
 
 
 def valid_group_sizes(batch_size: int, num_shards: int, accumulate: int = 1) -> list[int]:
@@ -111,7 +117,7 @@ def _choices(values: Values) -> Iterator[str]:
     for key, choices in CHOICES.items():
         value = values[key]
         if value not in choices and not (value is None and key in OPTIONAL):
-            yield f"{key}={value!r} is not a choice; use {', '.join(map(repr, choices))}."
+            yield f"{key}={shown(value)} is not a choice; use {', '.join(map(repr, choices))}."
 
 
 def _limits(values: Values) -> Iterator[str]:
@@ -123,13 +129,16 @@ def _limits(values: Values) -> Iterator[str]:
             if not low <= number <= high:
                 is_open = number < low and high in (COUNT, FLOAT)
                 bounds = f"at least {low}" if is_open else f"between {low} and {high}"
-                yield f"{key}={value} is out of range; use a value {bounds}."
+                yield f"{key}={shown(value)} is out of range; use a value {bounds}."
                 break
+
+
+STAGE = r"\w[\w.-]{0,63}"
 
 
 def _stage(values: Values) -> Iterator[str]:
     name = values["stage"]
-    if not re.fullmatch(r"\w[\w.-]{0,63}", name):
+    if not re.fullmatch(STAGE, name):
         yield (
             f"stage={name[:80]!r} names a folder of checkpoints; use letters, digits, _, - and ., "
             "64 at most."

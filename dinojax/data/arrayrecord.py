@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from dinojax.data import fields
 from dinojax.data.decode import PLAIN, ReadOptions
 from dinojax.data.encoded import (
     EncodedSource,
@@ -62,12 +63,11 @@ def unpack(record: bytes, *, name: str) -> Encoded:
     try:
         (length,) = _LENGTH.unpack_from(record, len(MAGIC))
         start = len(MAGIC) + _LENGTH.size
-        header = json.loads(record[start : start + length])
-        found = Encoded(record[start + length :], label=header["label"], name=header["name"])
-        typed = isinstance(found.name, str) and (found.label is None or type(found.label) is int)
-        if not typed:
-            raise ValueError(f"its header is {header}")
-    except (struct.error, ValueError, KeyError, TypeError, RecursionError) as error:
+        header = fields.parse(record[start : start + length], where="its header")
+        label = fields.field(header, "label", (int, None), where="its header")
+        own = fields.field(header, "name", str, where="its header")
+        found = Encoded(record[start + length :], label=label, name=own)
+    except (struct.error, ValueError) as error:
         raise OSError(f"{name}: its record is damaged ({error}).") from error
     if "unreadable" in header:
         raise OSError(f"{found.name}: unreadable when it was converted: {header['unreadable']}")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dinojax.data import fields
 from dinojax.data.arrayrecord import DATASET, LABELS, SUFFIXES, num_records, pack
 from dinojax.data.example import Encoded, Source
 from dinojax.data.progress import Progress
@@ -88,7 +89,7 @@ def _claim(directory: Path, plan: dict) -> None:
     """Make the folder and its dataset.json, or make sure that they are of this conversion."""
     path = directory / DATASET
     if path.exists():
-        found = json.loads(path.read_text())
+        found = fields.checked(fields.read(path), dict, name="the whole", where=path)
         differing = [key for key in plan if key != "complete" and found.get(key) != plan[key]]
         if differing:
             raise ValueError(

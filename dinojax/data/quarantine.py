@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dinojax.data import fields
 from dinojax.data.decode import DecodeError
 from dinojax.data.example import Example, Source
 from dinojax.data.mixture import peers
@@ -83,7 +84,7 @@ class Skipped:
 
 def list_skipped(path: Path, images: Sequence[Skipped]) -> None:
     """Add images to a list of its own, each once; the file is made by the first."""
-    listed = {(row["source"], row["id"]) for row in read_list(path)}
+    listed = {(row.get("source"), row["id"]) for row in read_list(path)}
     fresh = [image for image in images if (image.source, image.id) not in listed]
     if fresh:
         with path.open("a", encoding="utf-8") as file:
@@ -204,18 +205,18 @@ def read_list(path: str | Path) -> list[dict]:
     """Rows of a list, {"id", "reason", "substitute"} and maybe "source"; a missing file has none.
 
     A last line without its end (the run was killed while writing) is cut off the file; any other
-    line that is not JSON raises ValueError.
+    line that is no such row raises ValueError.
     """
     path = Path(path)
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
-        lines.pop()
-        draft = path.with_name(path.name + ".draft")
-        draft.write_text("".join(lines), encoding="utf-8")
-        os.replace(draft, path)
-    try:
-        return [json.loads(line) for line in lines]
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not a list of bad images ({error}); remove it.") from error
+    if path.is_file():
+        data = path.read_bytes()
+        if data and not data.endswith(b"\n"):
+            draft = path.with_name(path.name + ".draft")
+            draft.write_bytes(data[: data.rfind(b"\n") + 1])
+            os.replace(draft, path)
+    found = []
+    for where, row in fields.rows(path):
+        fields.field(row, "id", int, where=where)
+        fields.field(row, "reason", str, where=where)
+        found.append(row)
+    return found

@@ -7,13 +7,13 @@ image is then read by its place in the file. That asks for uncompressed shards o
 """
 
 import dataclasses
-import json
 import os
 import tarfile
 from typing import Any
 
 import numpy as np
 
+from dinojax.data import fields
 from dinojax.data.decode import EXTENSIONS, PLAIN, ReadOptions
 from dinojax.data.encoded import (
     EncodedSource,
@@ -192,7 +192,7 @@ def _class(text: bytes, extension: str, where: str) -> str | None:
     try:
         if extension == "cls":
             return text.decode().strip()
-        content = json.loads(text)
+        content = fields.parse(text, where="its text")
     except ValueError as error:
         raise ValueError(f"{where} cannot be read: {error}.") from error
     if isinstance(content, dict) and isinstance(content.get("label"), (int, str)):

@@ -1,7 +1,6 @@
 """Several students of one teacher: what they must share, and which devices each of them gets."""
 
 import dataclasses
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dinojax.config import Config, ConfigError
+from dinojax.data import fields
 from dinojax.distill import shares
 from dinojax.distill.shares import Shares
 from dinojax.ops.flops import count_flops
@@ -148,6 +148,19 @@ def programs(
     )
 
 
+def read_notes(path: Path) -> dict[str, Any]:
+    """FILE of a family; ValueError for anything but what `Notes` writes."""
+    content = fields.read(path)
+    fields.field(content, "students", [str], where=path)
+    for number, row in enumerate(fields.field(content, "measured", [dict], where=path)):
+        where = f"{path}: measured[{number}]"
+        fields.field(row, "kind", str, where=where)
+        fields.field(row, "devices", ({str: int}, None), where=where)
+        fields.field(row, "student_seconds", ({str: float}, None), where=where)
+        fields.field(row, "step_seconds", float, where=where)
+    return content
+
+
 class Notes:
     """FILE: the students of a directory, and what was measured of placements."""
 
@@ -156,7 +169,7 @@ class Notes:
         self._students = list(students)
         kinds = sorted({device.device_kind for device in jax.devices()})
         self._key = {"students": self._students, "devices": [len(jax.devices()), *kinds]}
-        content = json.loads(self._path.read_text()) if self._path.exists() else {}
+        content = read_notes(self._path) if self._path.exists() else {}
         self._root, self._before = root, content.get("students", [])
         same = all(content.get(key) == value for key, value in self._key.items())
         self.measured: list[dict] = content.get("measured", []) if same else []

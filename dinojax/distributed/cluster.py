@@ -99,6 +99,19 @@ def _check(place: ProcessSpec) -> None:
         )
 
 
+_BY_HAND = (
+    "start every process with the cluster's launcher (srun for slurm), or give --coordinator "
+    "HOST:PORT, --num-processes and --process-id."
+)
+
+
+def _lacking(error: Exception) -> str:
+    """In words, why a cluster could not be asked."""
+    if isinstance(error, KeyError):
+        return f"this is none of its processes, for {error.args[0]} is not in the environment"
+    return f"this is none of its processes ({type(error).__name__}: {error})"
+
+
 def _detected(cluster: str) -> ProcessSpec:
     """What JAX finds out about the cluster that this process runs on."""
     method = None if cluster == "auto" else cluster
@@ -110,13 +123,10 @@ def _detected(cluster: str) -> ProcessSpec:
             None, None, None, None, method, int(WAIT)
         )
     except Exception as error:  # whatever a cluster's environment lacks
-        raise HostError(f"--cluster {cluster}: {type(error).__name__}: {error}") from error
+        raise HostError(f"--cluster {cluster}: {_lacking(error)}; {_BY_HAND}") from error
     address, count, index, devices = found
     if address is None or count is None or index is None:
-        raise HostError(
-            f"--cluster {cluster}: JAX finds no cluster here; give --coordinator HOST:PORT, "
-            "--num-processes and --process-id."
-        )
+        raise HostError(f"--cluster {cluster}: JAX finds no such cluster here; {_BY_HAND}")
     if os.environ.get("SLURM_STEP_NUM_NODES") == os.environ.get("SLURM_NTASKS"):
         devices = None  # one task per node takes all of it, where JAX would give it one device
     return ProcessSpec(address, count, index, None if devices is None else list(devices))

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dinojax.data import fields
 from dinojax.data.decode import DecodeError, ReadOptions
 from dinojax.data.example import Source
 from dinojax.data.quarantine import FILE, Skipped, note_skipped, read_list
@@ -136,7 +137,7 @@ def _claim(out: Path, backbone: Backbone, source: Source, job: Job, origin: str)
     index = json.loads(json.dumps(index))  # tuples become lists, as they will be read
     path = out / INDEX
     if path.exists():
-        saved = json.loads(path.read_text())
+        saved = fields.checked(fields.read(path), dict, name="the whole", where=path)
         changed = [key for key in index if key not in FREE and saved.get(key) != index[key]]
         if changed:
             told = "; ".join(f"{key}: {saved.get(key)!r} there, {index[key]!r}" for key in changed)

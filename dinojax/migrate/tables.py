@@ -106,37 +106,6 @@ FFN = {
     "dinov2": {"mlp": "mlp", "swiglu": "swiglu_fused", "swiglufused": "swiglu_fused"},
 }
 
-# Keys that several of ours are made of, in `_schedules` and `_combined`.
-COMBINED = (
-    "student.arch",
-    "student.ffn_layer",
-    "student.layerscale",
-    "train.OFFICIAL_EPOCH_LENGTH",
-    "train.checkpointing",
-    "train.checkpointing_full",
-    "checkpointing.keep_every",
-    "optim.epochs",
-    "optim.clip_grad",
-    "dino.koleo_loss_distributed",
-    "dino.koleo_distributed_loss_group_size",
-    "dino.reweight_dino_local_loss",
-    "dino.local_loss_weight_schedule.*",
-    "gram.loss_weight",
-    "gram.loss_weight_schedule*",
-    "gram.ema_teacher",
-    "gram.ckpt",
-    "gram.it_load_ema_teacher",
-    "gram.rep_update",
-    "gram.update_frequency",
-    "gram.it_first_update",
-    "gram.max_updates",
-    "gram.remove_neg",
-    "gram.remove_only_teacher_neg",
-    "crops.gram_teacher_crops_size",
-    "crops.gram_teacher_no_distortions",
-    "crops.global_local_crop_pairs_ratios",
-    "student.interpolate_antialias",
-)
 # When the frozen Gram network becomes a copy of the ema: theirs -> ours.
 REFRESHES = {
     "gram.update_frequency": "gram.refresh_every",
@@ -165,70 +134,36 @@ SCHEDULES = {
     "momentum": "momentum",
     "teacher_temp": "teacher_temperature",
 }
-
-# Pattern -> why it is ignored. The first that fits counts.
-DEAD = "nothing in the reference reads it"
-MEMORY = "changes speed or memory there, never results"
-PATHS = "a place of theirs; set data.path and --run"
-IGNORED = {
-    "student.pos_embed_rope_dtype": "the reference does not read it and computes in bfloat16; "
-    "rope.dtype=bfloat16 does the same here",
-    "student.drop_path_uniform": "the only kind of DINOv3",
-    "student.ffn_ratio": DEAD + ": the architecture sets it",
-    "optim.dino_head_wd_multiplier": "it has no effect in the reference",
-    "student.fp8_*": "blocks compute in precision.compute here",
-    "dino.koleo_distributed_loss_group_data": "it has no effect in the reference",
-    **dict.fromkeys(("hrft.*", "coding_rate_loss.*", "MODEL.*", "ibot.force_masking_*"), DEAD),
-    **{
-        f"train.{name}": DEAD
-        for name in ("saveckp_freq", "monitor_gradient_norm", "chunk_schedule", "data_config")
-        + ("use_teacher_head", "learn_from_teacher_tokens", "cell_augmentation*")
-    },
-    **{
-        f"student.{name}": DEAD
-        for name in ("pos_embed_type", "in_chans", "patch_drop", "init_std_*", "drop_path_shape")
-        + ("sin_cos_embeddings", "fourier_*", "multiple_pos_embeddings", "cls_pos_embedding")
-        + ("reg_pos_embedding", "mask_attention", "mask_register_attention", "sparse24_*")
-        + ("rescale_weights_by_layer_id", "pos_embed_grid_size", "pos_embed_rope_gamma")
-        + ("pos_embed_rope_init_multi_frequencies", "pretrained_weights")
-    },
-    "student.block_chunks": MEMORY,
-    **dict.fromkeys(("dino.head_norm_last_layer", "dino.force_weight_norm"), DEAD),
-    **dict.fromkeys(("ibot.head_norm_last_layer", "teacher.in_chans"), DEAD),
-    **dict.fromkeys(("optim.optimizer", "optim.dump_fsdp_weights_path"), DEAD),
-    **dict.fromkeys(("evaluation.low_freq_every", "evaluation.config_files*"), DEAD),
-    **dict.fromkeys(("train.dataset_path", "train.output_dir"), PATHS),
-    **{
-        key: MEMORY
-        for key in ("train.compile", "train.cudagraphs", "train.fsdp_reshard_after_forward")
-        + ("train.sharded_eval_checkpoint", "optim.multi_tensor_optim", "train.cache_dataset")
-        + ("compute_precision.reduce_dtype", "compute_precision.*sharding_strategy")
-    },
-    "compute_precision.*": "float32 weights and losses, blocks in precision.compute",
-    "gram.compute_stats": "only logs more",
+# Of schedules of version 2, what is read of each; of iterations and epochs the former count.
+CURVES = tuple(
+    f"{curve}.{name}"
+    for curve in (*(f"schedules.{name}" for name in SCHEDULES), "dino.local_loss_weight_schedule")
+    + ("gram.loss_weight_schedule",)
+    for name in ("start", "peak", "end", "warmup_epochs", "cosine_epochs")
+    + ("warmup_iterations", "cosine_iterations")
+) + ("schedules.lr.freeze_last_layer_epochs", "schedules.lr.freeze_last_layer_iterations")
+# Keys that may be null, and their kind otherwise; beside those of SAME that may in ours.
+NULLABLE: dict[str, type] = {
+    "student.layerscale": float,
+    "optim.clip_grad": float,
+    "dino.koleo_distributed_loss_group_size": int,
+    "gram.max_updates": int,
+    "gram.ckpt": str,
+    "crops.gram_teacher_crops_size": int,
+    "checkpointing.keep_every": int,
+    "student.in_chans": int,
+    "teacher.in_chans": int,
 }
-ONLY_DINOV2 = ("student.interpolate_*",)  # in files of DINOv3 nothing reads them
-DISTILLATION = "a distillation, which is another program"
-# Pattern -> the values that change nothing here, and what to say of others.
-REFUSED: dict[str, tuple[tuple, str]] = {
-    "distillation.enabled": ((False,), DISTILLATION),
-    "distillation.*": (("", None), DISTILLATION),
-    "multidistillation.enabled": ((False,), DISTILLATION),
-    "multidistillation.*": ((), DISTILLATION),
-    "MODEL.META_ARCHITECTURE": (("SSLMetaArch",), DISTILLATION),
-    "MODEL.WEIGHTS": (("", None), "starts from weights"),
-    "student.resume_from_teacher_chkpt": (("", None), "starts from weights"),
-    "ibot.separate_head": ((True,), "a head shared by DINO and iBOT is not offered"),
-    "dino.koleo_distributed_replicas": ((0,), "the reference refuses it, too"),
-    "crops.localcrops_subset_of_globalcrops": ((False,), "local crops are cut from the image"),
-    "crops.share_color_jitter": ((False,), "every crop has colours of its own"),
-    "crops.teacher_to_student_resolution_scale": ((1, 1.0), DISTILLATION),
-}
-# And in files of DINOv2, where DINOv3 reads them no more.
-REFUSED_2: dict[str, tuple[tuple, str]] = {
-    "student.drop_path_uniform": ((True,), "drop path that grows with depth is not offered"),
-    "student.pretrained_weights": (("", None), "starts from weights"),
-}
+# Whole numbers that are no epochs, and the least of some.
+WHOLE: tuple[str, ...] = (
+    "train.batch_size_per_gpu",
+    "train.OFFICIAL_EPOCH_LENGTH",
+    "gram.update_frequency",
+)
+WHOLE += ("gram.it_first_update", "gram.it_load_ema_teacher", "checkpointing.keep_every")
+WHOLE += ("crops.global_crops_size", "crops.local_crops_size")
+LEAST = {"train.batch_size_per_gpu": 1, "train.OFFICIAL_EPOCH_LENGTH": 1, "optim.epochs": 0}
+LEAST |= {"student.in_chans": 1, "teacher.in_chans": 1}
 
 # What a key means that a file leaves out: released defaults, of the keys that are read below.
 DEFAULTS: dict[str, Any] = {
@@ -276,7 +211,12 @@ DEFAULTS: dict[str, Any] = {
     "crops.global_local_crop_pairs_ratios": 1.0,
     "crops.gram_teacher_crops_size": None,
     "crops.gram_teacher_no_distortions": False,
+    "crops.rgb_mean": (0.485, 0.456, 0.406),
+    "crops.rgb_std": (0.229, 0.224, 0.225),
+    "student.in_chans": 3,
     "checkpointing.keep_every": 99999999999999999,
+    **{f"dino.local_loss_weight_schedule.{name}": 0.5 for name in ("start", "peak", "end")},
+    "dino.local_loss_weight_schedule.warmup_epochs": 0,
 }
 DEFAULTS_2 = {
     "optim.base_lr": 0.004,

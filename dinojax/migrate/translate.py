@@ -1,6 +1,6 @@
 """A configuration file of the reference implementations (DINOv3, DINOv2) as a recipe of ours.
 
-dinojax/migrate/tables.py says what becomes of every key: translated, ignored with the reason, or
+tables.py and untranslated.py say what becomes of every key: translated, ignored with the reason, or
 refused because the run would be another one. A key in no table is unknown. Nothing is dropped in
 silence.
 """
@@ -8,11 +8,13 @@ silence.
 import dataclasses
 import fnmatch
 from collections.abc import Iterable
+from types import NoneType
 
-from dinojax.config.recipe import flat, unknown
+from dinojax.config.recipe import ConfigError, flat, unknown
 from dinojax.configs import base
-from dinojax.migrate import tables
-from dinojax.migrate.schedules import Refusal, Values, has_schedules, schedules
+from dinojax.migrate import kinds, tables
+from dinojax.migrate.classify import KNOWN, classify
+from dinojax.migrate.schedules import Refusal, Values, schedules
 
 HUGE = 10**9  # steps; what stands for never in the reference
 SIGNS = {  # keys that the files of one implementation alone have
@@ -23,14 +25,15 @@ SIGNS = {  # keys that the files of one implementation alone have
 
 @dataclasses.dataclass(frozen=True)
 class Migration:
-    """What a file became. Every key of it is in exactly one of the four."""
+    """What a file became. Every key of it is in exactly one of the last five."""
 
     flavour: str  # dinov3 | dinov2: whose defaults fill in what the file leaves out
     values: Values  # of ours, where they differ from configs/base.py
     used: tuple[str, ...]
     ignored: dict[str, str]  # key -> reason
     refused: dict[str, str]  # key -> value, and what the run would need
-    unknown: dict[str, str]  # key -> the nearest one that is known
+    unknown: dict[str, str]  # key -> value, and one that is known and alike
+    left_out: dict[str, str]  # key -> value, by the wish of the user
 
     def report(self) -> list[str]:
         """All of it as lines of text."""
@@ -39,74 +42,58 @@ class Migration:
             ("ignored", self.ignored),
             ("not supported", self.refused),
             ("unknown", self.unknown),
+            ("left out as asked", self.left_out),
         ):
             lines += [f"{title}: {len(found)}"] if found else []
             lines += [f"  {key}: {reason}" for key, reason in found.items()]
         return lines
 
 
-def migrate(given: Values, *, gpus: int, flavour: str | None = None) -> Migration:
+def migrate(
+    given: Values, *, gpus: int, flavour: str | None = None, ignore: Iterable[str] = ()
+) -> Migration:
     """The recipe of a reference file that was run on `gpus` GPUs.
 
-    given: of `read_yaml`. flavour: dinov3 or dinov2, None = told from the keys.
+    given: of `read_yaml`. flavour: dinov3 or dinov2, None = told from the keys. ignore: keys, or
+    sections of keys, to take as if the file had not them. Raises ConfigError for one it has not.
     """
+    left_out = {key: f"{given[key]!r}" for name in ignore for key in _named(name, given)}
+    given = {key: value for key, value in given.items() if key not in left_out}
     if flavour is None:
         signs = {name: any(_any_of(key, SIGNS[name]) for key in given) for name in SIGNS}
         flavour = "dinov2" if signs["dinov2"] and not signs["dinov3"] else "dinov3"
-    every = tables.DEFAULTS | (tables.DEFAULTS_2 if flavour == "dinov2" else {}) | given
+    default = tables.DEFAULTS | (tables.DEFAULTS_2 if flavour == "dinov2" else {})
+    found: dict[str, dict[str, str]] = {k: {} for k in ("used", "ignored", "refused", "unknown")}
+    # What is no value of its key is told, and then taken as absent.
+    for key, value in given.items():
+        kind, reason = classify(key, default | given, flavour)
+        wrong = kinds.wrong(key, value) if kind == "used" else None
+        found[kind if wrong is None else "refused"][key] = reason if wrong is None else wrong
+    every = default | {k: v for k, v in given.items() if k in found["used"] or k not in KNOWN}
     ours: Values = {"batch_size": gpus * every["train.batch_size_per_gpu"]}
-    refused: dict[str, str] = {}
-    for translate in (_renamed, _combined, _koleo, _gram, _anchor, _sizes, schedules):
+    refused = found["refused"]
+    for key in default:  # one of theirs may not be offered either
+        if key not in given and key not in left_out:
+            kind, reason = classify(key, every, flavour)
+            refused |= {key: reason} if kind == "refused" else {}
+    translators = (_renamed, _channels, _combined, _koleo, _gram, _anchor, _sizes, schedules)
+    for translate in translators:
         try:
             ours |= translate(every, flavour, ours)
         except Refusal as refusal:
-            refused |= refusal.reasons
-    used: list[str] = []
-    ignored: dict[str, str] = {}
-    strange: dict[str, str] = {}
-    for key in every:
-        kind, reason = _classify(key, every, flavour)
-        if kind == "refused":
-            refused[key] = reason
-        elif key in given and key not in refused:
-            if kind == "used":
-                used.append(key)
-            else:
-                (ignored if kind == "ignored" else strange)[key] = reason
-    return Migration(flavour, _changed(ours), tuple(used), ignored, refused, strange)
+            refused |= {k: v for k, v in refusal.reasons.items() if k not in refused}
+    used = tuple(key for key in found["used"] if key not in refused)
+    return Migration(
+        flavour, _changed(ours), used, found["ignored"], refused, found["unknown"], left_out
+    )
 
 
-def _classify(key: str, every: Values, flavour: str) -> tuple[str, str]:
-    """(used | ignored | refused | unknown, reason) of one key."""
-    if _any_of(key, tables.VERSION_1) and has_schedules(every):
-        return "ignored", "the section `schedules` takes its place"
-    if key.startswith("gram.") and not every["gram.use_loss"] and key != "gram.use_loss":
-        return "ignored", "gram.use_loss is off"
-    if key in ("crops.gram_teacher_crops_size", "crops.gram_teacher_no_distortions"):
-        if not every["gram.use_loss"]:
-            return "ignored", "gram.use_loss is off"
-    if key in tables.REFRESHES and not every["gram.rep_update"]:
-        return "ignored", "counts with gram.rep_update alone"
-    if key.startswith("dino.local_loss") and not every["dino.reweight_dino_local_loss"]:
-        return "ignored", "dino.reweight_dino_local_loss is off"
-    if flavour == "dinov3" and _any_of(key, tables.ONLY_DINOV2):
-        return "ignored", tables.DEAD
-    refused = tables.REFUSED | (tables.REFUSED_2 if flavour == "dinov2" else {})
-    for pattern, (allowed, reason) in refused.items():
-        if fnmatch.fnmatchcase(key, pattern):
-            off = pattern.endswith(".*") and not every.get(f"{pattern[:-2]}.enabled")
-            if every[key] in allowed or off:
-                return "ignored", "as it is always here"
-            return "refused", f"{every[key]!r}: {reason}"
-    if key in tables.SAME or key in tables.RENAMED or _any_of(key, tables.COMBINED):
-        return "used", ""
-    if _any_of(key, tables.VERSION_1) or key.startswith("schedules."):
-        return "used", ""
-    for pattern, reason in tables.IGNORED.items():
-        if fnmatch.fnmatchcase(key, pattern):
-            return "ignored", reason
-    known = [*tables.SAME, *tables.RENAMED, *tables.VERSION_1, *tables.IGNORED, *tables.COMBINED]
-    return "unknown", unknown(key, known)
+def _named(name: str, given: Values) -> list[str]:
+    """Keys of a file that --ignore means: one, or all of a section."""
+    found = [key for key in given if key == name or key.startswith(f"{name}.")]
+    if not found:
+        raise ConfigError(f"--ignore {name}: {unknown(name, given, section=False)} of this file.")
+    return found
 
 
 def _renamed(every: Values, flavour: str, _: Values) -> Values:
@@ -117,13 +104,15 @@ def _renamed(every: Values, flavour: str, _: Values) -> Values:
         for theirs, ours in tables.SAME.items()
         if theirs in every and (gram or not theirs.startswith("gram."))
     }
+    if flavour == "dinov3":
+        found.pop(tables.SAME[_OFFSET], None)
     wrong = {}
     for theirs, (ours, choices) in tables.RENAMED.items():
         if theirs not in every:
             continue
         if theirs == "optim.scaling_rule":
-            found[ours] = choices.get(every[theirs], "none")  # as the reference takes it
-        elif every[theirs] in choices:
+            choices = choices | dict.fromkeys((None, "", "none"), "none")
+        if isinstance(every[theirs], (str, bool, NoneType)) and every[theirs] in choices:
             found[ours] = choices[every[theirs]]
         else:
             wrong[theirs] = f"{every[theirs]!r} is none of {', '.join(map(repr, choices))}"
@@ -133,6 +122,28 @@ def _renamed(every: Values, flavour: str, _: Values) -> Values:
     if wrong:
         raise Refusal(wrong)
     return found
+
+
+def _channels(every: Values, flavour: str, _: Values) -> Values:
+    """Channels of the images, and what colour operations are left with other than three."""
+    channels = every["student.in_chans"]
+    channels = 3 if channels is None else channels
+    wrong = {}
+    teacher = every.get("teacher.in_chans")
+    if teacher not in (None, channels):
+        wrong["teacher.in_chans"] = f"{teacher!r}, but student.in_chans is {channels}"
+    for name in ("mean", "std"):
+        values = every[f"crops.rgb_{name}"]
+        if len(values) != channels:
+            wrong["student.in_chans"] = (
+                f"{channels!r}, but crops.rgb_mean and crops.rgb_std do not have {channels} values "
+                "each; give those of the data"
+            )
+    if wrong:
+        raise Refusal(wrong)
+    # Of one channel torchvision's saturation, hue and grayscale are the identity.
+    colours = ("saturation", "hue", "grayscale_rate") if channels != 3 else ()
+    return {"image.channels": channels} | {f"augment.{name}": 0.0 for name in colours}
 
 
 def _combined(every: Values, flavour: str, _: Values) -> Values:
@@ -151,12 +162,13 @@ def _combined(every: Values, flavour: str, _: Values) -> Values:
         "model.layer_scale": every["student.layerscale"] or None,
         "model.remat": "full" if every["train.checkpointing_full"] else "dots",
         "optim.clip": every["optim.clip_grad"] or None,
-        "checkpoint.keep_every": None if keep >= HUGE else keep,
+        "checkpoint.keep_every": None if keep is None or keep >= HUGE else keep,
     }
     if not every["train.checkpointing"]:
         found["model.remat"] = "none"
     if flavour == "dinov2":
-        found["model.position_size"] = every["crops.global_crops_size"]
+        size = every["crops.global_crops_size"]
+        found["model.position_size"] = size[0] if isinstance(size, tuple) else size
         found |= {f"{head}.prototype_norm": "weight_norm" for head in ("dino_head", "ibot_head")}
         antialias, offset = every["student.interpolate_antialias"], every.get(_OFFSET)
         if bool(antialias) == bool(offset):
@@ -216,9 +228,12 @@ def _anchor(every: Values, flavour: str, _: Values) -> Values:
                 "there: a run, a file or a folder"
             }
         )
+    if start == 0:
+        reason = "0: the ema of random weights would take the place of gram.ckpt; -1 keeps that"
+        raise Refusal({"gram.it_load_ema_teacher": reason})
     # Loaded again from the ema, the file matters only until then, at a weight that has to be 0.
     found: Values = {"gram.anchor": file}
-    if start >= 0:
+    if start > 0:
         found = {"gram.anchor": "ema", "gram.anchor_step": start}
     if refresh:
         found |= {ours: every[theirs] for theirs, ours in tables.REFRESHES.items()}

@@ -116,7 +116,8 @@ def _last_event(run: RunFiles) -> str:
         return ""
     event = run.resumes[-1]
     reason = f": {event['reason']}" if "reason" in event else ""
-    return f"; last {event['event']} at {event['time']}{reason}"
+    when = f" at {event['time']}" if "time" in event else ""
+    return f"; last {event['event']}{when}{reason}"
 
 
 def _data(run: RunFiles) -> Iterator[Finding]:

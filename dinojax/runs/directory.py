@@ -13,7 +13,7 @@ import jax
 
 from dinojax import config as configs
 from dinojax.checkpoint.manager import COMMITTED
-from dinojax.config import Config, ConfigError
+from dinojax.config import Config, ConfigError, saved
 from dinojax.runs import early_stopping, lock
 from dinojax.runs.scalars import read_metrics
 
@@ -45,9 +45,10 @@ def occupy(directory: Path, *, index: int = 0) -> contextlib.AbstractContextMana
     index: of this process among those of the run; each has a lock of its own. Asks for no device,
     which the process that holds the lock may have taken all of.
     """
-    is_new = index == 0 and not (directory / "config.json").exists()
-    if is_new and directory.exists() and _foreign(directory):
-        raise ConfigError(f"{directory} is not empty and no run directory; use another --run.")
+    if directory.exists() and not directory.is_dir():
+        raise ConfigError(f"{directory} is no folder; use another --run.")
+    if index == 0 and directory.exists():
+        _refuse_foreign(directory)
     directory.mkdir(parents=True, exist_ok=True)
     return lock.held(directory, process=index)
 
@@ -155,6 +156,20 @@ def _refuse_other(directory: Path, stages: Sequence[Config]) -> None:
                 f"{directory} belongs to another config{where}:\n{lines}\n"
                 "Use another --run, the config it began with, or --accept-new-config."
             )
+
+
+def _refuse_foreign(directory: Path) -> None:
+    """Raise ConfigError for a folder of something else, before anything is written to it."""
+    if not os.path.lexists(directory / saved.FILE):
+        if _foreign(directory):
+            raise ConfigError(f"{directory} is not empty and no run directory; use another --run.")
+        return
+    try:
+        names = configs.saved_stages(directory)
+        for name in names if len(names) > 1 else ():
+            saved.read(directory / "stages" / f"{name}.json")
+    except (ConfigError, FileNotFoundError) as error:
+        raise ConfigError(f"{error} Use another --run.") from error
 
 
 def _foreign(directory: Path) -> bool:

@@ -1,13 +1,12 @@
 """What a run directory tells, read without a device: config, scalars, checkpoints, incidents."""
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
 
-from dinojax.config.recipe import flat
-from dinojax.configs import base
+from dinojax.config import saved as saved_files
+from dinojax.data import fields
 from dinojax.data.quarantine import KNN_FILE
 from dinojax.runs.scalars import read_metrics
 
@@ -45,15 +44,14 @@ def read_run(directory: str | Path, *, stage: str | None = None) -> RunFiles:
     Raises FileNotFoundError if it is no run directory, ValueError for a file that is damaged.
     """
     directory = Path(directory)
-    path = directory / "config.json"
+    path = directory / saved_files.FILE
     if not path.exists():
         raise FileNotFoundError(f"{directory} holds no config.json; name a run directory.")
-    saved = _json(path)
-    stages = saved["stages"] if "stages" in saved else [saved["config"]["stage"]]
-    if stage is not None and stage != saved["config"]["stage"]:
-        saved = _json(directory / "stages" / f"{stage}.json")
-    default = flat(base.get_config())  # for keys declared since
-    values = {**default, **flat(saved["config"])}
+    saved = saved_files.read(path)
+    stages = saved.stages
+    if stage is not None and stage != saved.values["stage"]:
+        saved = saved_files.read(directory / "stages" / f"{stage}.json")
+    values = saved.values | saved.strange  # of keys declared then, too
     rows = [
         row
         for row in read_metrics(directory / "metrics.jsonl")
@@ -63,24 +61,24 @@ def read_run(directory: str | Path, *, stage: str | None = None) -> RunFiles:
     lists = sorted(directory.glob("bad_images*.jsonl"))  # one for each host
     before = values["start.steps_before"]  # counted in the names of autopsies
     own = range(before + 1, before + values["num_steps"] + 1)
-    autopsies = sorted(directory.glob("autopsy/*/step.json"), key=lambda p: int(p.parent.name))
-    autopsies = [path for path in autopsies if int(path.parent.name) in own]
+    numbered = [p for p in directory.glob("autopsy/*/step.json") if p.parent.name.isdecimal()]
+    autopsies = sorted(numbered, key=lambda p: int(p.parent.name))
     return RunFiles(
         directory=directory,
         stage=values["stage"],
         stages=stages,
-        recipe=saved["recipe"],
+        recipe=saved.recipe,
         values=values,
-        sources=dict.fromkeys(default, "base") | saved["sources"],
+        sources=saved.sources | dict.fromkeys(saved.strange, "base") | saved.sources,
         rows=[row for row in rows if "total" in row],
         evaluations=[row for row in rows if "total" not in row],
-        checkpoints=sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit()),
-        autopsies=[{**_json(path), "folder": path.parent.name} for path in autopsies],
-        bad_images=[row for path in lists if path.name != KNN_FILE for row in _lines(path)],
-        skipped_images=_lines(directory / KNN_FILE),
-        resumes=_lines(directory / "resumes.jsonl"),
-        environment=_json(directory / "env.json"),
-        energy=_json(directory / "energy.json"),
+        checkpoints=sorted(int(p.name) for p in folder.glob("*") if p.name.isdecimal()),
+        autopsies=[_autopsy(path) for path in autopsies if int(path.parent.name) in own],
+        bad_images=[row for path in lists if path.name != KNN_FILE for row in _images(path)],
+        skipped_images=_images(directory / KNN_FILE),
+        resumes=_resumes(directory / "resumes.jsonl"),
+        environment=_object(directory / "env.json"),
+        energy=_energy(directory / "energy.json"),
     )
 
 
@@ -102,16 +100,49 @@ def read_whole(directory: str | Path) -> RunFiles:
     )
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _object(path: Path) -> dict[str, Any]:
+    """A JSON object; empty without the file."""
     if not path.exists():
         return {}
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}); repair or remove it.") from error
+    return fields.checked(fields.read(path), dict, name="the whole", where=path)
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file; a last line that was being written is left out."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+def _autopsy(path: Path) -> dict[str, Any]:
+    """step.json of an autopsy, and the name of its folder."""
+    content = _object(path)
+    for name, kind in (("step", int), ("culprit", str), ("scalars", {str: (float, str)})):
+        fields.field(content, name, kind, where=path)
+    fields.field(content["scalars"], "bad_steps", float, where=f"{path}: scalars")
+    return {**content, "folder": path.parent.name}
+
+
+def _energy(path: Path) -> dict[str, Any]:
+    """energy.json (energy.summed)."""
+    content = _object(path)
+    if content:
+        for name in ("energy_kwh", "tonnes_co2e"):
+            fields.field(content, name, (float, None), where=path)
+        for name in ("device_hours", "pue", "tonnes_per_mwh"):
+            fields.field(content, name, float, where=path)
+        fields.field(content, "method", str, where=path)
+        for number, one in enumerate(fields.field(content, "sessions", [dict], where=path)):
+            fields.field(one, "notes", [str], where=f"{path}: sessions[{number}]")
+    return content
+
+
+def _images(path: Path) -> list[dict[str, Any]]:
+    """Rows of a list of bad images (data/quarantine.py)."""
+    found = list(fields.rows(path))
+    for where, row in found:
+        fields.field(row, "reason", str, where=where)
+    return [row for _, row in found]
+
+
+def _resumes(path: Path) -> list[dict[str, Any]]:
+    """Starts and stops (run.Run.note)."""
+    found = list(fields.rows(path))
+    for where, row in found:
+        fields.field(row, "event", str, where=where)
+        for name in ("time", "reason"):
+            fields.field(row, name, str, where=where, default="")
+    return [row for _, row in found]

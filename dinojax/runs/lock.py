@@ -15,6 +15,8 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from dinojax.data import fields
+
 log = logging.getLogger(__name__)
 
 FILE = "lock"
@@ -72,7 +74,9 @@ def held(directory: Path, *, process: int = 0) -> Iterator[None]:
 def _holder(path: Path) -> str:
     """In words, the process that says in the file that it holds the lock."""
     try:
-        who = json.loads(path.read_text())
-        return f"process {who['pid']} on {who['host']} since {who['since']}"
-    except (OSError, ValueError, KeyError, TypeError):  # it has not written that yet
+        who = fields.read(path)
+        pid = fields.field(who, "pid", int, where=path)
+        host, since = (fields.field(who, name, str, where=path) for name in ("host", "since"))
+        return f"process {pid} on {host} since {since}"
+    except (OSError, ValueError):  # it has not written that yet
         return "another process"

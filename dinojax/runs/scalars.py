@@ -1,4 +1,4 @@
-"""Scalars to metrics.jsonl, lines to log.txt, progress to the terminal. Standard library only."""
+"""Scalars to metrics.jsonl, lines to log.txt, progress to the terminal. Quick to import."""
 
 import json
 import logging
@@ -11,8 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from dinojax.data import fields
+
 Clock = Callable[[], float]  # seconds
 CLEAR_LINE = "\r\x1b[K"
+MOST_STEPS = 2**40  # a row may name
+TEXTS: dict[str, Any] = {"stage": str, "time": (str, float)}  # columns that are no scalars
 
 
 class MetricsLog:
@@ -82,21 +86,19 @@ def read_metrics(path: str | Path, *, last_step: int | None = None) -> list[dict
     """Rows of a metrics file, up to and including last_step; a missing file has none.
 
     A last line without its end (the run was killed while writing) is left out; any other line
-    that is not JSON raises ValueError with its number.
+    that is no row (a step, and finite numbers or null besides) raises ValueError with its number.
     """
-    path = Path(path)
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    if lines and not lines[-1].endswith("\n"):
-        lines.pop()
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{path}:{number} is not JSON ({error}); repair or remove it"
-            ) from error
-    return [row for row in rows if last_step is None or row["step"] <= last_step]
+    found = []
+    for where, row in fields.rows(path):
+        step = fields.field(row, "step", int, where=where)
+        if not 0 <= step <= MOST_STEPS:
+            raise ValueError(f"{where}: step is {fields.shown(step)}; expected 0 to {MOST_STEPS}.")
+        for name, value in row.items():
+            kind = TEXTS[name] if name in TEXTS else (float, None)
+            fields.checked(value, kind, name=name, where=where)
+        if last_step is None or step <= last_step:
+            found.append(row)
+    return found
 
 
 def _line(row: Mapping[str, Any]) -> str:

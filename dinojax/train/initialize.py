@@ -33,13 +33,21 @@ from dinojax.weights import run
 
 log = logging.getLogger(__name__)
 
-# Fields of a backbone that change what it computes from the same weights.
-MEANING: dict[type, tuple[str, ...]] = {
-    VitSpec: (
-        *("width", "depth", "num_heads", "ffn", "patch_size", "channels", "num_registers"),
-        *("norm", "position", "mask_k_bias"),
-    ),
-    ConvNextSpec: ("depths", "widths", "channels"),
+# Fields of a backbone that change what it computes from the same weights -> keys that set them.
+MEANING: dict[type, dict[str, str]] = {
+    VitSpec: {
+        **{
+            name: f"model.{name}"
+            for name in ("width", "depth", "num_heads", "ffn", "patch_size", "num_registers")
+            + ("norm", "position", "position_size", "mask_k_bias")
+        },
+        "channels": "image.channels",
+    },
+    ConvNextSpec: {
+        "depths": "model.depth",
+        "widths": "model.width",
+        "channels": "image.channels",
+    },
 }
 ROPE = ("base", "min_period", "max_period", "coords")
 
@@ -196,7 +204,10 @@ def _refuse_other_network(config: Config, path: str, key: str) -> None:
             f"{key}={path} holds {held}, but model.name={config.model.name!r} is none; set "
             "model.name to the network of the file, or give a file of this one."
         )
-    pairs = [(f"model.{name}", *_both(theirs, ours, name)) for name in MEANING[type(ours)]]
+    named = dict(MEANING[type(ours)])
+    if getattr(ours, "position", None) != "learned":
+        named.pop("position_size", None)
+    pairs = [(key, *_both(theirs, ours, name)) for name, key in named.items()]
     if isinstance(ours, VitSpec) and isinstance(theirs, VitSpec):
         if ours.position == theirs.position == "rope":
             pairs += [(f"rope.{name}", *_both(theirs.rope, ours.rope, name)) for name in ROPE]

@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dinojax.config import Config, ConfigError
+from dinojax.data import fields
 from dinojax.data.example import Source
 from dinojax.distributed.process_group import ProcessGroup
 from dinojax.runs.directory import HOSTS, name_of, package_versions
@@ -93,7 +94,7 @@ def _storage_fault(directory: Path, token: str) -> str | None:
     move = "put --run on storage that all hosts mount at the same path"
     while True:
         try:
-            seen = json.loads(path.read_text())["token"]
+            seen = fields.field(fields.read(path), "token", str, where=path)
             if seen == token:
                 break
             fault = f"{path} is another run's"

@@ -8,7 +8,6 @@ nothing.
 import contextlib
 import dataclasses
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 from dinojax import config as configs
 from dinojax.checkpoint.manager import Checkpoints
 from dinojax.config import Config, ConfigError, stages
+from dinojax.data import fields
 from dinojax.monitor.autopsy import TERMS
 from dinojax.sharding import mesh
 from dinojax.sharding.batch import global_batch, split_batch
@@ -35,7 +35,10 @@ def replay(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     if not (folder / "step.json").exists():
         raise ConfigError(f"{folder} holds no step.json; name a folder RUN/autopsy/STEP.")
-    seen = json.loads((folder / "step.json").read_text())
+    path = folder / "step.json"
+    seen = fields.read(path)
+    for name, kind in (("step", int), ("culprit", str), ("scalars", {str: (float, str)})):
+        fields.field(seen, name, kind, where=path)
     config = configs.read(folder / "config.json")
     layout = mesh.from_section(config.mesh)
     programs = program.build_sizes(config, layout)

@@ -163,7 +163,7 @@ def test_a_restart_lists_nothing_twice_and_mends_a_torn_line(tmp_path):
 
 def test_a_spoiled_list_is_refused_by_name(tmp_path):
     (tmp_path / FILE).write_text("no json\n")
-    with pytest.raises(ValueError, match=rf"{FILE} is not a list of bad images"):
+    with pytest.raises(ValueError, match=rf"{FILE}:1 is not JSON"):
         quarantine(tmp_path)
 
 

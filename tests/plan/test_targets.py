@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from dinojax.plan import targets
+from dinojax.plan import names, targets
 from dinojax.plan.targets import CARDS, CHIPS, GIB, parse
 
 
@@ -16,6 +16,9 @@ from dinojax.plan.targets import CARDS, CHIPS, GIB, parse
         ("tpu7x:4x4x8", "tpu", 256, 94.75),
         ("h100:32x8", "gpu", 256, 79.1),
         ("b200:1x8", "gpu", 8, 178.4),
+        ("a100:2x8", "gpu", 16, 79.3),
+        ("l40s:1x4", "gpu", 4, 44.4),
+        ("rtx4090:1x2", "gpu", 2, 23.5),
         ("cpu:8", "cpu", 8, math.inf),
     ],
 )
@@ -28,10 +31,19 @@ def test_a_target_knows_its_devices(name, platform, devices, gib):
 @pytest.mark.parametrize(
     "name,message",
     [
-        ("a100:8", "'a100' is not one of v5e, v5p, v6e, tpu7x, h100, h200, b200, cpu"),
+        ("mi300:8", "'mi300' is not one of v5e, v5p, v6e, tpu7x, h100, h200, b200, a100, l40s, r"),
+        ("a100-40gb:8", "'a100-40gb' is not one of"),
+        ("v4-8", "'v4-8' is not one of"),
+        ("tpu7x-64", "'tpu7x-64' is not one of"),
+        ("", "'' is not one of"),
+        ("v5p-100", "no slice has 100 TensorCores, two per chip; slices: v5p-8, v5p-16"),
+        ("v5e-7", "no slice has 7 chips; slices: v5e-1, v5e-4"),
+        ("h100:12", "12 GPUs do not fill machines of 8; give machines x GPUs, such as h100:3x4"),
+        ("rtx4090:2x4", "rtx4090 is known in one machine alone, such as rtx4090:1x8"),
+        ("h100:8x", "machines x GPUs, such as h100:32x8"),
+        ("v5p:99999999x1x1", "up to 131,072 devices"),
         ("v5p:256", "after v5p: come chips along each side of the torus, such as v5p:4x8x8"),
         ("v6e:4x4x4", "such as v6e:16x16"),
-        ("h100:8", "machines x GPUs, such as h100:32x8"),
         ("cpu:0", "devices, such as cpu:8"),
         ("cpu", "devices, such as cpu:8"),
     ],
@@ -39,6 +51,36 @@ def test_a_target_knows_its_devices(name, platform, devices, gib):
 def test_what_is_no_target_is_refused(name, message):
     with pytest.raises(ValueError, match=message):
         parse(name)
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("v5e-64", "v5e:8x8"),
+        ("v5litepod-64", "v5e:8x8"),
+        ("v6e-256", "v6e:16x16"),
+        ("v5p-8", "v5p:2x2x1"),
+        ("v5p-128", "v5p:4x4x4"),
+        ("a100:8", "a100:1x8"),
+        ("h100x8", "h100:1x8"),
+        ("8xH100", "h100:1x8"),
+        ("h100:256", "h100:32x8"),
+        ("A100-80GB:16", "a100:2x8"),
+        ("l40s", "l40s:1x1"),
+        ("RTX 4090", "rtx4090:1x1"),
+        ("v5p:4x8x8", "v5p:4x8x8"),
+        ("cpu:8", "cpu:8"),
+    ],
+)
+def test_targets_are_taken_as_people_write_them(written, name):
+    assert parse(written).name == name and parse(name).name == name
+
+
+def test_a_slice_has_the_chips_that_its_name_counts():
+    for kind, slices in names.SLICES.items():
+        for number in slices:
+            cores = 2 if kind == "v5p" else 1
+            assert parse(f"{kind}-{number}").num_devices * cores == number
 
 
 def test_the_last_of_two_overrides_of_a_key_stays():

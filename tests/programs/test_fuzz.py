@@ -3,7 +3,14 @@
 import pytest
 
 from dinojax.data.decode import decode
-from tests.programs import fuzz_configs, fuzz_files, fuzz_images, fuzz_weights
+from tests.programs import (
+    fuzz_configs,
+    fuzz_files,
+    fuzz_images,
+    fuzz_runs,
+    fuzz_texts,
+    fuzz_weights,
+)
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow warns of odd metadata; a run goes on
@@ -52,3 +59,26 @@ def test_mutated_weights_are_what_was_saved_or_refused(seed, count):
     found = fuzz_weights.fuzz(seed, count)
     assert found["faults"] == []
     assert found["refused"] > count // 3 and found["equal"] > 0
+
+
+@pytest.mark.parametrize(
+    ("seed", "count"), [(2, 60), pytest.param(3, 400, marks=pytest.mark.exhaustive)]
+)
+def test_mutated_yaml_and_recipes_are_read_or_refused_by_the_name_of_the_file(seed, count):
+    found = fuzz_texts.fuzz(seed, count)
+    assert found["faults"] == []
+    assert found["read"] > count // 20 and found["refused"] > count // 10
+
+
+@pytest.mark.parametrize(
+    ("seed", "count"),
+    [
+        pytest.param(2, 12, marks=pytest.mark.slow),
+        pytest.param(3, 100, marks=pytest.mark.exhaustive),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_mutated_run_folders_are_read_or_refused_by_the_name_of_the_file(seed, count):
+    found = fuzz_runs.fuzz(seed, count)
+    assert found["faults"] == []
+    assert found["read"] > count and found["refused"] > 0

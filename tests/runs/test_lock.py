@@ -11,6 +11,7 @@ import sys
 
 import pytest
 
+from dinojax import config
 from dinojax.cli import main
 from dinojax.runs import lock
 from dinojax.runs.directory import occupy
@@ -38,13 +39,15 @@ def holder(tmp_path):
 
 
 def test_a_second_process_is_refused_by_the_name_of_the_first(holder, tmp_path, capsys):
-    (tmp_path / "run" / "config.json").write_text("{}")
+    saved = tmp_path / "run" / "config.json"
+    config.save(config.load("tiny", ["log.every=7"]), saved)
+    before = saved.read_text()
     args = ["train", "--config", "tiny", "--run", str(tmp_path / "run")]
     assert main.main(args) == main.REFUSED
     told = capsys.readouterr().err
     assert f"in use by process {holder.pid} on {socket.gethostname()} since" in told
     assert "Traceback" not in told
-    assert (tmp_path / "run" / "config.json").read_text() == "{}"  # not touched
+    assert saved.read_text() == before
     with occupy(tmp_path / "another"):
         pass
 

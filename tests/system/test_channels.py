@@ -16,7 +16,7 @@ pytest.importorskip("tifffile")
 
 SPEC = VitSpec(width=24, depth=2, num_heads=3, patch_size=8, norm="layernorm")
 RECIPE = """
-from configs import tiny
+from dinojax.configs import tiny
 
 
 def get_config():
