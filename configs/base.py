@@ -240,6 +240,8 @@ def get_config() -> ConfigDict:
 
     c.precision = ConfigDict()
     c.precision.compute = "bfloat16"  # bfloat16 [R] | float32: activations and matmuls
+    # In which gradients of matrices are summed over devices; those of vectors always in float32.
+    c.precision.reduce = "float32"  # float32 [R] | bfloat16 (half the bytes) [ours]
     c.precision.matmul = "default"  # default | highest: passes of a float32 matmul on TPU; [ours]
 
     c.mesh = ConfigDict()

@@ -38,6 +38,7 @@ CHOICES: dict[str, tuple] = {
     "distill.compute": ("bfloat16", "float32"),
     "distill.strategy": ("dp", "fsdp", "hsdp", "fsdp_tp"),
     "precision.compute": ("bfloat16", "float32"),
+    "precision.reduce": ("float32", "bfloat16"),
     "precision.matmul": ("default", "highest"),
     "mesh.strategy": ("dp", "fsdp", "hsdp", "fsdp_tp"),
     "expect.platform": ("cpu", "gpu", "tpu"),
@@ -93,7 +94,7 @@ def violations(values: Values) -> list[str]:
     """Every rule that the config breaks, one sentence each, ending with a move."""
     # A value out of its range or list would make the rules between keys talk nonsense.
     single = of_single_keys(values)
-    own = (_batch, _sizes, _more_sizes, _rope, _steps, _pairs, _adapter)
+    own = (_batch, _sizes, _more_sizes, _rope, _steps, _pairs, _adapter, _precision)
     staged = (stage_rules.start_rules, stage_rules.freeze_rules, stage_rules.end_rules)
     rules = (*own, data_rules.rules, distill_rules.rules, *staged, stage_rules.gram_rules)
     return single or [message for rule in rules for message in rule(values)]
@@ -271,6 +272,15 @@ def _adapter(values: Values) -> Iterator[str]:
     targets, known = values["adapter.targets"], ("qkv", "proj", "ffn")
     if not targets or not set(targets) <= set(known) or len(set(targets)) < len(targets):
         yield f"adapter.targets={targets}; use one or more of {', '.join(known)}, each once."
+
+
+def _precision(values: Values) -> Iterator[str]:
+    reduce, compute = values["precision.reduce"], values["precision.compute"]
+    if (reduce, compute) == ("bfloat16", "float32"):
+        yield (
+            f"precision.reduce={reduce} would round the float32 gradients of "
+            f"precision.compute={compute}; use precision.reduce=float32, or bfloat16 for both."
+        )
 
 
 def _around(value: int, step: int) -> str:

@@ -31,13 +31,14 @@ from dinojax.losses.blockwise_logits import (
     wide,
 )
 from dinojax.losses.sharded import place
+from dinojax.sharding import gather
 
 
 @struct.dataclass
 class Columns:
     """What targets are made from besides their rows."""
 
-    kernel_ZK: jax.Array  # of the teacher, in the dtype of computation
+    kernel_ZK: jax.Array  # of the teacher, in the dtype of rows
     log_u_K: jax.Array
     temperature: jax.Array
 
@@ -92,6 +93,7 @@ def softmax_factors(
 
 def mean_logits(rows_BTZ: jax.Array, kernel_ZK: jax.Array) -> jax.Array:
     """Mean logit [K] over all rows, which is that of the mean row."""
+    kernel_ZK = kernel_ZK.astype(rows_BTZ.dtype)  # as products are of it
     rows_BTZ, kernel_ZK = (x.astype(wide(x.dtype)) for x in (rows_BTZ, kernel_ZK))
     mean_Z = jnp.mean(rows_BTZ.reshape(-1, rows_BTZ.shape[-1]), axis=0)
     return jnp.einsum("z,zk->k", mean_Z, kernel_ZK, precision="highest")
@@ -104,14 +106,15 @@ def cross_entropy(
     """(-sum_k targets_t log softmax(scores_s) [B, S, T], entropy of softmax(scores_s) [B, S]).
 
     Of every student row s with every target t of the same b. Float32 at least; gradient of the
-    first through student rows and kernel alone.
+    first through student rows and kernel alone. Products are in the dtype of rows, and the kernel's
+    gradient is summed, over rows and devices, in that of the kernel.
     """
     return _cross_entropy_fwd(rows_BSZ, kernel_ZK, targets, temperature)[0]
 
 
 def _cross_entropy_fwd(rows_BSZ, kernel_ZK, targets, temperature):
     def forward(where, rows_BSZ, rows, kernel_ZK, columns):
-        kernel = Kernel(kernel_ZK, where)
+        kernel = Kernel(kernel_ZK.astype(rows_BSZ.dtype), where)
         scores = Scores(rows_BSZ, kernel, temperature)
         target_block = _targets_of(where, rows, columns)
 
@@ -138,7 +141,7 @@ def _cross_entropy_bwd(temperature, kept, cotangents):
     grad_BST, _ = cotangents
 
     def backward(where, rows_BSZ, rows, kernel_ZK, columns, log_sum_BS, grad_BST):
-        kernel = Kernel(kernel_ZK, where)
+        kernel = Kernel(kernel_ZK.astype(rows_BSZ.dtype), where)
         scores = Scores(rows_BSZ, kernel, temperature)
         target_block = _targets_of(where, rows, columns)
         weight_BS1 = jnp.sum(grad_BST, axis=2, keepdims=True)
@@ -149,10 +152,10 @@ def _cross_entropy_bwd(temperature, kept, cotangents):
             probs_BSK = jnp.exp(scores.block(at) - log_sum_BS[:, :, None])
             pull = jnp.einsum("bst,btk->bsk", grad_BST, target_block(at), precision="highest")
             grad_BSK = ((weight_BS1 * probs_BSK - pull) / temperature).astype(rows_BSZ.dtype)
-            grad_rows += jnp.einsum(
-                "bsk,zk->bsz", grad_BSK, block_ZK, preferred_element_type=grad_rows.dtype
-            )
-            block = jnp.einsum("bsk,bsz->zk", grad_BSK, rows_BSZ).astype(grad_kernel.dtype)
+            product = functools.partial(jnp.einsum, "bsk,zk->bsz")
+            grad_rows += gather.summed(product, grad_BSK, block_ZK, dtype=grad_rows.dtype)
+            product = functools.partial(jnp.einsum, "bsk,bsz->zk")
+            block = gather.summed(product, grad_BSK, rows_BSZ, dtype=grad_kernel.dtype)
             own, start = where.stored_kernel(block), kernel.stored(at)[0]
             grad_kernel = jax.lax.dynamic_update_slice_in_dim(grad_kernel, own, start, 1)
             return (grad_rows, grad_kernel), None
@@ -184,6 +187,7 @@ def _targets_of(where, rows: Rows, columns: Columns) -> Callable:
 def _assign(function: Callable, rows_BTZ, kernel_ZK, temperature) -> tuple[Rows, Columns]:
     """Run `function` where rows and prototypes are, and give its factors back with them."""
     rows_BTZ, kernel_ZK = jax.lax.stop_gradient((rows_BTZ, kernel_ZK))
+    kernel_ZK = kernel_ZK.astype(rows_BTZ.dtype)
     temperature = jnp.asarray(temperature, wide(rows_BTZ.dtype))
 
     def on_device(where, rows_BTZ, kernel_ZK):

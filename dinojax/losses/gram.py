@@ -91,4 +91,4 @@ def by_group(pair, masks_BGP, masked_UM, *, tokens: str):
         masks_UN = masks_BGP.reshape(num_groups, -1)
         num_unmasked = masks_UN.shape[1] - chosen.shape[1]
         chosen = jnp.argsort(masks_UN, axis=1, stable=True)[:, :num_unmasked]
-    return [jax.vmap(lambda x, i: x[i])(x, chosen) for x in pair]
+    return [jax.vmap(lambda x, i: x.at[i].get(unique_indices=True))(x, chosen) for x in pair]

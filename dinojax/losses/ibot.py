@@ -24,7 +24,8 @@ def masked_patches(patches_NPD: jax.Array, masks_BGP: jax.Array, masked_UM: jax.
             "(crops.global_size over model.patch_size)."
         )
     per_group_UPD = patches_NPD.reshape(masked_UM.shape[0], -1, patches_NPD.shape[-1])
-    return jax.vmap(lambda patches, masked: patches[masked])(per_group_UPD, masked_UM)
+    take = jax.vmap(lambda patches, masked: patches.at[masked].get(unique_indices=True))
+    return take(per_group_UPD, masked_UM)
 
 
 def _grid(num_patches: int) -> str:

@@ -83,6 +83,10 @@ RENAMED: dict[str, tuple[str, dict[Any, Any]]] = {
         "precision.compute",
         {"bf16": "bfloat16", "fp32": "float32"},
     ),
+    "compute_precision.reduce_dtype": (
+        "precision.reduce",
+        {"fp32": "float32", "bf16": "bfloat16"},
+    ),
 }
 ARCHITECTURES = {
     "dinov3": {

@@ -145,10 +145,11 @@ IGNORED: dict[str, str] = {
         key: MEMORY
         for key in ("train.compile", "train.cudagraphs", "train.fsdp_reshard_after_forward")
         + ("train.sharded_eval_checkpoint", "optim.multi_tensor_optim", "train.cache_dataset")
-        + ("compute_precision.reduce_dtype", "compute_precision.*sharding_strategy")
+        + ("compute_precision.*sharding_strategy",)
     },
     "train.saveckp_freq": "the reference does not read it; set checkpoint.every",
     "train.monitor_gradient_norm": "only logs more",
+    "compute_precision.*.reduce_dtype": "of each network there; here precision.reduce of all",
     **dict.fromkeys(
         ("compute_precision.grad_scaler", "compute_precision.*.mixed_precision.*_dtype"),
         "float32 weights and losses, blocks in precision.compute",

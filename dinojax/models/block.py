@@ -12,17 +12,20 @@ import jax.numpy as jnp
 from flax.core import unfreeze
 
 from dinojax.models import rope as rope_lib
-from dinojax.models.layers import Ffn, Linear, Named, Norm, ffn_width, named
+from dinojax.models.layers import Ffn, Linear, Named, Norm, ffn_width, named, spread
 from dinojax.ops.attention import attention
 from dinojax.sharding import gather, mesh
 
 
-def _all_but_gathered(primitive, *_, **__) -> bool:
+def _all_but_gathered(primitive, *operands, **params) -> bool:
     """Whatever is not a weight just gathered: all of them at once would be the whole network.
 
-    Nor what only arranges anew: a weight is, on its way from being gathered to being used.
+    Nor what only arranges anew, widens or repeats: a weight is, on its way from being gathered to
+    being used, and vectors are, on theirs to all tokens.
     """
-    return primitive.name not in ("all_gather", "reshape", "transpose")
+    if primitive.name == "convert_element_type":
+        return params["new_dtype"].itemsize < operands[0].dtype.itemsize
+    return primitive.name not in ("all_gather", "reshape", "transpose", "broadcast_in_dim")
 
 
 # name -> what the backward pass keeps of a block: everything, matrix products, or only its input
@@ -62,6 +65,7 @@ class VitSpec:
     position_antialias: bool = False  # DINOv2's models with registers: true, with offset 0
     rope: rope_lib.RopeSpec = rope_lib.RopeSpec()
     dtype: jnp.dtype = jnp.dtype(jnp.float32)
+    reduce: jnp.dtype = jnp.dtype(jnp.float32)  # in which gradients of kernels cross devices
 
     @property
     def head_width(self) -> int:
@@ -86,18 +90,13 @@ def block_axes(spec: VitSpec):
     return axes_of(lambda key: Block(spec, parent=None).init(key, [tokens], [None], [None]))
 
 
-def with_block(fn, params, axes, *arrays, dtype):
+def with_block(fn, params, axes, *arrays, dtype, reduce):
     """fn(params, *arrays) of a block in a scan, with its parameters gathered once.
 
-    axes: their names, in the shape of the parameters. Sharded ones travel in the dtype of
-    computation, in which they are used. arrays: see `gathering.with_weights`.
+    axes: their names, in the shape of the parameters; the rest: see `gathering.with_weights`.
     """
-
-    def narrow(x, names):
-        return x.astype(dtype) if any(names) else x
-
-    params = jax.tree.map(narrow, unfreeze(params), axes)
-    return gather.with_weights(fn, params, axes, *arrays)
+    weights = unfreeze(params)
+    return gather.with_weights(fn, weights, axes, *arrays, dtype=dtype, reduce=reduce)
 
 
 def _repeat(tables_UPE, count: int):
@@ -180,16 +179,12 @@ class Block(nn.Module):
 
     def _attend(self, x_BND, table):
         y_BND = self.attn(self.norm1(x_BND), table)
-        return _scale(y_BND, self.scale1) if self.spec.layer_scale else y_BND
+        return y_BND * spread(self.scale1, y_BND) if self.spec.layer_scale else y_BND
 
     def _feed(self, x_BND, table):
         del table
         y_BND = self.mlp(self.norm2(x_BND))
-        return _scale(y_BND, self.scale2) if self.spec.layer_scale else y_BND
-
-
-def _scale(y_BND, scale_D):
-    return y_BND * scale_D.astype(y_BND.dtype)[None, None, :]
+        return y_BND * spread(self.scale2, y_BND) if self.spec.layer_scale else y_BND
 
 
 def _on_subset(function, x_BND, table, kept_Uk):
@@ -199,7 +194,7 @@ def _on_subset(function, x_BND, table, kept_Uk):
     """
     num_groups, k = kept_Uk.shape
     x_UbND = x_BND.reshape(num_groups, -1, *x_BND.shape[1:])
-    x_UkND = jax.vmap(lambda x, kept: x[kept])(x_UbND, kept_Uk)
+    x_UkND = jax.vmap(lambda x, kept: x.at[kept].get(unique_indices=True))(x_UbND, kept_Uk)
     y = function(x_UkND.reshape(-1, *x_BND.shape[1:]), _repeat(table, k)).reshape(x_UkND.shape)
     y = y * jnp.asarray(x_UbND.shape[1] / k, y.dtype)
     add = jax.vmap(lambda x, kept, y: x.at[kept].add(y, unique_indices=True))

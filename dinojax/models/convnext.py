@@ -14,11 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinojax.models.block import REMAT, axes_of, with_block
-from dinojax.models.layers import Linear, Norm, gelu, named, normal, wide
+from dinojax.models.layers import Linear, Norm, gelu, named, normal, spread, wide
 from dinojax.models.vit import Features
 from dinojax.ops import interpolate
-from dinojax.sharding import gather as gathering
-from dinojax.sharding import mesh
+from dinojax.sharding import gather, mesh
 
 NUM_STAGES = 4
 NORM = "layernorm"  # every norm has epsilon 1e-6
@@ -35,6 +34,7 @@ class ConvNextSpec:
     drop_path: float = 0.0  # probability in the last block; 0 in the first and linear between
     remat: str = "none"
     dtype: jnp.dtype = jnp.dtype(jnp.float32)
+    reduce: jnp.dtype = jnp.dtype(jnp.float32)  # in which gradients of kernels cross devices
 
     @property
     def width(self) -> int:
@@ -82,7 +82,8 @@ def make_draws(
 class Conv(nn.Module):
     """A convolution [size, size, inputs / groups, outputs] over [B, H, W, inputs], with bias.
 
-    gather: the kernel is as it is stored; off where the caller has gathered it (blocks of a scan).
+    reduce: of a kernel as it is stored: the dtype in which its gradient crosses devices; None where
+    the caller has gathered it (blocks of a scan).
     """
 
     size: int
@@ -92,24 +93,31 @@ class Conv(nn.Module):
     stride: int = 1
     padding: int = 0
     groups: int = 1
-    gather: bool = False
+    reduce: jnp.dtype | None = None
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         shape = (self.size, self.size, self.inputs // self.groups, self.outputs)
         axes = (None, None, None, "width")
-        kernel = self.param("kernel", named(normal(0.02), axes), shape).astype(self.dtype)
-        kernel = gathering.gather(kernel, *axes) if self.gather else kernel
+        kernel = self.param("kernel", named(normal(0.02), axes), shape)
         bias = self.param("bias", named(nn.initializers.zeros, [None]), (self.outputs,))
-        y = jax.lax.conv_general_dilated(
-            x_BHWC.astype(self.dtype),
-            kernel,
+        x_BHWC = x_BHWC.astype(self.dtype)
+        if self.reduce is None:
+            y = self._convolve(kernel, x_BHWC)
+        else:  # on each device by itself: the partitioner would sum its gradient as it is made
+            dtypes = {"dtype": self.dtype, "reduce": self.reduce}
+            y = gather.with_weights(self._convolve, kernel, axes, x_BHWC, **dtypes)
+        return y + spread(bias, y)
+
+    def _convolve(self, kernel: jax.Array, x_BHWC: jax.Array) -> jax.Array:
+        return jax.lax.conv_general_dilated(
+            x_BHWC,
+            kernel.astype(self.dtype),
             window_strides=(self.stride, self.stride),
             padding=[(self.padding, self.padding)] * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=self.groups,
         )
-        return y + bias.astype(self.dtype)[None, None, None, :]
 
 
 class Downsample(nn.Module):
@@ -126,10 +134,10 @@ class Downsample(nn.Module):
         spec, norm = self.spec, Norm(NORM, self.spec.dtype, name="norm")
         outputs = spec.widths[self.stage]
         if self.stage == 0:
-            stem = Conv(4, spec.channels, outputs, spec.dtype, stride=4, gather=True, name="conv")
+            stem = Conv(4, spec.channels, outputs, spec.dtype, 4, reduce=spec.reduce, name="conv")
             return norm(stem(x_BHWC))
         inputs = spec.widths[self.stage - 1]
-        conv = Conv(2, inputs, outputs, spec.dtype, stride=2, gather=True, name="conv")
+        conv = Conv(2, inputs, outputs, spec.dtype, 2, reduce=spec.reduce, name="conv")
         return conv(norm(x_BHWC))
 
 
@@ -149,7 +157,7 @@ class Block(nn.Module):
         if self.spec.layer_scale:
             init = named(nn.initializers.constant(self.spec.layer_scale), [None])
             scale = self.param("scale1", init, (width,))
-            y = y * scale.astype(dtype)[None, None, None, :]
+            y = y * spread(scale, y)
         if factor_B is not None:
             y = y * factor_B.astype(dtype)[:, None, None, None]
         return x_BHWC + y
@@ -243,6 +251,7 @@ class ConvNext(nn.Module):
         factors = [None if draw is None else draw[own] for draw in draws]
         width = spec.widths[stage]
         block = Block(spec, width, parent=None)
+        dtypes = {"dtype": spec.dtype, "reduce": spec.reduce}
 
         def apply(params, sets, factors):
             pairs = zip(sets, factors, strict=True)
@@ -251,7 +260,7 @@ class ConvNext(nn.Module):
         def body(sets, inputs):
             params, factors = inputs
             axes = block_axes(spec, width)
-            return with_block(apply, params, axes, sets, factors, dtype=spec.dtype), None
+            return with_block(apply, params, axes, sets, factors, **dtypes), None
 
         body = jax.checkpoint(body, policy=REMAT[spec.remat], prevent_cse=False)
         sets = [mesh.constrain(self.downsamples[stage](x), "image", None, None, None) for x in sets]

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dinojax.models.layers import Linear, gelu, l2_normalize, named, normal, wide
+from dinojax.models.layers import Linear, gelu, l2_normalize, named, normal, product, wide
 from dinojax.sharding import mesh
 
 
@@ -22,6 +22,7 @@ class HeadSpec:
     bias: bool = True
     prototype_norm: str = "none"  # none | unit | weight_norm
     dtype: jnp.dtype = jnp.dtype(jnp.bfloat16)
+    reduce: jnp.dtype = jnp.dtype(jnp.float32)  # in which gradients of kernels cross devices
 
 
 class Head(nn.Module):
@@ -44,7 +45,7 @@ class Head(nn.Module):
                 ("width" if i == 0 else "hidden", None),
                 spec.dtype,
                 bias=spec.bias,
-                gather=True,
+                reduce=spec.reduce,
                 name=f"layer{i}",
             )
             for i in range(spec.num_layers)
@@ -66,15 +67,18 @@ class Head(nn.Module):
 
     def logits(self, bottleneck: jax.Array) -> jax.Array:
         """unit vectors [..., Z] -> logits [..., K]."""
-        return _with_images(bottleneck @ self.prototypes())
+        return _with_images(product(bottleneck, self.prototypes()))
 
     def kernel(self) -> jax.Array:
-        """The prototypes [Z, K] whose products with unit vectors are logits."""
+        """The prototypes [Z, K] whose products with unit vectors are logits; see `Prototypes`."""
         return self.prototypes()
 
 
 class Prototypes(nn.Module):
-    """The last layer, without bias: its kernel [Z, K] in the dtype of computation."""
+    """The last layer, without bias: its kernel [Z, K], which is rounded where it is used.
+
+    In the dtype in which its gradient crosses devices.
+    """
 
     spec: HeadSpec
 
@@ -93,7 +97,7 @@ class Prototypes(nn.Module):
         if spec.prototype_norm == "weight_norm":
             scale = self.param("scale", named(nn.initializers.ones, ["prototype"]), shape[1:])
             kernel = kernel * wide(scale)[None, :]
-        return kernel.astype(spec.dtype)
+        return kernel.astype(jnp.promote_types(spec.dtype, spec.reduce))
 
 
 def _with_images(x: jax.Array) -> jax.Array:

@@ -1,9 +1,11 @@
 """Layers shared by backbones and heads: linear maps, norms, feed-forward networks.
 
 Parameters are float32 and carry the names of their axes (see mesh.py for where these live);
-`dtype` is the dtype of computation. Norms are computed in float32 whatever it is.
+`dtype` is the dtype of computation. Norms are computed in float32 whatever it is, and so are the
+gradients of parameters, which sum over all images and tokens: `spread` and `product` see to that.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from dinojax.sharding import gather as gathering
+from dinojax.sharding import gather
 
 # name -> (subtract the mean, epsilon)
 NORMS = {
@@ -70,12 +72,110 @@ def normal(std: float) -> Callable:
 
 def wide(x: jax.Array) -> jax.Array:
     """x in float32 at least; float64 stays."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(_wide(x.dtype))
+
+
+def _wide(dtype) -> jnp.dtype:
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def spread(x: jax.Array, like: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
+    """A parameter [...], rounded to the dtype of `like` [..., ...], over the leading axes of it.
+
+    Its gradient is summed over these in float32 at least. With an implicit broadcast the sum
+    would be one of `like`'s dtype: in bfloat16 a sum of ones ends at 256.
+    """
+    leading = like.shape[: like.ndim - x.ndim]
+    return _spread(x.astype(_wide(like.dtype)), leading, jnp.dtype(like.dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _spread(x, leading, dtype):
+    return _spread_fwd(x, leading, dtype)[0]
+
+
+def _spread_fwd(x, leading, dtype):
+    return jax.lax.broadcast(x.astype(dtype), leading), None
+
+
+def _spread_bwd(leading, dtype, _, grad):
+    return (jnp.sum(grad, axis=tuple(range(len(leading))), dtype=_wide(dtype)),)
+
+
+_spread.defvjp(_spread_fwd, _spread_bwd)
+
+
+def product(x: jax.Array, kernel: jax.Array, num_in: int = 1) -> jax.Array:
+    """The last `num_in` axes of x times the first ones of a kernel, in the dtype of x.
+
+    The kernel may be wider than x: then it is rounded, and its gradient, a sum over all leading
+    axes of x, stays as wide as it is on its way out of the product.
+    """
+    if kernel.dtype == x.dtype:
+        return jnp.tensordot(x, kernel, axes=num_in)
+    return _product(x, kernel, num_in)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x, kernel, num_in):
+    return _product_fwd(x, kernel, num_in)[0]
+
+
+def _product_fwd(x, kernel, num_in):
+    return jnp.tensordot(x, kernel.astype(x.dtype), axes=num_in), (x, kernel)
+
+
+def _product_bwd(num_in, kept, grad):
+    x, kernel = kept
+    rows = tuple(range(x.ndim - num_in))
+    outputs = tuple(range(len(rows), grad.ndim)), tuple(range(num_in, kernel.ndim))
+    grad_x = jnp.tensordot(grad, kernel.astype(x.dtype), axes=outputs)
+    dot = functools.partial(jax.lax.dot_general, dimension_numbers=((rows, rows), ((), ())))
+    return grad_x, gather.summed(dot, x, grad, dtype=kernel.dtype)
+
+
+_product.defvjp(_product_fwd, _product_bwd)
+
+
+def elementwise(function: Callable, *operands: jax.Array) -> jax.Array:
+    """function(*operands), of arrays of one shape, in float32 at least and rounded once.
+
+    In bfloat16 every step of a function would be rounded. For the backward pass only the operands
+    are kept.
+    """
+    if all(x.dtype == _wide(x.dtype) for x in operands):
+        return function(*operands)
+    return _elementwise(function, *operands)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _elementwise(function, *operands):
+    return _elementwise_fwd(function, *operands)[0]
+
+
+def _elementwise_fwd(function, *operands):
+    return function(*map(wide, operands)).astype(operands[0].dtype), operands
+
+
+def _elementwise_bwd(function, operands, grad):
+    _, pull = jax.vjp(function, *map(wide, operands))
+    return tuple(x.astype(y.dtype) for x, y in zip(pull(wide(grad)), operands, strict=True))
+
+
+_elementwise.defvjp(_elementwise_fwd, _elementwise_bwd)
 
 
 def gelu(x: jax.Array) -> jax.Array:
     """The exact form with erf; JAX's default is the tanh approximation."""
+    return elementwise(_gelu, x)
+
+
+def _gelu(x):
     return jax.nn.gelu(x, approximate=False)
+
+
+def _gated(gate, value):
+    return jax.nn.silu(gate) * value
 
 
 def l2_normalize(x: jax.Array, eps: float = 1e-12) -> jax.Array:
@@ -99,10 +199,10 @@ class Norm(nn.Module):
             y = y - jnp.mean(y, axis=-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
         shape = x.shape[-1:]
-        y = y * _trailing(self.param("scale", named(nn.initializers.ones, [None]), shape), y.ndim)
+        y = y * spread(self.param("scale", named(nn.initializers.ones, [None]), shape), y)
         if centred:
             bias = self.param("bias", named(nn.initializers.zeros, [None]), shape)
-            y = y + _trailing(bias, y.ndim)
+            y = y + spread(bias, y)
         return y.astype(self.dtype)
 
 
@@ -110,7 +210,8 @@ class Linear(nn.Module):
     """Contracts the last `num_in` axes of x with the first ones of a kernel of any rank.
 
     axes: a name per kernel axis. bias_mask: constant factor on the bias, of the bias's shape.
-    gather: the kernel is as it is stored; off where the caller has gathered it (blocks of a scan).
+    reduce: of a kernel as it is stored: the dtype in which its gradient crosses devices; None where
+    the caller has gathered it (blocks of a scan).
     """
 
     shape: tuple[int, ...]
@@ -120,25 +221,21 @@ class Linear(nn.Module):
     bias: bool = True
     bias_mask: Callable[[], jax.Array] | None = None
     init: Callable = normal(0.02)
-    gather: bool = False
+    reduce: jnp.dtype | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", named(self.init, self.axes), self.shape).astype(self.dtype)
-        kernel = gathering.gather(kernel, *self.axes) if self.gather else kernel
-        y = jnp.tensordot(x.astype(self.dtype), kernel, axes=self.num_in)
+        kernel = self.param("kernel", named(self.init, self.axes), self.shape)
+        if self.reduce is not None:
+            kernel = gather.gather(kernel, *self.axes, dtype=self.dtype, reduce=self.reduce)
+        y = product(x.astype(self.dtype), kernel, self.num_in)
         if self.bias:
             shape = self.shape[self.num_in :]
             bias = self.param("bias", named(nn.initializers.zeros, [None] * len(shape)), shape)
             if self.bias_mask is not None:
                 bias = bias * self.bias_mask()
-            y = y + _trailing(bias.astype(self.dtype), y.ndim)
+            y = y + spread(bias, y)
         return y
-
-
-def _trailing(x: jax.Array, rank: int) -> jax.Array:
-    """x with leading axes of size 1 up to `rank`: rank promotion is an error in our tests."""
-    return x.reshape((1,) * (rank - x.ndim) + x.shape)
 
 
 def ffn_width(kind: str, width: int, ratio: float) -> int:
@@ -174,8 +271,8 @@ class Ffn(nn.Module):
             return linear("fc2", self.hidden, width, out)(y)
         if self.kind == "swiglu_fused":
             both = linear("w12", width, (2, self.hidden), ("width", None, "mlp"))(x)
-            y = jax.nn.silu(both[..., 0, :]) * both[..., 1, :]
+            y = elementwise(_gated, both[..., 0, :], both[..., 1, :])
             return linear("w3", self.hidden, width, out)(y)
-        gate = jax.nn.silu(linear("w1", width, self.hidden, into)(x))
+        gate = linear("w1", width, self.hidden, into)(x)
         value = linear("w2", width, self.hidden, into)(x)
-        return linear("w3", self.hidden, width, out)(gate * value)
+        return linear("w3", self.hidden, width, out)(elementwise(_gated, gate, value))

@@ -20,7 +20,7 @@ from flax import struct
 from dinojax.models import positions
 from dinojax.models import rope as rope_lib
 from dinojax.models.block import REMAT, Block, VitSpec, block_axes, with_block
-from dinojax.models.layers import Norm, named, normal
+from dinojax.models.layers import Norm, named, normal, product, spread
 from dinojax.sharding import gather, mesh
 
 
@@ -83,14 +83,14 @@ class PatchEmbed(nn.Module):
 
         shape = (size, size, spec.channels, spec.width)
         axes = (None, None, None, "width")
-        kernel = self.param("kernel", named(uniform, axes), shape).astype(spec.dtype)
+        kernel = self.param("kernel", named(uniform, axes), shape)
+        kernel = gather.gather(kernel, *axes, dtype=spec.dtype, reduce=spec.reduce)
         bias = self.param("bias", named(uniform, [None]), (spec.width,))
         rows, columns = spec.grid(*crops_BHWC.shape[1:3])
         x = crops_BHWC[:, : rows * size, : columns * size].astype(spec.dtype)
         x = x.reshape(-1, rows, size, columns, size, spec.channels).swapaxes(2, 3)
-        x_BPD = jnp.tensordot(x, gather.gather(kernel, *axes), axes=3)
-        x_BPD = x_BPD.reshape(-1, rows * columns, spec.width)
-        return x_BPD + bias.astype(spec.dtype)[None, None, :]
+        x_BPD = product(x, kernel, 3).reshape(-1, rows * columns, spec.width)
+        return x_BPD + spread(bias, x_BPD)
 
 
 class Vit(nn.Module):
@@ -182,9 +182,8 @@ class Vit(nn.Module):
         spec, num = self.spec, crops_BHWC.shape[0]
         x_BPD = self.patch_embed(crops_BHWC)
         if mask_BP is not None:
-            token = self.mask_token.astype(spec.dtype)[None, None, :]
-            x_BPD = jnp.where(mask_BP[..., None], token, x_BPD)
-        prefix = self.cls_token[None].astype(spec.dtype)
+            x_BPD = jnp.where(mask_BP[..., None], spread(self.mask_token, x_BPD), x_BPD)
+        prefix = self.cls_token[None]
         if spec.position == "learned":
             size = crops_BHWC.shape[1:3]
             added_PD = positions.fit(
@@ -194,17 +193,18 @@ class Vit(nn.Module):
                 offset=spec.position_offset,
                 antialias=spec.position_antialias,
             )
-            x_BPD = x_BPD + added_PD.astype(spec.dtype)[None]
-            prefix = prefix + self.positions[:1].astype(spec.dtype)
+            x_BPD = x_BPD + spread(added_PD, x_BPD)
+            prefix = prefix + self.positions[:1]
         if spec.num_registers:
-            prefix = jnp.concatenate([prefix, self.registers.astype(spec.dtype)])
-        prefix = jnp.broadcast_to(prefix, (num, *prefix.shape))
+            prefix = jnp.concatenate([prefix, self.registers])
+        prefix = spread(prefix, jax.ShapeDtypeStruct((num, *prefix.shape), spec.dtype))
         return mesh.constrain(jnp.concatenate([prefix, x_BPD], axis=1), "image", None, None)
 
     def _run(self, sets, grids, draws, first, stop):
         """Blocks first..stop-1 as one scan over their stacked parameters."""
         spec = self.spec
         tables_of = self._tables(grids)
+        dtypes = {"dtype": spec.dtype, "reduce": spec.reduce}
         draws = [Draws(None, None)] * len(sets) if draws is None else list(draws)
 
         def block(params, sets, draws):
@@ -216,7 +216,7 @@ class Vit(nn.Module):
         def body(sets, inputs):
             params, draws = inputs
             axes = block_axes(spec)
-            return with_block(block, params, axes, sets, draws, dtype=spec.dtype), None
+            return with_block(block, params, axes, sets, draws, **dtypes), None
 
         body = jax.checkpoint(body, policy=REMAT[spec.remat], prevent_cse=False)
         part = jax.tree.map(lambda leaf: leaf[first:stop], (nn.meta.unbox(self.blocks), draws))

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from dinojax.models import convnext, vit
 from dinojax.models.convnext import ConvNext, ConvNextSpec
@@ -50,6 +51,7 @@ CONVNEXTS: dict[str, dict[str, Any]] = {
 
 
 Spec = VitSpec | ConvNextSpec
+FLOAT32 = jnp.dtype(jnp.float32)
 
 
 def module(spec: Spec) -> Any:
@@ -66,14 +68,18 @@ def make_draws(
     return vit.make_draws(drop_keys_U, rope_keys_U, spec, num_sequences=num_sequences, tag=tag)
 
 
-def backbone(model, rope, *, channels: int, attention: str, dtype) -> Vit | ConvNext:
+def backbone(
+    model, rope, *, channels: int, attention: str, dtype, reduce=FLOAT32
+) -> Vit | ConvNext:
     """The backbone that `model.name` names, from config sections `model` and `rope`.
 
     Raises ValueError for a name that is in no table, and for what `vit_spec` refuses.
     """
     if model.name in CONVNEXTS:
-        return ConvNext(convnext_spec(model, channels=channels, dtype=dtype))
-    return Vit(vit_spec(model, rope, channels=channels, attention=attention, dtype=dtype))
+        spec: Spec = convnext_spec(model, channels=channels, dtype=dtype)
+    else:
+        spec = vit_spec(model, rope, channels=channels, attention=attention, dtype=dtype)
+    return module(dataclasses.replace(spec, reduce=reduce))
 
 
 def convnext_spec(model, *, channels: int, dtype) -> ConvNextSpec:
@@ -167,9 +173,9 @@ def vit_spec(model, rope, *, channels: int, attention: str, dtype) -> VitSpec:
     )
 
 
-def head_spec(head, *, inputs: int, dtype) -> HeadSpec:
-    """The spec of a projection head from its config section."""
-    return fill(HeadSpec, head, inputs=inputs, dtype=dtype)
+def head_spec(head, *, inputs: int, **dtypes) -> HeadSpec:
+    """The spec of a projection head from its config section; dtypes: `dtype` and `reduce`."""
+    return fill(HeadSpec, head, inputs=inputs, **dtypes)
 
 
 def fill(cls, section, **rest):

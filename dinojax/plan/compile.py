@@ -103,6 +103,7 @@ def of_step(config: Config, built: Program, machine: Target, keep: str | None) -
             "state": state_bytes(inputs[0]),
             "blocks": _blocks(config, built),
             "closed_form": formula.wire(built),
+            "reduce": {"chosen": config.precision.reduce, "bytes": formula.summed(built)},
             "batch_bytes": device_bytes(inputs[1]),
         }
         return found | kept(built.lower(), machine, built.layout, keep)

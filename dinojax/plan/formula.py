@@ -8,6 +8,7 @@ these over the seconds of a step and the peak of the devices.
 import math
 
 import jax
+import jax.numpy as jnp
 
 from dinojax.augment.spec import ViewSpec
 from dinojax.models.block import VitSpec
@@ -178,12 +179,13 @@ def _once(flops: float) -> dict[str, float]:
     return {"model": flops, "hardware": flops}
 
 
-def wire(built: Program) -> dict[str, float]:
+def wire(built: Program, reduce: str | None = None) -> dict[str, float]:
     """{kind: bytes out of a device in one step} for weights and their gradients.
 
     A weight is gathered in the dtype of computation by the teacher, the student and, in blocks and
     prototypes, the backward pass; its gradient reaches the devices that store parts of it as their
-    part. What is whole on every device, and copies of parts, take the sum of all devices.
+    part. What is whole on every device, and copies of parts, take the sum of all devices. reduce:
+    the dtype in which gradients of matrices are summed, None = the program's precision.reduce.
     """
     objective, layout = built.step.objective, built.layout
     boxed = jax.eval_shape(lambda: init_params(objective, jax.random.key(0)))
@@ -195,19 +197,30 @@ def wire(built: Program) -> dict[str, float]:
         kept = {"tensor"} & over if "prototypes" in name else set()
         parts, places = (_devices(layout, axes) for axes in (over - kept, over))
         kernel = any(name not in (None, "depth") for name in box.names)  # vectors stay float32
-        width = objective.backbone.spec.dtype.itemsize if kernel else 4
-        size = box.value.size * width / (places / parts)
+        spec = objective.backbone.spec
+        size = box.value.size / (places / parts)
         away = size * (parts - 1) / parts * built.step.accumulate
+        summed = 4 if not kernel else jnp.promote_types(spec.dtype, reduce or spec.reduce).itemsize
         taught = built.teacher_forward is not None
         scanned = "depth" in box.names
-        found["all-gather"] += away * _passes(name, objective, scanned=scanned, taught=taught)
-        found["reduce-scatter"] += away
+        passes = _passes(name, objective, scanned=scanned, taught=taught)
+        found["all-gather"] += away * passes * (spec.dtype.itemsize if kernel else 4)
+        found["reduce-scatter"] += away * summed
         copies = layout.num_shards / places
-        found["all-reduce"] += 2 * size / parts * (1 - 1 / copies) * built.step.accumulate
+        one = 2 * size / parts * (1 - 1 / copies) * summed
+        found["all-reduce"] += one * built.step.accumulate
     if built.teacher_forward is not None:  # for targets and the loss, forward and backward
         theirs = prototypes(built.teacher_forward.teacher.abstract(layout))
         found["all-gather"] += 3 * _missing(theirs) * built.step.accumulate
     return found
+
+
+def summed(built: Program) -> dict[str, float]:
+    """Bytes out of a device for gradients in one step, for each choice of precision.reduce."""
+    spec = built.step.objective.backbone.spec
+    choices = {name: wire(built, name) for name in ("float32", str(spec.dtype))}
+    kinds = ("reduce-scatter", "all-reduce")
+    return {name: sum(sent[kind] for kind in kinds) for name, sent in choices.items()}
 
 
 def forward_wire(teacher_forward: TeacherForward) -> dict[str, float]:

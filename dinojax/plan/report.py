@@ -254,7 +254,22 @@ def _one(plan: dict) -> list[str]:
             f"in {one['count']:5d}, {how}"
         )
     form = ", ".join(f"{kind} {_sent(size)}" for kind, size in plan["closed_form"].items())
-    return [*lines, f"  of weights, in closed form: {form}"]
+    return [*lines, f"  of weights, in closed form: {form}", *_summed(plan)]
+
+
+def _summed(plan: dict) -> list[str]:
+    """Bytes and seconds for gradients, by choice of precision.reduce, at the plan's own pace."""
+    target, sums = parse(plan["target"]), ("reduce-scatter", "all-reduce")
+    found = [one for one in plan.get("collectives", ()) if one["kind"] in sums]
+    seconds = sum(one["wire"] / _bandwidth(target, one, plan) for one in found)
+    if not seconds:
+        return []
+    pace = seconds / sum(one["wire"] for one in found)
+    told = [
+        f"{_sent(n)} in {kind}, {n * pace:.2g} s*" for kind, n in plan["reduce"]["bytes"].items()
+    ]
+    chosen = plan["reduce"]["chosen"]
+    return [f"  gradients among them, by precision.reduce ({chosen} here): {'; '.join(told)}"]
 
 
 def _many(plan: dict) -> list[str]:

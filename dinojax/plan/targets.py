@@ -4,8 +4,8 @@ Figures per chip are the vendors' (sources: docs.cloud.google.com/tpu/docs for v
 tpu7x; nvidia.com for H100 SXM, H200, B200, A100 SXM 80 GB, and, with the white paper of the Ada
 architecture, L40S and RTX 4090, which have PCIe 4.0 x16 in place of NVLink); usable memory is what
 the TPU compiler enforces, and on GPUs that of the whole card, of which JAX takes a share (A100:
-XLA's own description of it; L40S and RTX 4090: what PyTorch tells of them). Network cards are those of a
-DGX, and of AWS's g6e.48xlarge for L40S. Times made from them are a model.
+XLA's own description of it; L40S and RTX 4090: what PyTorch tells of them). Network cards are
+those of a DGX, and of AWS's g6e.48xlarge for L40S. Times made from them are a model.
 """
 
 import dataclasses

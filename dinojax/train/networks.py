@@ -26,7 +26,7 @@ def build_objective(
         teacher = open_teacher(config)
     backbone = _backbone(config, images_per_step)
     spec = backbone.spec
-    dtype = spec.dtype
+    dtypes = {"dtype": spec.dtype, "reduce": spec.reduce}
     frozen = None
     if teacher is not None:
         frozen = teacher.networks
@@ -38,8 +38,8 @@ def build_objective(
 
     def head(section):
         if frozen is not None and frozen.dino_head is None:
-            return _projector(section, spec.width, frozen.backbone.spec.width, dtype)
-        return Head(zoo.head_spec(section, inputs=spec.width, dtype=dtype))
+            return _projector(section, spec.width, frozen.backbone.spec.width, **dtypes)
+        return Head(zoo.head_spec(section, inputs=spec.width, **dtypes))
 
     koleo_group = config.losses.koleo_group or config.group_size
     return Objective(
@@ -61,6 +61,7 @@ def _backbone(config: Config, images: int) -> Vit | ConvNext:
         channels=config.image.channels,
         attention="plain",
         dtype=jnp.dtype(config.precision.compute),
+        reduce=jnp.dtype(config.precision.reduce),
     )
     if isinstance(found, ConvNext):
         return found
@@ -68,10 +69,10 @@ def _backbone(config: Config, images: int) -> Vit | ConvNext:
     return Vit(_with_attention(found.spec, config, images, crops))
 
 
-def _projector(section, inputs: int, outputs: int, dtype) -> Head:
+def _projector(section, inputs: int, outputs: int, **dtypes) -> Head:
     """A head that ends where prototypes would begin, as wide as the teacher's features."""
     layers = {name: getattr(section, name) for name in ("num_layers", "hidden", "bias")}
-    return Head(HeadSpec(inputs, bottleneck=outputs, prototypes=0, dtype=dtype, **layers))
+    return Head(HeadSpec(inputs, bottleneck=outputs, prototypes=0, **dtypes, **layers))
 
 
 def _with_attention(spec: VitSpec, config: Config, images: int, crops) -> VitSpec:

@@ -161,11 +161,12 @@ def _open(path: str) -> Network:
 def _running(spec: VitSpec, dtype) -> VitSpec:
     """The spec with nothing random in it: a teacher only looks."""
     still = dataclasses.replace(spec.rope, shift=None, jitter=None, rescale=None)
-    return dataclasses.replace(spec, dtype=dtype, drop_path=0.0, remat="none", rope=still)
+    dtypes = {"dtype": dtype, "reduce": dtype}  # nothing is summed over devices
+    return dataclasses.replace(spec, drop_path=0.0, remat="none", rope=still, **dtypes)
 
 
 def _head(section, spec: VitSpec, dtype) -> Head:
-    return Head(zoo.head_spec(section, inputs=spec.width, dtype=dtype))
+    return Head(zoo.head_spec(section, inputs=spec.width, dtype=dtype, reduce=dtype))
 
 
 def _stored_heads(stored: Network, dtype) -> dict[str, Head | None]:
@@ -191,6 +192,7 @@ def _stored_heads(stored: Network, dtype) -> dict[str, Head | None]:
             bias=any(n.startswith("mlp.") and n.endswith("bias") for n in own),
             prototype_norm="weight_norm" if "last_layer.weight_g" in own else norm,
             dtype=dtype,
+            reduce=dtype,
         )
         found[name] = Head(spec)
     return found

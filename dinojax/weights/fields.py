@@ -39,7 +39,7 @@ OPTIONAL += ("rope.shift", "rope.jitter", "rope.rescale")
 
 def names(kind: type) -> set[str]:
     """The fields of VitSpec or ConvNextSpec that may be told, those of RoPE with `rope.` before."""
-    found = {field.name for field in dataclasses.fields(kind)} - {"rope", "dtype"}
+    found = {field.name for field in dataclasses.fields(kind)} - {"rope", "dtype", "reduce"}
     if kind is VitSpec:
         found |= {f"rope.{field.name}" for field in dataclasses.fields(RopeSpec)}
     return found

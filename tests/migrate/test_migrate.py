@@ -206,6 +206,16 @@ def test_ignored_keys_say_why():
     assert "use_loss is off" in ignored["gram.compute_stats"]
 
 
+def test_the_dtype_of_sums_over_devices_comes_over():
+    key = "compute_precision.reduce_dtype"
+    released = migrate(VIT7B, gpus=256)
+    assert key in released.used and "precision.reduce" not in released.values, "float32, as here"
+    assert migrate(VIT7B | {key: "bf16"}, gpus=256).values["precision.reduce"] == "bfloat16"
+    assert key in migrate(VIT7B | {key: "fp16"}, gpus=256).refused
+    nested = "compute_precision.student.backbone.mixed_precision.reduce_dtype"
+    assert "precision.reduce" in migrate(DINOV2_L | {nested: "fp16"}, gpus=96).ignored[nested]
+
+
 GRAM = {"use_loss": True, "ckpt": "ignore", "rep_update": True, "max_updates": 3}
 GRAM |= {"update_frequency": 10_000, "it_first_update": 1_010_000, "it_load_ema_teacher": -1}
 

@@ -19,7 +19,9 @@ def test_the_backward_pass_keeps_no_gathered_weight(capsys):
         return Block(spec, parent=None).apply({"params": params}, sets, [None], [None])
 
     def block(params, x):
-        return with_block(apply, params, block_axes(spec), [x], dtype=spec.dtype)[0]
+        return with_block(
+            apply, params, block_axes(spec), [x], dtype=spec.dtype, reduce=spec.reduce
+        )[0]
 
     def kept(remat):
         total = lambda *x: jnp.sum(jax.checkpoint(block, policy=REMAT[remat])(*x))  # noqa: E731

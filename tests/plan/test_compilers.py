@@ -46,6 +46,15 @@ def test_square_kernels_are_not_summed_whole(target):
     assert sent["all-reduce"] < 0.1 * parts, "of what is left of the parts, between copies"
 
 
+@pytest.mark.parametrize("kind", ["vit", "convnext", "embed"])
+@pytest.mark.parametrize("target", ["h100:1x8", "v5p:2x2x2", "v6e:4x4", "tpu7x:2x2x1"])
+def test_no_sum_has_a_16_bit_total(target, kind):
+    compiler_of(target)
+    asked = {"target": target, "kind": kind}
+    found, _ = plan._process("tests.support.compiled_sums", target, asked)
+    assert found == []
+
+
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['target']}-{row['strategy']}")
 def test_a_target_s_compiler_sends_what_the_closed_form_says(row):
     compiler_of(row["target"])

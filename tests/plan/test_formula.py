@@ -10,7 +10,7 @@ from dinojax import config as configs
 from dinojax.models import zoo
 from dinojax.models.convnext import ConvNextSpec
 from dinojax.ops.flops import count_flops, vit_flops
-from dinojax.plan.formula import closed_form, forward, head_layers, total, wire
+from dinojax.plan.formula import closed_form, forward, head_layers, summed, total, wire
 from dinojax.sharding import mesh
 from dinojax.train import program
 from tests.support import small
@@ -123,13 +123,16 @@ def test_bytes_of_weights_follow_from_where_they_are_stored():
     )
 
 
-def test_what_nobody_stores_in_parts_is_summed_in_the_dtype_of_its_use():
-    """With dp: matrices, which fsdp stores in parts, in bfloat16, vectors in float32."""
-    settings = ("precision.compute=bfloat16",)
+@pytest.mark.parametrize("reduce,width", [("float32", 4), ("bfloat16", 2)])
+def test_gradients_cross_devices_in_the_dtype_of_precision_reduce(reduce, width):
+    """With dp: of matrices, which fsdp stores in parts; vectors are float32 always."""
+    settings = ("precision.compute=bfloat16", f"precision.reduce={reduce}")
     stored = program.build(small.config("mesh.strategy=fsdp", *settings), mesh.make("fsdp"))
     size = 0
     for leaf in jax.tree.leaves(stored.abstract_state().student):
         matrix = math.prod(leaf.sharding.shard_shape(leaf.shape)) < leaf.size
-        size += leaf.size * (2 if matrix else 4)
-    found = wire(program.build(small.config("mesh.strategy=dp", *settings), mesh.make("dp")))
+        size += leaf.size * (width if matrix else 4)
+    built = program.build(small.config("mesh.strategy=dp", *settings), mesh.make("dp"))
+    found = wire(built)
+    assert summed(built)[reduce] == found["all-reduce"]
     assert found == {"all-gather": 0, "reduce-scatter": 0, "all-reduce": 2 * size * 7 / 8}

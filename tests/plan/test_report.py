@@ -18,6 +18,7 @@ FOUND = {
     "state": {"student": GIB, "ema": GIB, "gram": 0, "optimizer": 2 * GIB, "centers": 0},
     "batch_bytes": 100,
     "closed_form": {"all-gather": 1e9, "reduce-scatter": 0.5e9, "all-reduce": 0.0},
+    "reduce": {"chosen": "float32", "bytes": {"float32": 20e9, "bfloat16": 10e9}},
     "blocks": {"dino": {"logits": 1000, "sinkhorn": 500}, "ibot": {"logits": 10, "sinkhorn": 900}},
     "memory": {"peak": 9 * GIB, "argument": 4 * GIB, "temp": 5 * GIB},
     "processor_seconds": 33.4,
@@ -67,6 +68,8 @@ def test_tables_say_what_fits_and_what_does_not():
     assert "all-gather 1.000 GB, reduce-scatter 0.500 GB, all-reduce 0.000 MB" in report.details(
         fits
     )
+    told = "(float32 here): 20.000 GB in float32, 0.1 s*; 10.000 GB in bfloat16, 0.05 s*"
+    assert told in report.details(fits), "at the pace of 200 GB in the second that is waited for"
     assert "does not fit: 138G exceeds" in report.details(report.complete(large))
     told = report.details({**fits, "changes": [fits | {"overrides": ["model.remat=full"]}]})
     assert "fits with model.remat=full: peak 9.00 GiB" in told

@@ -5,9 +5,9 @@
 Every image gives pixels or a DecodeError that names it; every config (recipe and --set; YAML for
 `config migrate`; the text of a recipe) resolves to legal values or is refused by an error that
 names the key or file; a data set (fuzz_files.py) gives all its images, tells which it leaves out,
-or is refused by name; every file of weights gives the network that was saved or is refused by an error
-that names it; every run folder is read or refused by the name of the file, within 20 s and 1 GiB.
-Nothing else may happen. The last line is JSON; exit code 1 with any fault.
+or is refused by name; every file of weights gives the network that was saved or is refused by an
+error that names it; every run folder is read or refused by the name of the file, within 20 s and
+1 GiB. Nothing else may happen. The last line is JSON; exit code 1 with any fault.
 """
 
 import argparse

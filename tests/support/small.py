@@ -159,8 +159,11 @@ CONVNEXT = (
 )
 
 
-def convnext(*overrides: str) -> Program:
-    """A tiny ConvNeXt and its frozen teacher, a ViT with patches of 16 pixels and wider heads."""
+def convnext(*overrides: str, devices=None) -> Program:
+    """A tiny ConvNeXt and its frozen teacher, a ViT with patches of 16 pixels and wider heads.
+
+    devices: None = those of the config.
+    """
     given = {override.split("=")[0] for override in overrides}
     kept = [override for override in CONVNEXT if override.split("=")[0] not in given]
     loaded = config(*kept, *overrides)
@@ -173,7 +176,7 @@ def convnext(*overrides: str) -> Program:
         for section in (loaded.dino_head, loaded.ibot_head)
     ]
     teacher = Teacher("a test's", Networks(Vit(spec), *heads), None)
-    return program.build(loaded, mesh.from_section(loaded.mesh), teacher)
+    return program.build(loaded, mesh.from_section(loaded.mesh, devices), teacher)
 
 
 def teacher_numbers(built: Program) -> dict:
