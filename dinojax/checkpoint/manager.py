@@ -19,6 +19,8 @@ from dinojax.checkpoint import checksum, orbax
 from dinojax.config import Config
 from dinojax.distributed import process_group
 from dinojax.distributed.interrupt import StorageError
+from dinojax.files import full
+from dinojax.files.drafts import set_aside
 
 log = logging.getLogger(__name__)
 
@@ -215,8 +217,7 @@ class Checkpoints:
             stands = f"step {last} stands" if whole else "there is no checkpoint yet"
             raise StorageError(
                 f"{self.directory}: a checkpoint could not be written "
-                f"({type(error).__name__}: {error}); {stands}. Make room or mend the storage, "
-                "then run the same command again."
+                f"({type(error).__name__}: {error}); {stands}. {full.WAY_ON}"
             ) from error
 
     def close(self) -> None:
@@ -244,8 +245,8 @@ def _set_torn_aside(directory: Path) -> None:
     """Rename steps that were never completed, so that nothing restores or trips over them."""
     for path in directory.glob("*"):
         if path.name.isdigit() and path.is_dir() and not (path / COMMITTED).exists():
-            log.warning("%s was never completed; renamed to %s.torn", path, path.name)
-            path.rename(path.with_name(f"{path.name}.torn"))
+            aside = set_aside(path, "torn")
+            log.warning("%s was never completed; renamed to %s", path, aside.name)
 
 
 def open_checkpoints(config: Config, directory: Path, *, read_only=False) -> Checkpoints:

@@ -1,11 +1,11 @@
 """`dinojax config show | explain | diff | migrate`: configs, without training."""
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
 from dinojax.config import Config, ConfigError, diff, explain, load, read
+from dinojax.files.drafts import draft
 from dinojax.migrate.files import read_yaml, recipe_text
 from dinojax.migrate.translate import migrate
 
@@ -96,11 +96,7 @@ def _migrate(args: argparse.Namespace) -> None:
     if args.out is None:
         print(text, end="")
         return
-    draft = args.out.with_name(args.out.stem + ".draft.py")
-    draft.write_text(text)
-    try:
-        load(draft)  # before anything of that name is replaced
-        os.replace(draft, args.out)
-    finally:
-        draft.unlink(missing_ok=True)
+    with draft(args.out, suffix=".draft.py") as made:
+        made.write_text(text)
+        load(made)  # before anything of that name is replaced
     print("\n".join([*found.report(), f"{args.out}: {len(found.values)} values set"]))

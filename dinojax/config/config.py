@@ -13,6 +13,7 @@ from dinojax.config.overrides import parse, typed
 from dinojax.config.recipe import ConfigError, flat, nest, unknown
 from dinojax.config.rules import valid_group_sizes
 from dinojax.configs import base
+from dinojax.files.drafts import write_json
 
 __all__ = ["Config", "ConfigError", "Explanation", "check", "diff", "explain", "load", "read"]
 __all__ += ["load_stages", "load_students", "pick", "pick_students", "save", "saved_stages"]
@@ -238,7 +239,7 @@ def save(config: Config, path: str | Path, *, stages: Sequence[str] = ()) -> Non
         "recipe": config.recipe,
         **({"stages": list(stages)} if len(stages) > 1 else {}),
     }
-    Path(path).write_text(json.dumps(content, indent=1) + "\n")
+    write_json(path, content)
 
 
 def saved_stages(run_dir: str | Path) -> list[str]:

@@ -13,7 +13,6 @@ what they met; the process that trains writes the list and decides when there ar
 import dataclasses
 import json
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from dinojax.data.decode import DecodeError
 from dinojax.data.example import Example, Source
 from dinojax.data.mixture import peers
 from dinojax.data.order import substitute
+from dinojax.files.drafts import open_append, write_text
 
 NUM_ATTEMPTS = 100  # substitutes tried for one image; as many bad ones are no accident
 MIN_BAD = 10  # images; fewer never end a run, unless max_share is 0
@@ -86,7 +86,7 @@ def list_skipped(path: Path, images: Sequence[Skipped]) -> None:
     listed = {(row["source"], row["id"]) for row in read_list(path)}
     fresh = [image for image in images if (image.source, image.id) not in listed]
     if fresh:
-        with path.open("a", encoding="utf-8") as file:
+        with open_append(path) as file:
             file.writelines(json.dumps(dataclasses.asdict(image)) + "\n" for image in fresh)
 
 
@@ -191,7 +191,7 @@ class Quarantine:
 
     def _list(self, images: Sequence[BadImage]) -> None:
         self._listed.update(image.id for image in images)
-        with self.path.open("a", encoding="utf-8") as file:
+        with open_append(self.path) as file:
             file.writelines(json.dumps(self._row(image)) + "\n" for image in images)
 
     def _row(self, image: BadImage) -> dict:
@@ -212,9 +212,7 @@ def read_list(path: str | Path) -> list[dict]:
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
-        draft = path.with_name(path.name + ".draft")
-        draft.write_text("".join(lines), encoding="utf-8")
-        os.replace(draft, path)
+        write_text(path, "".join(lines))
     try:
         return [json.loads(line) for line in lines]
     except json.JSONDecodeError as error:

@@ -15,6 +15,8 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from dinojax.files.drafts import open_append
+
 log = logging.getLogger(__name__)
 
 FILE = "lock"
@@ -34,7 +36,7 @@ def held(directory: Path, *, process: int = 0) -> Iterator[None]:
     """
     path = directory / (f"{FILE}.{process}" if process else FILE)
     try:
-        file = path.open("a+")
+        file = open_append(path)
     except OSError as error:
         raise OSError(
             error.errno, f"{directory} cannot be written to ({error.strerror}); use another --run"

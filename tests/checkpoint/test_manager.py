@@ -224,3 +224,11 @@ def test_who_only_looks_changes_nothing(here):
     assert owning.latest() == 1
     owning.close()
     assert {"1", "3.torn"} <= set(os.listdir(directory))
+
+
+def test_a_second_torn_checkpoint_of_one_step_does_not_block_the_start(tmp_path):
+    for _ in range(3):
+        (tmp_path / "pretrain" / "3").mkdir(parents=True)
+        (tmp_path / "pretrain" / "3" / "part").write_text("half")
+        Checkpoints(tmp_path / "pretrain", keep_last=1, keep_every=None).close()
+    assert set(os.listdir(tmp_path / "pretrain")) == {"3.torn", "3.torn.2", "3.torn.3"}
