@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from dinojax.checkpoint import meta as metas
 from dinojax.checkpoint.manager import COMMITTED, FORMAT_VERSION
 from dinojax.checkpoint.orbax import COPY
 from dinojax.config.recipe import flat
@@ -111,6 +112,9 @@ def read(step: Path) -> Checkpoint | Torn:
         return Torn(str(step), stage, f"unreadable: {type(error).__name__}: {error}")
     if lacking := [name for name in NEEDED_META if name not in meta]:
         return Torn(str(step), stage, f"not of `dinojax train`: no {', '.join(lacking)} saved")
+    if step.name.isdigit() and (fault := metas.fault(meta, int(step.name), FORMAT_VERSION)):
+        return Torn(str(step), stage, f"damaged: {fault}")
+    meta = metas.opened(meta)
     if meta["format_version"] != FORMAT_VERSION:
         raise ValueError(
             f"{step} has format {meta['format_version']}, this version of dinojax reads format "
