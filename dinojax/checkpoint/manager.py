@@ -232,6 +232,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
+            if (lost := self._processes.lost()) is not None:
+                raise lost from error
             whole = [p.parent.name for p in self.directory.glob(f"*/{COMMITTED}")]
             last = max(map(int, whole)) if whole else None
             stands = f"step {last} stands" if whole else "there is no checkpoint yet"
@@ -245,6 +247,8 @@ class Checkpoints:
         try:
             self._manager.close()
         except Exception as error:  # whatever the storage raises
+            if self._processes.lost() is not None:
+                return  # which is told
             log.error("%s: %s", self.directory, error)
 
     def _existing(self, step: int | None) -> int:

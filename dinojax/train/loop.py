@@ -206,7 +206,7 @@ def _loop(
     embed = stoppable(run.program.embed(), interrupt)
     number, position = int(state.step), loader.position
     saves = Saves(run, clock, report.watchdog)
-    evaluated = _evaluated(report.metrics)
+    evaluated = _evaluated(report.metrics, run)
     try:
         last_words = functools.partial(_last_words, run, number)
         with report.watchdog.phase("compiling"), interrupt.ending(last_words):
