@@ -12,16 +12,17 @@ from dinojax.cli import (
     config as cli_config,
 )
 from dinojax.cli import (
-    data as cli_data,
-)
-from dinojax.cli import (
-    gram as cli_stages,
-)
-from dinojax.cli import (
+    console,
     local_paths,
     plan,
     processes,
     weights,
+)
+from dinojax.cli import (
+    data as cli_data,
+)
+from dinojax.cli import (
+    gram as cli_stages,
 )
 from dinojax.config import ConfigError, load_stages, load_students, pick, pick_students
 from dinojax.distributed import cluster
@@ -151,7 +152,9 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit code is one of those that the help lists."""
-    code = _run(_parser().parse_args(argv))
+    args = _parser().parse_args(argv)
+    with console.ours():
+        code = _run(args)
     processes.end_together(code)
     if code == SAVED:
         end_now(SAVED)  # all files are closed; only what hangs or crashes at the end is left

@@ -17,7 +17,9 @@ Clock = Callable[[], float]  # seconds
 CLEAR_LINE = "\r\x1b[K"
 TIME = "time"  # the column of a row that says when it was written, in UTC
 TEXTS = ("stage", TIME)  # columns that are no numbers
-progress_log = logging.getLogger("dinojax.progress")  # goes to log.txt alone
+# What goes to log.txt alone: progress, and the words of libraries.
+progress_log = logging.getLogger("dinojax.progress")
+library_log = logging.getLogger("dinojax.libraries")
 
 
 class MetricsLog:
@@ -211,7 +213,7 @@ class RunLog:
         # A message that comes while a progress line stands takes its place.
         clear = CLEAR_LINE if self._stream.isatty() else ""
         terminal.setFormatter(logging.Formatter(clear + "%(message)s"))
-        terminal.addFilter(lambda record: record.name != progress_log.name)
+        terminal.addFilter(lambda record: record.name not in (progress_log.name, library_log.name))
         self._handlers = [file, terminal]
         logger = logging.getLogger("dinojax")
         logger.setLevel(logging.INFO)
