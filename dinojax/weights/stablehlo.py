@@ -36,7 +36,7 @@ def write(folder: Path, tensors: Tensors, spec: Spec, size: int) -> None:
 
     with jax.default_matmul_precision("highest"):  # float32 products on every platform
         exported = jax.export.export(jax.jit(run), platforms=PLATFORMS)(inputs, images)
-    write_bytes(folder / FILE, exported.serialize())
+    write_bytes(folder / FILE, bytes(exported.serialize()))
 
 
 def _forward(spec: Spec, tensors, images_BHWC):
