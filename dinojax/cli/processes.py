@@ -36,8 +36,8 @@ def joined(args: argparse.Namespace) -> Iterator[Any]:
 
     place = cluster.find(args.coordinator, args.num_processes, args.process_id, args.cluster)
     run = getattr(args, "run", None)
-    several = place is not None and place.count > 1 and run is not None
-    key = secret.of_run(Path(run)) if several else b""
+    several = place is not None and place.count > 1
+    key = secret.of_run(Path(run)) if several and run is not None else b""
     processes = process_group.join(place, wait=args.wait, secret=key)
     try:
         yield processes

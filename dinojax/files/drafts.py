@@ -26,7 +26,7 @@ class NotOurs(ValueError):
 
 
 @contextlib.contextmanager
-def draft(path: str | Path, *, suffix: str = SUFFIX) -> Iterator[Path]:
+def draft(path: str | os.PathLike[str], *, suffix: str = SUFFIX) -> Iterator[Path]:
     """An empty file beside `path`, which takes its name at the end; removed if that is not reached.
 
     For writers that want a name; others take `open_new`. suffix: where readers go by it.
@@ -45,24 +45,24 @@ def draft(path: str | Path, *, suffix: str = SUFFIX) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def open_new(path: str | Path) -> Iterator[IO[bytes]]:
+def open_new(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """The bytes of a file that takes its name when all are on disk; a failure leaves nothing."""
     with draft(path) as made, open(made, "wb") as file:
         yield file
 
 
-def write_bytes(path: str | Path, data: bytes) -> None:
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """The file, whole or not at all."""
     with open_new(path) as file:
         file.write(data)
 
 
-def write_text(path: str | Path, text: str) -> None:
+def write_text(path: str | os.PathLike[str], text: str) -> None:
     """The same in UTF-8."""
     write_bytes(path, text.encode())
 
 
-def write_json(path: str | Path, content: Any) -> None:
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """The same as JSON, for people as well."""
     write_text(path, json.dumps(content, indent=1) + "\n")
 
@@ -73,7 +73,7 @@ def is_empty(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def draft_folder(path: str | Path) -> Iterator[Path]:
+def draft_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A new folder beside `path`, which takes its name at the end; `path` is absent or empty.
 
     It is removed if that is not reached.
@@ -105,7 +105,7 @@ def set_aside(path: Path, why: str) -> Path:
         number += 1
 
 
-def open_append(path: str | Path, *, private: bool = False) -> IO[str]:
+def open_append(path: str | os.PathLike[str], *, private: bool = False) -> IO[str]:
     """A text file to append to (and read), made if absent. Raises NotOurs for what is no file.
 
     private: readable by its owner alone, where it is made here.
@@ -122,7 +122,7 @@ def open_append(path: str | Path, *, private: bool = False) -> IO[str]:
     return os.fdopen(number, "a+", encoding="utf-8")
 
 
-def refuse_other(path: str | Path) -> None:
+def refuse_other(path: str | os.PathLike[str]) -> None:
     """Raise NotOurs if there is something at `path` that is no file of its own."""
     try:
         mode = os.lstat(path).st_mode
@@ -132,7 +132,7 @@ def refuse_other(path: str | Path) -> None:
         raise NotOurs(_told(path, "a link" if stat.S_ISLNK(mode) else "no regular file"))
 
 
-def _told(path: str | Path, what: str) -> str:
+def _told(path: str | os.PathLike[str], what: str) -> str:
     return (
         f"{path} is {what}, which a run does not make and does not write to; remove it, or use "
         "another --run."
