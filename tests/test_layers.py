@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "dinojax"
 
 # From the ground up. Packages of one row do not know each other.
 LEVELS = [
+    {"files"},
     {"sharding", "distributed", "data"},
     {"config", "ops", "viz"},
     {"models", "augment", "losses", "migrate"},

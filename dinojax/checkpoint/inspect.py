@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from dinojax.checkpoint import meta as metas
 from dinojax.checkpoint.manager import COMMITTED, FORMAT_VERSION
 from dinojax.checkpoint.orbax import COPY
 from dinojax.config.recipe import flat
@@ -121,6 +122,9 @@ def read(step: Path) -> Checkpoint | Torn:
             fields.field(meta, name, kind, where="its metadata")
     except ValueError as error:
         return Torn(str(step), stage, f"not of `dinojax train`: {error}")
+    if step.name.isdigit() and (fault := metas.fault(meta, int(step.name), FORMAT_VERSION)):
+        return Torn(str(step), stage, f"damaged: {fault}")
+    meta = metas.opened(meta)
     if meta["format_version"] != FORMAT_VERSION:
         raise ValueError(
             f"{step} has format {meta['format_version']}, this version of dinojax reads format "

@@ -7,6 +7,7 @@ from pathlib import Path
 from dinojax import config as configs
 from dinojax.checkpoint.manager import COMMITTED, Checkpoints
 from dinojax.config import ConfigError
+from dinojax.files.local import is_url
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +26,8 @@ def find(path: str, key: str) -> Place:
 
     key: of the config, for the message of the ConfigError where there is nothing.
     """
+    if is_url(path):
+        raise ConfigError(f"{key}={path}: a URL does not work here; give a path of this host.")
     where = Path(path)
     if not where.exists():
         raise ConfigError(

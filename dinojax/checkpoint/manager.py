@@ -16,10 +16,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from dinojax.checkpoint import checksum, orbax
+from dinojax.checkpoint import meta as metas
 from dinojax.config import Config
 from dinojax.data import fields
 from dinojax.distributed import process_group
 from dinojax.distributed.interrupt import StorageError
+from dinojax.files import full
+from dinojax.files.drafts import set_aside
 
 log = logging.getLogger(__name__)
 
@@ -87,11 +90,12 @@ class Checkpoints:
         """
         if (latest := self.latest()) is not None and step <= latest:
             raise RuntimeError(f"{self.directory}: step {step} not saved; step {latest} exists.")
+        arrays = checksum.arrays(state)
         meta = {"format_version": FORMAT_VERSION, "step": step, **meta}
         items = ocp.args.Composite(
             state=orbax.save_args(state, self._processes),
-            meta=ocp.args.JsonSave(meta),
-            arrays=ocp.args.JsonSave(checksum.arrays(state)),
+            meta=ocp.args.JsonSave(metas.sealed(meta, arrays)),
+            arrays=ocp.args.JsonSave(arrays),
         )
         with self._naming_what_stands():
             saved = self._manager.save(step, args=items, force=True)
@@ -99,17 +103,33 @@ class Checkpoints:
             raise RuntimeError(f"{self.directory}: Orbax did not save step {step}.")
 
     def restore_meta(self, step: int | None = None) -> dict:
-        """The JSON values saved with a step (the newest one by default)."""
-        step = self._existing(step)
+        """The JSON values saved with a step (the newest one by default).
+
+        Raises Damaged for others than were saved.
+        """
+        return metas.opened(self._meta(self._existing(step)))
+
+    def _meta(self, step: int) -> dict:
+        """With the digests."""
         items = ocp.args.Composite(meta=ocp.args.JsonRestore())
         read = lambda: _checked(self._manager.restore(step, args=items)["meta"])  # noqa: E731
         meta = self._readable(step, read)
+        if (fault := metas.fault(meta, step, FORMAT_VERSION)) is not None:
+            raise Damaged(self._advice(step, fault))
         if meta["format_version"] != FORMAT_VERSION:
             raise ValueError(
                 f"{self.directory / str(step)} has format {meta['format_version']}, this version "
-                f"of dinojax reads format {FORMAT_VERSION}."
+                f"of dinojax reads format {FORMAT_VERSION}. {self._move(step)}"
             )
         return meta
+
+    def _arrays(self, step: int) -> dict[str, dict]:
+        """Shapes, dtypes and sums of what was saved."""
+        meta, items = self._meta(step), ocp.args.Composite(arrays=ocp.args.JsonRestore())
+        saved = self._readable(step, lambda: self._manager.restore(step, args=items)["arrays"])
+        if (fault := metas.arrays_fault(meta, saved)) is not None:
+            raise Damaged(self._advice(step, fault))
+        return saved
 
     def restore(self, like: Tree, step: int | None = None) -> Tree:
         """The state of a step, in the shapes, dtypes and shardings of `like`.
@@ -117,12 +137,9 @@ class Checkpoints:
         Raises FileNotFoundError if there is no such step, ValueError for a tree that differs, and
         Damaged if an array is not what was saved.
         """
-        step = self.restore_meta(step)["step"]
-        items = ocp.args.Composite(arrays=ocp.args.JsonRestore())
-        saved = self._readable(step, lambda: self._manager.restore(step, args=items)["arrays"])
-        if lines := checksum.differences(saved, checksum.shapes(like)):
-            what = f"{self.directory / str(step)} holds other arrays than this config makes"
-            raise ValueError("\n  ".join([f"{what}:", *lines]))
+        step = self._existing(step)
+        saved = self._arrays(step)
+        self._refuse_others(step, saved, checksum.shapes(like))
         items = ocp.args.Composite(state=orbax.restore_args(like, self._processes))
         state = self._readable(step, lambda: self._manager.restore(step, args=items)["state"])
         if wrong := checksum.changed(saved, checksum.arrays(state)):
@@ -135,14 +152,11 @@ class Checkpoints:
 
         For other stages and runs, whose states need not have the same parts. Raises as `restore`.
         """
-        step = self.restore_meta(step)["step"]
-        items = ocp.args.Composite(arrays=ocp.args.JsonRestore())
-        saved = self._readable(step, lambda: self._manager.restore(step, args=items)["arrays"])
+        step = self._existing(step)
+        saved = self._arrays(step)
         wanted = checksum.shapes(like)
         theirs = {name: array for name, array in saved.items() if name in wanted}
-        if lines := checksum.differences(theirs, wanted):
-            what = f"{self.directory / str(step)} holds other arrays than this config makes"
-            raise ValueError("\n  ".join([f"{what}:", *lines]))
+        self._refuse_others(step, theirs, wanted)
         args = jax.tree.map(
             lambda x: ocp.ArrayRestoreArgs(
                 sharding=x.sharding, global_shape=x.shape, dtype=x.dtype
@@ -158,6 +172,12 @@ class Checkpoints:
             raise Damaged(self._advice(step, what))
         return found
 
+    def _refuse_others(self, step: int, saved: dict[str, dict], wanted: dict[str, dict]) -> None:
+        if lines := checksum.differences(saved, wanted):
+            what = f"{self.directory / str(step)} holds other arrays than this config makes"
+            lines.append(f"If it is not the config that changed: {self._move(step)}")
+            raise ValueError("\n  ".join([f"{what}:", *lines]))
+
     def _readable(self, step: int, action: Callable[[], Any]) -> Any:
         try:
             return action()
@@ -166,10 +186,12 @@ class Checkpoints:
             raise Damaged(self._advice(step, cause)) from error
 
     def _advice(self, step: int, cause: str) -> str:
+        return f"{self.directory / str(step)} is damaged: {cause}. {self._move(step)}"
+
+    def _move(self, step: int) -> str:
         others = [other for other in self._manager.all_steps() if other != step]
         move = f"step {max(others)}" if others else "the start, for there is no other checkpoint"
-        where = self.directory / str(step)
-        return f"{where} is damaged: {cause}. Move it away to continue from {move}."
+        return f"Move it away to continue from {move}."
 
     def shapes(self, part: str, step: int) -> dict[str, Any]:
         """Nested shapes and dtypes of one part of a saved state, such as `ema`."""
@@ -212,13 +234,14 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
+            if (lost := self._processes.lost()) is not None:
+                raise lost from error
             whole = [p.parent.name for p in self.directory.glob(f"*/{COMMITTED}")]
             last = max(map(int, whole)) if whole else None
             stands = f"step {last} stands" if whole else "there is no checkpoint yet"
             raise StorageError(
                 f"{self.directory}: a checkpoint could not be written "
-                f"({type(error).__name__}: {error}); {stands}. Make room or mend the storage, "
-                "then run the same command again."
+                f"({type(error).__name__}: {error}); {stands}. {full.WAY_ON}"
             ) from error
 
     def close(self) -> None:
@@ -226,6 +249,8 @@ class Checkpoints:
         try:
             self._manager.close()
         except Exception as error:  # whatever the storage raises
+            if self._processes.lost() is not None:
+                return  # which is told
             log.error("%s: %s", self.directory, error)
 
     def _existing(self, step: int | None) -> int:
@@ -260,8 +285,8 @@ def _set_torn_aside(directory: Path) -> None:
     """Rename steps that were never completed, so that nothing restores or trips over them."""
     for path in directory.glob("*"):
         if path.name.isdigit() and path.is_dir() and not (path / COMMITTED).exists():
-            log.warning("%s was never completed; renamed to %s.torn", path, path.name)
-            path.rename(path.with_name(f"{path.name}.torn"))
+            aside = set_aside(path, "torn")
+            log.warning("%s was never completed; renamed to %s", path, aside.name)
 
 
 def open_checkpoints(config: Config, directory: Path, *, read_only=False) -> Checkpoints:

@@ -7,7 +7,8 @@ from typing import Any
 
 from dinojax.config import Config, ConfigError, diff, explain, load, read
 from dinojax.config.config import of_values
-from dinojax.migrate.files import read_yaml, recipe_text, write_text
+from dinojax.files.drafts import write_text
+from dinojax.migrate.files import read_yaml, recipe_text
 from dinojax.migrate.translate import migrate
 
 SUMMARY = "show, explain, compare or migrate configs"

@@ -1,7 +1,6 @@
 """`dinojax data check | convert | bench`: data sets, before a run. No accelerator is touched."""
 
 import argparse
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from dinojax.data.mixture import Mixture, told
 from dinojax.data.quarantine import FILE
 from dinojax.data.sources import SOURCES, kind_of, open_source, read_options
 from dinojax.distributed import cluster
+from dinojax.files.drafts import write_json
 
 RECIPE = "vitl16_in1k"  # whose sizes count when no recipe is given
 NUM_DRAWN = 8  # images of crops.png
@@ -147,9 +147,7 @@ def _check(args: argparse.Namespace) -> None:
         content = _survey(source, config, args.processes)
         print("\n".join(_table(content, config)))
     if out is not None:
-        draft = out / "report.json.draft"
-        draft.write_text(json.dumps(content, indent=1) + "\n")
-        os.replace(draft, out / "report.json")
+        write_json(out / "report.json", content)
         _draw(out / "crops.png", source, config, spec)
         print(f"{out}: report.json, crops.png")
 

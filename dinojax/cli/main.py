@@ -12,17 +12,19 @@ from dinojax.cli import (
     config as cli_config,
 )
 from dinojax.cli import (
+    console,
+    local_paths,
+    plan,
+    processes,
+    weights,
+)
+from dinojax.cli import (
     data as cli_data,
 )
 from dinojax.cli import (
     gram as cli_stages,
 )
 from dinojax.cli import output as cli_output
-from dinojax.cli import (
-    plan,
-    processes,
-    weights,
-)
 from dinojax.config import ConfigError, load_stages, load_students, pick, pick_students
 from dinojax.distributed import cluster
 from dinojax.distributed.interrupt import (
@@ -38,6 +40,7 @@ from dinojax.distributed.interrupt import (
     end_now,
     leaving,
 )
+from dinojax.files import full
 from dinojax.sharding import gpu_memory
 
 # Flag of `train` after --accept- -> what it accepts.
@@ -153,7 +156,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit code is one of those that the help lists."""
     try:
         with cli_output.watched():
-            code = _run(_parser().parse_args(argv))
+            args = _parser().parse_args(argv)
+            with console.ours():
+                code = _run(args)
     except cli_output.Closed:
         return cli_output.CLOSED
     processes.end_together(code)
@@ -164,11 +169,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     try:
+        return _judged(args)
+    except Exception as error:
+        if (cause := full.cause(error)) is None:
+            raise
+        print(f"dinojax: error: {full.told(cause, _where(args))}", file=sys.stderr)
+        return FAILED
+
+
+def _where(args: argparse.Namespace) -> str | None:
+    """What a command writes to, in the words it was given."""
+    found = [getattr(args, name, None) for name in ("run", "out", "folder")]
+    return next((str(path) for path in found if path), None)
+
+
+def _judged(args: argparse.Namespace) -> int:
+    """Run a command; the exit code, after the message of an error that is told in one."""
+    try:
+        local_paths.check(args)
         gpu_memory.set_share()  # before anything asks JAX for its devices
         args.run_command(args)
     except BrokenPipeError:  # of cli_output, if it is that of stdout
         raise
     except (ValueError, OSError, ModuleNotFoundError) as error:
+        if full.cause(error) is not None:
+            raise
         if args.traceback or not _is_refusal(error):
             traceback.print_exc()
         else:
@@ -183,8 +208,8 @@ def _run(args: argparse.Namespace) -> int:
     except Interrupted as error:
         print(f"dinojax: {error}", file=sys.stderr)
         return SAVED
-    except Exception:
-        if not processes.several():
+    except Exception as error:
+        if full.cause(error) is not None or not processes.several():
             raise
         traceback.print_exc()
         return FAILED
@@ -300,6 +325,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect = _command(saved, "inspect", "what checkpoints hold", INSPECT, _inspect)
     inspect.add_argument("path", metavar="PATH", help="a run, its checkpoints/STAGE, or one STEP")
     inspect.add_argument("--json", action="store_true", help="a JSON list, for programs")
+    inspect.set_defaults(path_option="PATH")
 
     for name, summary, description, folder in (
         ("doctor", "say what is wrong with a run", DOCTOR, "RUN"),

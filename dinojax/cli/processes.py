@@ -5,10 +5,11 @@ import contextlib
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from dinojax.config.recipe import ConfigError
-from dinojax.distributed import cluster
+from dinojax.distributed import cluster, secret
 from dinojax.distributed.interrupt import Alarm, Interrupted
 
 
@@ -34,7 +35,10 @@ def joined(args: argparse.Namespace) -> Iterator[Any]:
     from dinojax.distributed import process_group  # imports jax
 
     place = cluster.find(args.coordinator, args.num_processes, args.process_id, args.cluster)
-    processes = process_group.join(place, wait=args.wait)
+    run = getattr(args, "run", None)
+    several = place is not None and place.count > 1
+    key = secret.of_run(Path(run)) if several and run is not None else b""
+    processes = process_group.join(place, wait=args.wait, secret=key)
     try:
         yield processes
     except (Interrupted, Alarm):  # all of them

@@ -88,6 +88,7 @@ def _run_export(program: Program):
 
 def _import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from", metavar="PATH", required=True, dest="path", help="file or folder")
+    parser.set_defaults(path_option="--from")
     parser.add_argument("--out", metavar="DIR", required=True, help="new folder")
     parser.add_argument("--format", choices=("meta", "hf", "timm", "dinojax"), help="if not told")
     _prefix(parser)

@@ -1,6 +1,5 @@
 """The config.json of a run: what `config.save` wrote, or whatever has come to stand there since."""
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from dinojax.config.overrides import typed
 from dinojax.config.recipe import ConfigError, flat
 from dinojax.configs import base
 from dinojax.data import fields
+from dinojax.files.drafts import write_json
 
 FILE = "config.json"
 
@@ -34,7 +34,7 @@ def write(path: str | Path, values: dict, sources: dict, recipe: str, stages: Se
         "recipe": recipe,
         **({"stages": list(stages)} if len(stages) > 1 else {}),
     }
-    Path(path).write_text(json.dumps(content, indent=1) + "\n")
+    write_json(path, content)
 
 
 def read(path: str | Path) -> Saved:

@@ -5,8 +5,6 @@ be read keeps its place, without bytes, and is listed. A conversion that was sto
 the first shard that is missing.
 """
 
-import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ from dinojax.data.arrayrecord import DATASET, LABELS, SUFFIXES, num_records, pac
 from dinojax.data.example import Encoded, Source
 from dinojax.data.progress import Progress
 from dinojax.data.quarantine import FILE, Skipped, note_skipped
+from dinojax.files.drafts import draft, is_empty, open_new, write_json
 
 SHARD_IMAGES = 10_000  # of a shard, when the number of shards is not given
 # One image is read at a time, and image files do not get smaller.
@@ -58,23 +57,24 @@ def convert(
             progress.skip(counts[name])
         else:
             indexes = range(start, start + counts[name])
-            fresh = _write_shard(source, path, indexes, progress)
-            bad += fresh
-            note_skipped(
-                bad if fresh else [],
-                what="kept without bytes",
-                num_read=indexes.stop,
-                max_share=max_bad_share,
-                path=directory / FILE,
-            )
-            os.replace(_draft(path), path)
+            with draft(path) as made:
+                fresh = _write_shard(source, made, indexes, progress)
+                bad += fresh
+                note_skipped(
+                    bad if fresh else [],
+                    what="kept without bytes",
+                    num_read=indexes.stop,
+                    max_share=max_bad_share,
+                    path=directory / FILE,
+                )
     for name, count in counts.items():
         found = num_records(str(directory / name))
         if found != count:
             raise ValueError(f"{directory / name} has {found} images, not {count}; convert again.")
     if source.class_names:
-        _write_labels(directory / LABELS, np.asarray(source.labels, np.int32))
-    _write_json(directory / DATASET, {**plan, "complete": True})
+        with open_new(directory / LABELS) as file:
+            np.save(file, np.asarray(source.labels, np.int32))
+    write_json(directory / DATASET, {**plan, "complete": True})
     return bad
 
 
@@ -97,10 +97,10 @@ def _claim(directory: Path, plan: dict) -> None:
                 f"{', '.join(differing)}); use another --out."
             )
         return
-    if directory.exists() and any(directory.iterdir()):
+    if directory.exists() and not is_empty(directory):
         raise ValueError(f"{directory} is not empty and no conversion; use another --out.")
     directory.mkdir(parents=True, exist_ok=True)
-    _write_json(path, plan)
+    write_json(path, plan)
 
 
 def _is_whole(path: Path, count: int) -> bool:
@@ -111,11 +111,11 @@ def _is_whole(path: Path, count: int) -> bool:
 
 
 def _write_shard(source: Source, path: Path, indexes: range, progress: Progress) -> list[Skipped]:
-    """The draft of a shard; returns the images whose files cannot be read."""
+    """A shard; returns the images whose files cannot be read."""
     from array_record.python import array_record_module
 
     bad: list[Skipped] = []
-    writer = array_record_module.ArrayRecordWriter(str(_draft(path)), OPTIONS)
+    writer = array_record_module.ArrayRecordWriter(str(path), OPTIONS)
     try:
         for index in indexes:
             try:
@@ -129,20 +129,3 @@ def _write_shard(source: Source, path: Path, indexes: range, progress: Progress)
     finally:
         writer.close()
     return bad
-
-
-def _draft(path: Path) -> Path:
-    return path.with_name(path.name + ".draft")
-
-
-def _write_labels(path: Path, labels_N: np.ndarray) -> None:
-    draft = path.with_name(path.name + ".draft")
-    with draft.open("wb") as file:
-        np.save(file, labels_N)
-    os.replace(draft, path)
-
-
-def _write_json(path: Path, content: dict) -> None:
-    draft = path.with_name(path.name + ".draft")
-    draft.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(draft, path)

@@ -13,7 +13,6 @@ what they met; the process that trains writes the list and decides when there ar
 import dataclasses
 import json
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from dinojax.data.decode import DecodeError
 from dinojax.data.example import Example, Source
 from dinojax.data.mixture import peers
 from dinojax.data.order import substitute
+from dinojax.files.drafts import open_append, write_bytes
 
 NUM_ATTEMPTS = 100  # substitutes tried for one image; as many bad ones are no accident
 MIN_BAD = 10  # images; fewer never end a run, unless max_share is 0
@@ -87,7 +87,7 @@ def list_skipped(path: Path, images: Sequence[Skipped]) -> None:
     listed = {(row.get("source"), row["id"]) for row in read_list(path)}
     fresh = [image for image in images if (image.source, image.id) not in listed]
     if fresh:
-        with path.open("a", encoding="utf-8") as file:
+        with open_append(path) as file:
             file.writelines(json.dumps(dataclasses.asdict(image)) + "\n" for image in fresh)
 
 
@@ -192,7 +192,7 @@ class Quarantine:
 
     def _list(self, images: Sequence[BadImage]) -> None:
         self._listed.update(image.id for image in images)
-        with self.path.open("a", encoding="utf-8") as file:
+        with open_append(self.path) as file:
             file.writelines(json.dumps(self._row(image)) + "\n" for image in images)
 
     def _row(self, image: BadImage) -> dict:
@@ -211,9 +211,7 @@ def read_list(path: str | Path) -> list[dict]:
     if path.is_file():
         data = path.read_bytes()
         if data and not data.endswith(b"\n"):
-            draft = path.with_name(path.name + ".draft")
-            draft.write_bytes(data[: data.rfind(b"\n") + 1])
-            os.replace(draft, path)
+            write_bytes(path, data[: data.rfind(b"\n") + 1])
     found = []
     for where, row in fields.rows(path):
         fields.field(row, "id", int, where=where)

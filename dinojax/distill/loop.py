@@ -34,9 +34,10 @@ from dinojax.distributed.interrupt import (
     Interrupted,
     within,
 )
+from dinojax.files.local import refuse_url
 from dinojax.monitor.watchdog import Watchdog
 from dinojax.runs import lock
-from dinojax.runs.directory import claim, enter, is_finished, name_of, occupy
+from dinojax.runs.directory import claim, enter, is_finished, name_of, occupy, refuse_links
 from dinojax.runs.scalars import RunLog
 from dinojax.sharding.batch import global_batch
 from dinojax.train import preflight
@@ -113,6 +114,8 @@ def distill(
 
 def _occupy(root: Path, students: Collection[str], stack, *, index: int) -> None:
     """Make and lock the directory and those of the students, for a process of the run."""
+    refuse_url(root, "--run")
+    refuse_links(root)
     names = [path.name for path in root.iterdir()] if root.exists() else []
     foreign = [name for name in names if not name.startswith(lock.FILE)]
     if foreign and placements.FILE not in names and index == 0:

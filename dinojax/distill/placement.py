@@ -14,8 +14,8 @@ from dinojax.config import Config, ConfigError
 from dinojax.data import fields
 from dinojax.distill import shares
 from dinojax.distill.shares import Shares
+from dinojax.files.drafts import write_json
 from dinojax.ops.flops import count_flops
-from dinojax.runs.directory import write_json
 from dinojax.sharding import mesh
 from dinojax.sharding.mesh import Layout
 from dinojax.train import program

@@ -2,28 +2,36 @@
 
 Process 0 listens, all others call it. On the line they meet at the start, settle what none can
 know alone, ask each other to stop, and learn at once who is gone: the kernel closes a connection
-when its process ends, however. Messages are few and small; nothing is sent while nothing happens.
+when its process ends, however. Messages are few and small. A thread of each process says every BEAT
+seconds that it is there, whatever else it does: a process that is stopped, or whose host hangs, is
+noticed by its silence.
 """
 
 import contextlib
 import json
+import logging
 import queue
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from dinojax.distributed import meeting
+from dinojax.distributed.frames import MAX_FRAME, send
+from dinojax.distributed.meeting import HostError as HostError
+
+log = logging.getLogger(__name__)
+
 # Until a connection whose other end vanished without a word counts as closed: 30 s.
 KEEP_ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
-RETRY = 0.2  # seconds between two calls to a process 0 that does not answer yet
+BEAT = 5.0  # seconds between two signs of life
+SILENCE = 120.0  # seconds without one after which a process counts as hanging
 GONE = "gone"  # the notice in the name of a process that ended without a word
+SILENT = "silent"  # the notice in the name of a process that gives no sign of life; with `seconds`
 
 Combine = Callable[[Sequence[Any]], Any]  # the values of all processes, in order -> what holds
-
-
-class HostError(ValueError):
-    """The processes of a run do not fit together; the message says which, and the next move."""
 
 
 class ControlChannel:
@@ -33,8 +41,21 @@ class ControlChannel:
     one order in all processes; it must not block.
     """
 
-    def __init__(self, index: int, count: int, heard: Callable[[int, dict], None]):
-        self.index, self.count, self._heard = index, count, heard
+    def __init__(
+        self,
+        index: int,
+        count: int,
+        heard: Callable[[int, dict], None],
+        *,
+        secret: bytes = b"",
+        beat: float = BEAT,
+        silence: float = SILENCE,
+    ):
+        """secret: of the run (secret.py). beat, silence: in seconds, as above."""
+        self.index, self.count, self._heard, self._secret = index, count, heard, secret
+        self._beat, self._silence = beat, silence
+        self._quiet: dict[int, float] = {}  # seconds since the others' last signs of life
+        self._closed = threading.Event()
         self._lock = threading.RLock()  # of all below; also keeps messages in one order
         self._ends: dict[int, socket.socket] = {}  # of process 0: all others; else process 0 alone
         self._names: dict[int, str] = {}
@@ -50,21 +71,30 @@ class ControlChannel:
 
         Raises HostError after `seconds`, naming who is missing.
         """
-        deadline = time.monotonic() + seconds
-        self._names[self.index] = me
         if self.index == 0:
-            self._ends = self._listen(address, deadline, seconds)
+            self._ends, self._names = meeting.listen(
+                address, self.count, me, self._secret, seconds=seconds
+            )
         else:
-            self._ends = {0: self._call(address, deadline, seconds)}
+            end, self._names = meeting.call(
+                address, self.index, self.count, me, self._secret, seconds=seconds
+            )
+            self._ends = {0: end}
         for other, end in self._ends.items():
+            self._quiet[other] = 0.0
             end.settimeout(None)
+            # Who does not read must not keep the others from talking.
+            limit = struct.pack("@ll", max(int(self._silence), 1), 0)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else answers wait 40 ms
             for name, value in KEEP_ALIVE.items():
                 if hasattr(socket, name):  # not everywhere
                     end.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
             reader = threading.Thread(target=self._read, args=(other, end), daemon=True)
             self._readers.append(reader)
             reader.start()
+        threading.Thread(target=self._keep_beating, daemon=True).start()
         return self
 
     def name(self, index: int) -> str:
@@ -121,114 +151,22 @@ class ControlChannel:
 
     def close(self, *, seconds: float) -> None:
         """Say good-bye. Process 0 waits until the others have ended, so that it is the last."""
+        self._closed.set()
         for other in list(self._ends):
             self._tell(other, {"bye": True})
         deadline = time.monotonic() + seconds
         for reader in self._readers if self.index == 0 else ():
             reader.join(max(deadline - time.monotonic(), 0.0))
 
-    # -- meeting -------------------------------------------------------------------------------
-
-    def _listen(self, address, deadline: float, seconds: float) -> dict[int, socket.socket]:
-        ends: dict[int, socket.socket] = {}
-        try:
-            server = socket.create_server(("", address[1]), backlog=self.count)
-        except OSError as error:
-            raise HostError(
-                f"port {address[1]} of this host cannot be listened on ({error.strerror}); if "
-                "another run holds it, choose another --coordinator HOST:PORT (it and the next one)"
-            ) from error
-        refused: str | None = None
-        with server:
-            while len(ends) < self.count - 1 and refused is None:
-                try:
-                    server.settimeout(max(deadline - time.monotonic(), 0.01))
-                    end = server.accept()[0]
-                except TimeoutError:
-                    refused = self._missing(ends, seconds)
-                    break
-                try:
-                    end.settimeout(max(deadline - time.monotonic(), 0.01))
-                    hello = _receive(end)
-                    if (refused := self._fault(hello, ends)) is None:
-                        ends[hello["index"]] = end
-                        self._names[hello["index"]] = hello["me"]
-                    else:
-                        _send(end, {"refused": refused})
-                        end.close()
-                except (OSError, ValueError, KeyError, TypeError):
-                    end.close()  # something else that tries ports, or a process that died
-        names = [self._names.get(i) for i in range(self.count)]
-        for end in ends.values():
-            with contextlib.suppress(OSError):
-                _send(end, {"refused": refused} if refused else {"names": names})
-            if refused:
-                end.close()
-        if refused:
-            raise HostError(refused)
-        return ends
-
-    def _missing(self, ends, seconds: float) -> str:
-        missing = [str(i) for i in range(1, self.count) if i not in ends]
-        more = f" and {len(missing) - 20} more" if len(missing) > 20 else ""
-        return (
-            f"{len(missing)} of {self.count} processes did not come within {seconds:.0f} s: "
-            f"--process-id {', '.join(missing[:20])}{more}. Start one process per host, all with "
-            "the same --coordinator and --num-processes, and look at what those printed."
-        )
-
-    def _fault(self, hello: dict, ends) -> str | None:
-        who, number = hello["me"], hello["index"]
-        if hello["count"] != self.count:
-            return (
-                f"{who} was started with --num-processes {hello['count']}, process 0 with "
-                f"{self.count}; give all the same."
-            )
-        if number not in range(1, self.count) or number in ends:
-            taken = f", which {self._names[number]} has" if number in self._names else ""
-            return (
-                f"{who} was started with --process-id {number}{taken}; give each of 0 to "
-                f"{self.count - 1} to one process."
-            )
-        return None
-
-    def _call(self, address, deadline: float, seconds: float) -> socket.socket:
-        where = f"{address[0]}:{address[1]}"
-        while True:
-            left = deadline - time.monotonic()
-            try:
-                end = socket.create_connection(address, timeout=max(left, 0.01))
-                break
-            except OSError as error:
-                if left > RETRY:
-                    time.sleep(RETRY)
-                    continue
-                raise HostError(
-                    f"process 0 did not answer at {where} within {seconds:.0f} s ({error}). Is it "
-                    "running, is --coordinator its address as seen from here, is the port open?"
-                ) from error
-        try:
-            # Longer than process 0 waits for others, so that it can say who is missing.
-            end.settimeout(max(deadline - time.monotonic(), 0.0) + seconds)
-            me = self._names[self.index]
-            _send(end, {"index": self.index, "count": self.count, "me": me})
-            answer = _receive(end)
-        except (OSError, ValueError) as error:
-            end.close()
-            raise HostError(
-                f"process 0 at {where} ended before all had met ({error}); see its log."
-            ) from error
-        if "refused" in answer:
-            end.close()
-            raise HostError(answer["refused"])
-        self._names = dict(enumerate(answer["names"]))
-        return end
-
     # -- talking -------------------------------------------------------------------------------
 
     def _tell(self, other: int, message: dict) -> None:
-        with self._lock, contextlib.suppress(OSError):  # who is gone is noticed by its reader
-            _send(self._ends[other], message)
+        with self._lock:
+            try:
+                send(self._ends[other], message)
+            except OSError:  # who is gone is noticed by its reader
+                with contextlib.suppress(OSError):  # half a message is no message
+                    self._ends[other].shutdown(socket.SHUT_RDWR)
 
     def _broadcast(self, message: dict) -> None:
         with self._lock:
@@ -245,24 +183,53 @@ class ControlChannel:
             self._heard(message["sender"], message["notice"])
 
     def _read(self, other: int, end: socket.socket) -> None:
-        with contextlib.suppress(OSError, ValueError), end, end.makefile("r") as lines:
-            for text in lines:
-                message = json.loads(text)
-                if self.index:
-                    self._deliver(message)
-                elif "name" in message:
-                    self._take(other, message["name"], message["value"], message.get("among"))
-                elif "bye" in message:
-                    self._said_bye.add(other)
-                else:
-                    self._broadcast({"notice": message["notice"], "sender": other})
-        if other in self._said_bye:
+        try:
+            with end, end.makefile("rb") as lines:
+                while line := lines.readline(MAX_FRAME + 1):
+                    if len(line) > MAX_FRAME:
+                        raise ValueError(f"a message of more than {MAX_FRAME} bytes")
+                    self._quiet[other] = 0.0
+                    self._receive(other, json.loads(line))
+        except OSError:
+            pass
+        except (ValueError, KeyError, TypeError) as error:
+            log.error("%s sent what is no message: %s", self.name(other), error)
+        if other not in self._said_bye:
+            self._in_the_name_of(other, {"what": GONE})
+
+    def _receive(self, other: int, message: dict) -> None:
+        if "beat" in message:
             return
-        gone = {"notice": {"what": GONE}, "sender": other}
         if self.index:
-            self._deliver(gone)
+            self._deliver(message)
+        elif "name" in message:
+            self._take(other, message["name"], message["value"], message.get("among"))
+        elif "bye" in message:
+            self._said_bye.add(other)
         else:
-            self._broadcast(gone)
+            self._in_the_name_of(other, message["notice"])
+
+    def _in_the_name_of(self, other: int, notice: dict) -> None:
+        message = {"notice": notice, "sender": other}
+        if self.index:
+            self._deliver(message)
+        else:
+            self._broadcast(message)
+
+    def _keep_beating(self) -> None:
+        """Say that this process is there, and notice who does not, once each."""
+        before, told = time.monotonic(), set[int]()
+        while not self._closed.wait(self._beat):
+            now = time.monotonic()
+            for other in set(self._ends) - self._said_bye - told:
+                self._tell(other, {"beat": True})
+                # A machine or a process that was stopped for a while has not listened either.
+                self._quiet[other] += min(now - before, 2 * self._beat)
+                if self._quiet[other] > self._silence:
+                    told.add(other)
+                    notice = {"what": SILENT, "seconds": self._quiet[other]}
+                    self._in_the_name_of(other, notice)
+            before = now
 
     def _take(self, sender: int, name: str, value: Any, among: Sequence[int] | None = None) -> None:
         """In process 0: a value has come; when all have, the result goes out."""
@@ -287,20 +254,3 @@ class ControlChannel:
     def _result(self, name: str) -> queue.Queue:
         with self._lock:
             return self._results.setdefault(name, queue.Queue())
-
-
-def _send(end: socket.socket, message: dict) -> None:
-    end.sendall((json.dumps(message) + "\n").encode())
-
-
-def _receive(end: socket.socket) -> dict:
-    """One message, byte by byte: what follows it belongs to the reader."""
-    text = b""
-    while not text.endswith(b"\n"):
-        part = end.recv(1)
-        if not part:
-            raise OSError("the connection was closed")
-        text += part
-        if len(text) > 1 << 20:
-            raise ValueError("no message of dinojax")
-    return json.loads(text)

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dinojax.distributed.channel import GONE, Combine, ControlChannel, HostError
+from dinojax.distributed.channel import GONE, SILENT, Combine, ControlChannel, HostError
 from dinojax.distributed.cluster import WAIT, ProcessSpec
 from dinojax.distributed.interrupt import FAILED, HURRY, LOST, Lost, end_now
 from dinojax.distributed.sync_point import SyncPoint
@@ -34,7 +34,10 @@ LEAVE = 10.0  # seconds that process 0 waits for the others to end before it doe
 class ProcessGroup:
     """The processes of a run as one of them sees it. Alone, everything is settled at once."""
 
-    def __init__(self, place: ProcessSpec | None = None, *, wait: float = WAIT):
+    def __init__(
+        self, place: ProcessSpec | None = None, *, wait: float = WAIT, secret: bytes = b""
+    ):
+        """secret: of the run (secret.py), which all its processes have."""
         self.count, self.index = (1, 0) if place is None else (place.count, place.index)
         self.channel: ControlChannel | None = None
         self._settled = 0
@@ -48,7 +51,7 @@ class ProcessGroup:
         self.subgroups: dict[tuple[int, ...], ProcessGroup] = {}  # parts of it (subgroup.py)
         if place is not None and place.count > 1:
             host, port = place.coordinator.rsplit(":", 1)
-            channel = ControlChannel(self.index, self.count, self._heard)
+            channel = ControlChannel(self.index, self.count, self._heard, secret=secret)
             self._sync_point = SyncPoint(channel)
             me = f"{socket.gethostname()}, pid {os.getpid()}"
             # The last port of all has none after it; SLURM's detection may give it.
@@ -145,6 +148,13 @@ class ProcessGroup:
         self.channel.notify({"what": "failed", "why": f"{type(error).__name__}: {first}"})
         return error
 
+    def lost(self) -> Lost | None:
+        """Why an error here may be another process's end, after a moment for word of it to come."""
+        if self.channel is None:
+            return None
+        self._failed_here.wait(GRACE)
+        return None if self._lost is None else Lost(*self._lost)
+
     def end(self, code: int) -> None:
         """End this process, process 0 last: JAX's coordinator lives in it."""
         with self._lock:
@@ -170,6 +180,9 @@ class ProcessGroup:
         elif what == GONE:
             ended = f"{self.name(sender)} ended without a word (killed, or out of memory?)"
             self._lose(ended, LOST, now=sender == 0)
+        elif what == SILENT:
+            silent = f"no sign of life for {content['seconds']:.0f} s (stopped, or its host hangs?)"
+            self._lose(f"{self.name(sender)} has given {silent}", LOST, now=sender == 0)
 
     def _lose(self, why: str, code: int, stalled: bool = False, now: bool = False) -> None:
         """The run cannot go on: this process ends, by itself or after GRACE."""
@@ -218,13 +231,13 @@ def acting(processes: ProcessGroup) -> Iterator[None]:
         _acting.reset(token)
 
 
-def join(place: ProcessSpec | None, *, wait: float = WAIT) -> ProcessGroup:
+def join(place: ProcessSpec | None, *, wait: float = WAIT, secret: bytes = b"") -> ProcessGroup:
     """Meet the other processes and start JAX's own coordination; must come before any device work.
 
     Raises HostError naming who does not come within `wait` seconds.
     """
     global _current
-    _current = ProcessGroup(place, wait=wait)
+    _current = ProcessGroup(place, wait=wait, secret=secret)
     if place is not None and place.count > 1:
         # Ours: JAX's own takes SIGTERM away and knows nothing of what can be saved when.
         jax.config.update("jax_enable_preemption_service", False)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dinojax.distributed.channel import Combine
+from dinojax.distributed.interrupt import Lost
 from dinojax.distributed.process_group import SETTLE, ProcessGroup
 
 
@@ -41,6 +42,9 @@ class Subgroup(ProcessGroup):
             name = f"{what} of {self._members} {self._settled}"
             values = self.channel.gather(name, value, self._members, seconds=seconds)
         return values[0] if combine is None else combine(values)
+
+    def lost(self) -> Lost | None:
+        return self._processes.lost()
 
     def ask(self, what: str, why: str) -> None:
         """Ask all processes of the run, for turns are theirs."""

@@ -14,6 +14,7 @@ from dinojax.data.sources import open_knn_sources, open_source
 from dinojax.eval.features import Embed, embed
 from dinojax.eval.knn_evaluator import build_knn
 from dinojax.eval.mosaic import open_mosaics
+from dinojax.files.drafts import open_append
 from dinojax.models import zoo
 from dinojax.models.convnext import ConvNextSpec
 from dinojax.models.networks import Networks, with_attention
@@ -59,7 +60,7 @@ def evaluate_knn(
         **found,
     }
     (directory / "eval").mkdir(exist_ok=True)
-    with (directory / "eval" / "knn.jsonl").open("a") as file:
+    with open_append(directory / "eval" / "knn.jsonl") as file:
         file.write(json.dumps(row) + "\n")
     print(f"step {step}, {len(knn.bank)} images in the bank, {len(knn.query)} queries")
     for name, value in found.items():

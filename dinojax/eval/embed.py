@@ -23,6 +23,7 @@ from dinojax.data.ranges import range_notes
 from dinojax.data.sources import open_at
 from dinojax.eval.feature_files import WRITERS, need_pyarrow
 from dinojax.eval.features import EvalTransform
+from dinojax.files.drafts import draft, is_empty, write_json
 from dinojax.models.zoo import Spec, module
 from dinojax.runs.scalars import duration
 from dinojax.weights import run
@@ -93,9 +94,8 @@ def embed(backbone: Backbone, source: Source, out: str | Path, job: Job, origin:
             max_share=job.max_bad_share,
             path=out / _bad_list(),
         )
-        draft = _path(out, number, job).with_suffix(".draft")
-        WRITERS[job.format](draft, content)
-        os.replace(draft, _path(out, number, job))
+        with draft(_path(out, number, job)) as made:
+            WRITERS[job.format](made, content)
         seconds = time.monotonic() - began
         left = duration(seconds / count * (len(todo) - count))
         print(f"part {count}/{len(todo)}: {done / seconds:.1f} images/s, {left} left", flush=True)
@@ -142,12 +142,10 @@ def _claim(out: Path, backbone: Backbone, source: Source, job: Job, origin: str)
         if changed:
             told = "; ".join(f"{key}: {saved.get(key)!r} there, {index[key]!r}" for key in changed)
             raise ValueError(f"{out} was begun otherwise ({told}); give another --out.")
-    elif out.exists() and any(out.iterdir()):
+    elif out.exists() and not is_empty(out):
         raise ValueError(f"{out} is not empty and holds no {INDEX}; give another --out.")
     out.mkdir(parents=True, exist_ok=True)
-    draft = out / f"{INDEX}.{jax.process_index()}"
-    draft.write_text(json.dumps(index, indent=1) + "\n")
-    os.replace(draft, path)
+    write_json(path, index)
 
 
 def _path(out: Path, number: int, job: Job) -> Path:

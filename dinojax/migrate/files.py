@@ -1,9 +1,7 @@
 """The two ends of a migration: a YAML file of theirs, and a recipe file of ours."""
 
-import os
 import re
 import shlex
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -155,22 +153,3 @@ def _quoted(text: str) -> str:
         f"\\{char}" if char in '"\\' else char if char.isprintable() else repr(char)[1:-1]
         for char in text
     )
-
-
-def write_text(path: Path, text: str) -> None:
-    """The file, whole or not at all; through no link that stands at its name."""
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".draft")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(draft, 0o666 & ~_umask())
-        os.replace(draft, path)
-    except BaseException:
-        os.unlink(draft)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

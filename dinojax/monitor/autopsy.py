@@ -3,11 +3,8 @@
 The compiled step has already kept the weights as they were; this is the host's side of it.
 """
 
-import json
 import logging
 import math
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from dinojax.distributed import process_group
+from dinojax.files.drafts import open_new, write_bytes, write_json
 
 log = logging.getLogger(__name__)
 
@@ -86,17 +84,14 @@ class Autopsy:
                 for other in folder.glob("batch-*.npz"):  # of another time, with other processes
                     other.unlink()
             if processes.is_main or "ids" in batch:
-                draft = folder / f"batch-{processes.index}.draft.npz"
-                np.savez(draft, **arrays)
-                os.replace(draft, folder / f"batch-{processes.index}.npz")
+                with open_new(folder / f"batch-{processes.index}.npz") as file:
+                    np.savez(file, **arrays)
         if not processes.is_main:
             return
-        shutil.copy(self._run_dir / "config.json", folder / "config.json")
+        write_bytes(folder / "config.json", (self._run_dir / "config.json").read_bytes())
         ids = [] if batch is None else np.asarray(batch.get("ids", [])).tolist()
         content = {"step": number, "seed": self._seed, **content, "ids": ids}
-        draft = folder / "step.json.draft"
-        draft.write_text(json.dumps(content, indent=1) + "\n")
-        os.replace(draft, folder / "step.json")
+        write_json(folder / "step.json", content)
 
 
 def culprits(scalars: Mapping[str, Any]) -> str:

@@ -18,6 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from dinojax.files.drafts import set_aside, write_json
+
 log = logging.getLogger(__name__)
 
 # JAX device kind -> watts that the device is rated for. Kinds are whole names: the same chip on
@@ -111,12 +113,10 @@ class EnergyMeter:
 
     def write(self) -> None:
         """Put the sums up to now on disk, whole or not at all."""
-        draft = self._path.with_name(self._path.name + ".draft")
         with self._writing:
             content = summed([*self._earlier, self._session()])
             try:
-                draft.write_text(json.dumps(content, indent=1) + "\n")
-                os.replace(draft, self._path)
+                write_json(self._path, content)
             except OSError as error:
                 log.warning("%s was not written: %s", self._path, error)
 
@@ -174,14 +174,14 @@ class EnergyMeter:
         except FileNotFoundError:
             return []
         except Exception as error:
-            aside = self._path.with_name(self._path.name + ".unreadable")
+            kept = "is replaced"
+            with contextlib.suppress(OSError):
+                kept = f"was kept as {set_aside(self._path, 'unreadable').name}"
             self._notes.append(
-                f"earlier sessions are not counted: {type(error).__name__}: {error}; the file was "
-                f"kept as {aside.name}"
+                f"earlier sessions are not counted: {type(error).__name__}: {error}; "
+                f"the file {kept}"
             )
             log.warning("%s: %s", self._path, self._notes[-1])
-            with contextlib.suppress(OSError):
-                os.replace(self._path, aside)
             return []
 
 

@@ -4,11 +4,11 @@ import base64
 import functools
 import html
 import logging
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from dinojax.files.drafts import write_text
 from dinojax.monitor.doctor import Finding, diagnose, verdict
 from dinojax.monitor.report_style import STYLE
 from dinojax.runs.files import RunFiles, read_run, read_whole
@@ -85,9 +85,7 @@ def write(run_dir: str | Path) -> Path:
     """Write RUN/report.html from the files of a run; raises as `runs.read_run`."""
     run = read_run(run_dir)
     path = run.directory / "report.html"
-    draft = path.with_name("report.html.draft")
-    draft.write_text(page(run), encoding="utf-8")
-    os.replace(draft, path)
+    write_text(path, page(run))
     return path
 
 

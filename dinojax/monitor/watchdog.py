@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from dinojax.files.drafts import open_append
+
 TICK = 1.0  # seconds between two looks
 REMEMBERED = 50  # steps whose median time counts
 
@@ -100,7 +102,7 @@ class Watchdog:
 
 def dump_stacks(path: Path) -> None:
     """What every thread of this process is doing, at the end of a file."""
-    with path.open("a") as file:
+    with open_append(path) as file:
         file.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         file.flush()
         faulthandler.dump_traceback(file, all_threads=True)

@@ -8,7 +8,6 @@ not fit is a result, not an error.
 
 import hashlib
 import json
-import os
 import re
 import resource
 import sys
@@ -21,6 +20,7 @@ import jax
 
 from dinojax import config as configs
 from dinojax.config import Config, stages
+from dinojax.files.drafts import write_text
 from dinojax.losses.blockwise_logits import num_blocks
 from dinojax.losses.sharded import Place
 from dinojax.ops.attention import OPAQUE
@@ -167,9 +167,7 @@ def kept(lowered, machine: Target, layout: mesh.Layout, folder: str | None) -> d
         return json.loads(path.read_text())
     found = _compiled(lowered, machine)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(found))
-    partial.replace(path)
+    write_text(path, json.dumps(found))
     return found
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
@@ -14,6 +13,8 @@ import jax
 from dinojax import config as configs
 from dinojax.checkpoint.manager import COMMITTED
 from dinojax.config import Config, ConfigError, saved
+from dinojax.files.drafts import SUFFIX, refuse_other, write_json
+from dinojax.files.local import refuse_url
 from dinojax.runs import early_stopping, lock
 from dinojax.runs.scalars import read_metrics
 
@@ -36,6 +37,8 @@ FREE_KEYS = (
 )
 PACKAGES = ("dinojax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 HOSTS = "hosts.json"  # written by process 0 of a run of several
+# Files that a run opens where they are; all others are replaced by new ones.
+APPENDED = ("lock", "lock.*", "log*.txt", "*.jsonl", "stacks.*.txt", "eval/*.jsonl")
 ACCEPT_DATA, ACCEPT_CONFIG = "new-data", "new-config"  # as the flags of `dinojax train` say it
 
 
@@ -45,8 +48,10 @@ def occupy(directory: Path, *, index: int = 0) -> contextlib.AbstractContextMana
     index: of this process among those of the run; each has a lock of its own. Asks for no device,
     which the process that holds the lock may have taken all of.
     """
+    refuse_url(directory, "--run")
     if directory.exists() and not directory.is_dir():
         raise ConfigError(f"{directory} is no folder; use another --run.")
+    refuse_links(directory)
     if index == 0 and directory.exists():
         _refuse_foreign(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -127,9 +132,7 @@ def _folder(directory: Path, stage: str) -> Path:
 
 
 def _save(config: Config, path: Path, stages: Sequence[Config]) -> None:
-    draft = path.with_name(path.name + ".draft")
-    configs.save(config, draft, stages=[name_of(stage) for stage in stages])
-    os.replace(draft, path)
+    configs.save(config, path, stages=[name_of(stage) for stage in stages])
 
 
 def _refuse_other(directory: Path, stages: Sequence[Config]) -> None:
@@ -172,11 +175,18 @@ def _refuse_foreign(directory: Path) -> None:
         raise ConfigError(f"{error} Use another --run.") from error
 
 
+def refuse_links(directory: Path) -> None:
+    """Raise NotOurs for a link among the files that a run appends to."""
+    for pattern in APPENDED:
+        for path in sorted(directory.glob(pattern)):
+            refuse_other(path)
+
+
 def _foreign(directory: Path) -> bool:
     """Whether it holds more than a killed process leaves before it has written config.json."""
     names = [entry.name for entry in directory.iterdir()]
     ours = (lock.FILE, HOSTS.split(".")[0])
-    return any(not (n.endswith(".draft") or n.split(".")[0] in ours) for n in names)
+    return any(not (n.endswith(SUFFIX) or n.split(".")[0] in ours) for n in names)
 
 
 def _has_results(directory: Path, stage: str, *, is_first: bool) -> bool:
@@ -206,10 +216,3 @@ def package_versions() -> dict[str, str]:
     """Of the packages that results may depend on, those that are installed."""
     found = {dist.metadata["Name"] for dist in importlib.metadata.distributions()}
     return {p: importlib.metadata.version(p) for p in PACKAGES if p in found}
-
-
-def write_json(path: Path, content: dict) -> None:
-    """The file, whole or not at all."""
-    draft = path.with_name(path.name + ".draft")
-    draft.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(draft, path)

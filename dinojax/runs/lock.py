@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dinojax.data import fields
+from dinojax.files.drafts import open_append
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def held(directory: Path, *, process: int = 0) -> Iterator[None]:
     """
     path = directory / (f"{FILE}.{process}" if process else FILE)
     try:
-        file = path.open("a+")
+        file = open_append(path)
     except OSError as error:
         raise OSError(
             error.errno, f"{directory} cannot be written to ({error.strerror}); use another --run"

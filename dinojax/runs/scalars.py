@@ -1,26 +1,31 @@
 """Scalars to metrics.jsonl, lines to log.txt, progress to the terminal. Quick to import."""
 
+import datetime
 import json
 import logging
 import math
-import os
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 from dinojax.data import fields
+from dinojax.files.drafts import open_append, write_text
 
 Clock = Callable[[], float]  # seconds
 CLEAR_LINE = "\r\x1b[K"
 MOST_STEPS = 2**40  # a row may name
-TEXTS: dict[str, Any] = {"stage": str, "time": (str, float)}  # columns that are no scalars
+TIME = "time"  # the column of a row that says when it was written, in UTC
+TEXTS: dict[str, Any] = {"stage": str, TIME: (str, float)}  # columns that are no scalars
+# What goes to log.txt alone: progress, and the words of libraries.
+progress_log = logging.getLogger("dinojax.progress")
+library_log = logging.getLogger("dinojax.libraries")
 
 
 class MetricsLog:
-    """Appends rows to a JSON-lines file: `step` first, then floats; one flush per row.
+    """Appends rows to a JSON-lines file: `step` first, then floats, last the time; each flushed.
 
     resume_step: the step of the checkpoint a run continues from; rows of later steps are dropped,
     because the run will write them again. None starts an empty file.
@@ -38,7 +43,7 @@ class MetricsLog:
         is_first: bool = True,
     ):
         self.path = None if path is None else Path(path)
-        self._file: TextIO | None = None
+        self._file: IO[str] | None = None
         self.mirror: Callable[[int, Mapping[str, Any]], None] | None = None  # gets rows as well
         self._stage, self._unnamed = stage, stage if is_first else None
         if self.path is None:
@@ -46,10 +51,8 @@ class MetricsLog:
         last = -1 if resume_step is None else resume_step
         rows = read_metrics(self.path)
         kept = [row for row in rows if not self._is_own(row) or row["step"] <= last]
-        draft = self.path.with_name(self.path.name + ".draft")
-        draft.write_text("".join(map(_line, kept)))
-        os.replace(draft, self.path)  # atomic: killed here, the old file or the new one exists
-        self._file = self.path.open("a")
+        write_text(self.path, "".join(map(_line, kept)))
+        self._file = open_append(self.path)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """One row. Scalar arrays are fetched; what is not finite is written as null."""
@@ -58,7 +61,7 @@ class MetricsLog:
         if self._file is None:
             return
         named = {} if self._stage is None else {"stage": self._stage}
-        self._file.write(_line({"step": step, **named, **values}))
+        self._file.write(_line({"step": step, **named, **values, TIME: _now()}))
         self._file.flush()
         if self.mirror is not None:
             self.mirror(step, values)
@@ -102,8 +105,12 @@ def read_metrics(path: str | Path, *, last_step: int | None = None) -> list[dict
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    numbers = {n: value if n == "stage" else _finite(value) for n, value in row.items()}
+    numbers = {n: value if n in TEXTS else _finite(value) for n, value in row.items()}
     return json.dumps({**numbers, "step": int(row["step"])}) + "\n"
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
 
 
 def _finite(value: Any) -> float | None:
@@ -140,6 +147,7 @@ class Progress:
     """The line that says how far a run is: step, loss, images/s, time left, waiting for data.
 
     On a terminal one line is rewritten twice a second; elsewhere a line is printed every `seconds`.
+    log.txt receives all of them.
     The speed is that of the last 50 steps, so compilation does not spoil the time left.
     """
 
@@ -163,11 +171,12 @@ class Progress:
         """step: updates done. waiting: share of the time spent waiting for data, 0 to 1."""
         now = self._clock()
         self._recent.append((step, now))
+        line = f"step {step}/{self._num_steps}  loss {loss:.4f}{self._speed()}"
+        line += f"  waiting for data {waiting:.0%}"
+        progress_log.info("%s", line)
         if now - self._printed < self._seconds and step < self._num_steps:
             return
         self._printed = now
-        line = f"step {step}/{self._num_steps}  loss {loss:.4f}{self._speed()}"
-        line += f"  waiting for data {waiting:.0%}"
         end = "\n" if step >= self._num_steps or not self._terminal else ""
         self._stream.write((CLEAR_LINE if self._terminal else "") + line + end)
         self._stream.flush()
@@ -194,14 +203,17 @@ class RunLog:
     def __init__(self, path: str | Path, *, stream: TextIO | None = None):
         self._path, self._stream = path, stream or sys.stderr
         self._handlers: list[logging.Handler] = []
+        self._file: IO[str] | None = None
 
     def __enter__(self) -> logging.Logger:
-        file = logging.FileHandler(self._path, encoding="utf-8")
+        self._file = open_append(self._path)
+        file = logging.StreamHandler(self._file)
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         terminal = logging.StreamHandler(self._stream)
         # A message that comes while a progress line stands takes its place.
         clear = CLEAR_LINE if self._stream.isatty() else ""
         terminal.setFormatter(logging.Formatter(clear + "%(message)s"))
+        terminal.addFilter(lambda record: record.name not in (progress_log.name, library_log.name))
         self._handlers = [file, terminal]
         logger = logging.getLogger("dinojax")
         logger.setLevel(logging.INFO)
@@ -215,3 +227,6 @@ class RunLog:
         for handler in self._handlers:
             logging.getLogger("dinojax").removeHandler(handler)
             handler.close()
+        if self._file is not None:
+            self._file.close()
+            self._file = None

@@ -13,8 +13,8 @@ from dinojax.data.sources import EMBEDDED, open_source, source_name
 from dinojax.distributed import process_group
 from dinojax.eval.features import fixed_statistics
 from dinojax.eval.knn_evaluator import learned
+from dinojax.files.drafts import write_json
 from dinojax.monitor import report as reports
-from dinojax.runs.directory import write_json
 from dinojax.runs.scalars import duration
 from dinojax.train.stage import Run
 from dinojax.train.state import State

@@ -7,7 +7,6 @@ at most one step is in flight.
 """
 
 import contextlib
-import errno
 import functools
 import logging
 import time
@@ -27,7 +26,6 @@ from dinojax.distributed.interrupt import (
     Asked,
     Interrupt,
     Interrupted,
-    StorageError,
     stoppable,
     within,
 )
@@ -61,8 +59,6 @@ from dinojax.train.state import State
 from dinojax.train.teacher_forward import OwnTeacher
 
 log = logging.getLogger(__name__)
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # disks that are, or read-only ones
 
 
 def train(
@@ -167,8 +163,6 @@ def _train(run: Run, interrupt: Interrupt, accept: Collection[str], *, is_last: 
             log.error("%s", error)
             with contextlib.suppress(OSError):  # a full disk takes no notes
                 run.note_stop(error)
-            if isinstance(error, OSError) and error.errno in FULL:
-                raise StorageError(f"{run.directory} cannot be written to: {error}") from error
             raise
     last = int(state.step)
     run.note(event="stop", step=last, reason="finished")
@@ -212,7 +206,7 @@ def _loop(
     embed = stoppable(run.program.embed(), interrupt)
     number, position = int(state.step), loader.position
     saves = Saves(run, clock, report.watchdog)
-    evaluated = _evaluated(report.metrics)
+    evaluated = _evaluated(report.metrics, run)
     try:
         last_words = functools.partial(_last_words, run, number)
         with report.watchdog.phase("compiling"), interrupt.ending(last_words):

@@ -17,6 +17,7 @@ from dinojax.train.state import State
 log = logging.getLogger(__name__)
 
 EVALUATED = ("knn/", "dense/")  # columns of the last thing that an evaluation writes
+PROBED = ("probe/",)  # the same where there is no other
 
 
 class Report:
@@ -88,10 +89,11 @@ class Speed:
         return {"images_per_second": images / (self._written[1] - before[1])}
 
 
-def evaluated(metrics: MetricsLog) -> set[int]:
+def evaluated(metrics: MetricsLog, run: Run) -> set[int]:
     """Steps evaluated already, before the run was continued, according to its metrics."""
     rows = metrics.rows()
-    found = [row["step"] for row in rows if any(name.startswith(EVALUATED) for name in row)]
+    last = PROBED if run.knn is None and run.mosaics is None else EVALUATED
+    found = [row["step"] for row in rows if any(name.startswith(last) for name in row)]
     return set(process_group.current().settle("evaluated steps", found))
 
 

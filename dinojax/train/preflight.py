@@ -4,7 +4,6 @@ Every fault is a HostError, raised in all processes, that names the process and 
 """
 
 import hashlib
-import json
 import logging
 import os
 import secrets
@@ -22,6 +21,7 @@ from dinojax.config import Config, ConfigError
 from dinojax.data import fields
 from dinojax.data.example import Source
 from dinojax.distributed.process_group import ProcessGroup
+from dinojax.files.drafts import write_json, write_text
 from dinojax.runs.directory import HOSTS, name_of, package_versions
 from dinojax.sharding import gpu_memory
 
@@ -84,7 +84,7 @@ def check_storage(processes: ProcessGroup, directory: Path) -> None:
         return
     token = processes.settle("token", secrets.token_hex(8))
     if processes.is_main:
-        (directory / HOSTS).write_text(json.dumps({"token": token}) + "\n")
+        write_json(directory / HOSTS, {"token": token})
     processes.settle("token is written")
     processes.all_or_raise("storage is not shared", _storage_fault(directory, token), STARTED)
 
@@ -105,7 +105,7 @@ def _storage_fault(directory: Path, token: str) -> str | None:
         time.sleep(0.2)
     probe = directory / f".probe.{os.getpid()}.{secrets.token_hex(4)}"
     try:
-        probe.write_text("")
+        write_text(probe, "")
         probe.unlink()
     except OSError as error:
         return f"{directory} cannot be written to ({error.strerror}); {move}"

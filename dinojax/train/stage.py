@@ -4,7 +4,6 @@ import dataclasses
 import datetime
 import json
 import logging
-import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from dinojax.distributed import process_group, subgroup
 from dinojax.eval.features import fixed_statistics
 from dinojax.eval.knn_evaluator import Knn, build_knn
 from dinojax.eval.mosaic import Mosaics, open_mosaics
+from dinojax.files.drafts import write_text
 from dinojax.models import zoo
 from dinojax.monitor import report as reports
 from dinojax.monitor.watchdog import dump_stacks
@@ -119,9 +119,7 @@ class Run:
         path = self.directory / "resumes.jsonl"
         before = path.read_text() if path.exists() else ""
         whole = before[: before.rfind("\n") + 1]  # a killed process may leave half a line
-        draft = path.with_name(path.name + ".draft")
-        draft.write_text(whole + json.dumps({"time": now, **content}) + "\n")
-        os.replace(draft, path)
+        write_text(path, whole + json.dumps({"time": now, **content}) + "\n")
 
     def note_stop(self, error: Exception) -> None:
         """The last line of a run that ends before its time, and the report that shows it."""

@@ -79,7 +79,7 @@ class Trainer:
         self._saves = Saves(run, Clock(meta["seconds"]), self._watchdog)
         rows = run.watch.of_interest(self._metrics.rows())
         run.watch.begin(run.processes.settle("rows so far", rows))
-        self._done = periodic.evaluated(self._metrics)
+        self._done = periodic.evaluated(self._metrics, run)
         self._pending: list[tuple] = []  # (number, scalars, now) of steps that were dispatched
         self._waited, self._since = 0.0, time.monotonic()  # for data, since the last row
         self._speed = periodic.Speed(run.loader_options["batch_size"])

@@ -5,6 +5,8 @@ import os
 import numpy as np
 from PIL import Image, ImageDraw
 
+from dinojax.files.drafts import open_new
+
 _GAP = 4  # pixels between pictures
 _TEXT = 16  # pixels, height of a line of text
 _BACKGROUND = (24, 24, 24)
@@ -204,4 +206,5 @@ def _save_rows(path: str | os.PathLike, rows, *, labels: tuple[str, ...]) -> Non
             left += picture.shape[1] + _GAP
         top += height
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    sheet.save(path, format="PNG")
+    with open_new(path) as file:
+        sheet.save(file, format="PNG")

@@ -1,6 +1,5 @@
 """The same few images through the ema again and again: pictures over time and their drift."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 
 from dinojax.data.quarantine import KNN_FILE, read_all
 from dinojax.distributed import process_group
+from dinojax.files.drafts import open_new
 from dinojax.viz.pictures import patch_sheet, true_colors
 
 NUM_IMAGES = 6
@@ -54,9 +54,8 @@ class Probe:
         patch_sheet(path, images, patches_BPD, grid=(rows, columns))
         before = self._before(step)
         # Every look stays on disk: a run may be killed after a look and continue from before it.
-        draft = self._directory / "look.draft.npz"
-        np.savez(draft, patches=patches_BPD)
-        os.replace(draft, self._directory / f"look-{step:08d}.npz")
+        with open_new(self._directory / f"look-{step:08d}.npz") as file:
+            np.savez(file, patches=patches_BPD)
         # A stage that looks at larger images has other patches, which compare with nothing before.
         if before is None or before.shape != patches_BPD.shape:
             return {}

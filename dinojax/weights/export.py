@@ -1,14 +1,13 @@
 """Writes a network in another format: streamed weights, configs, provenance and parity."""
 
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dinojax.files.drafts import draft_folder, write_json
 from dinojax.weights import certificate, fingerprint, formats, meta, specs, stablehlo
 from dinojax.weights.formats import LIBRARIES
 from dinojax.weights.load import (
@@ -48,10 +47,7 @@ def export(
     """
     out = Path(out)
     _refuse(network, out, format=format, dtype=dtype, with_heads=with_heads)
-    draft = out.with_name(out.name + ".draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    try:
+    with draft_folder(out) as draft:
         stored = None if dtype is None else DTYPES[STORED[dtype]]
         digests = _write(network, draft, format=format, stored=stored, with_heads=with_heads)
         provenance = {
@@ -67,15 +63,10 @@ def export(
             backbone = _backbone(network, stored)
             provenance["features"] = fingerprint.features(backbone)
             parity = certificate.certify(backbone, draft, format=format, tolerance=tolerance)
-        _json(draft / "provenance.json", provenance)
-        _json(draft / "parity.json", parity)
+        write_json(draft / "provenance.json", provenance)
+        write_json(draft / "parity.json", parity)
         if certify:
             _read_back(network, draft)
-        if out.exists():
-            out.rmdir()  # it was empty
-        os.replace(draft, out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return parity
 
 
@@ -100,7 +91,7 @@ def _write(network: Network, folder: Path, *, format: str, stored, with_heads: b
     """All files but the proofs; name -> digest of the backbone's tensors."""
     tensors, files, name = WRITERS[format](network)
     for file, content in files.items():
-        _json(folder / file, content)
+        write_json(folder / file, content)
     path = folder / name
     metadata = {"format": "pt"}  # the framework, in transformers' words
     digests = write_safetensors(path, tensors, metadata, stored, constants=meta.BUFFERS)
@@ -179,7 +170,3 @@ def from_source(
         found = lazily_from_ours(materialize(found, spec, str(source.path)))
     origin = {"from": str(source.path), "from_format": source.format, "report": str(report)}
     return Network(spec, found, source.heads, preprocessing(source, spec)[0], origin)
-
-
-def _json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n")

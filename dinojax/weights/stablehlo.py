@@ -11,6 +11,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
+from dinojax.files.drafts import write_bytes
 from dinojax.models.convnext import ConvNextSpec
 from dinojax.models.zoo import Spec, module
 from dinojax.weights import convnext, meta
@@ -35,7 +36,7 @@ def write(folder: Path, tensors: Tensors, spec: Spec, size: int) -> None:
 
     with jax.default_matmul_precision("highest"):  # float32 products on every platform
         exported = jax.export.export(jax.jit(run), platforms=PLATFORMS)(inputs, images)
-    (folder / FILE).write_bytes(exported.serialize())
+    write_bytes(folder / FILE, bytes(exported.serialize()))
 
 
 def _forward(spec: Spec, tensors, images_BHWC):

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import re
 import struct
 from collections.abc import Callable, Iterable
@@ -19,6 +18,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from dinojax.files.drafts import open_new
 from dinojax.weights import foreign, index, pickles
 
 # Name of a dtype in the header of a safetensors file.
@@ -172,15 +172,14 @@ def write_safetensors(
         at += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # readers map the data, which wants to start aligned
-    digests, draft = {}, path.with_name(path.name + ".draft")
-    with open(draft, "wb") as file:
+    digests = {}
+    with open_new(path) as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name, tensor in tensors.items():
             array = _rounded(name, tensor.read(), kept[name])
             data = array.reshape(-1).view(np.uint8).data
             digests[name] = hashlib.sha256(data).hexdigest()
             file.write(data)
-    os.replace(draft, path)
     return digests
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from dinojax.checkpoint import checksum
 from dinojax.checkpoint.manager import FORMAT_VERSION, Checkpoints, Damaged
-from dinojax.distributed.interrupt import StorageError
+from dinojax.distributed.interrupt import LOST, Lost, StorageError
 from dinojax.sharding import mesh
 from dinojax.train.state import State
 from tests.support import small
@@ -224,3 +224,27 @@ def test_who_only_looks_changes_nothing(here):
     assert owning.latest() == 1
     owning.close()
     assert {"1", "3.torn"} <= set(os.listdir(directory))
+
+
+def test_a_second_torn_checkpoint_of_one_step_does_not_block_the_start(tmp_path):
+    for _ in range(3):
+        (tmp_path / "pretrain" / "3").mkdir(parents=True)
+        (tmp_path / "pretrain" / "3" / "part").write_text("half")
+        Checkpoints(tmp_path / "pretrain", keep_last=1, keep_every=None).close()
+    assert set(os.listdir(tmp_path / "pretrain")) == {"3.torn", "3.torn.2", "3.torn.3"}
+
+
+def test_where_another_process_is_gone_the_storage_is_not_blamed(here, monkeypatch):
+    """Its end breaks the save that all take part in."""
+    gone = Lost("process 1 (host1, pid 7) ended without a word", LOST)
+
+    def broken(*_, **__):
+        raise RuntimeError("Barrier timed out")
+
+    monkeypatch.setattr(here.checkpoints._manager, "save", broken)
+    with pytest.raises(StorageError, match="Barrier timed out"):
+        here.checkpoints.save(here.state, step=1, meta={})
+    monkeypatch.setattr(here.checkpoints._processes, "lost", lambda: gone)
+    with pytest.raises(Lost, match="process 1 .host1, pid 7. ended") as met:
+        here.checkpoints.save(here.state, step=1, meta={})
+    assert met.value.code == LOST

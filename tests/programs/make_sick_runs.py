@@ -166,8 +166,8 @@ def record(name: str, run: Path, provenance: dict) -> int:
     return sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
 
 
-def rounded(value: float | None) -> float | None:
-    return value if value is None or isinstance(value, int) else float(f"{value:.5g}")
+def rounded(value: float | str | None) -> float | str | None:
+    return value if value is None or isinstance(value, (int, str)) else float(f"{value:.5g}")
 
 
 if __name__ == "__main__":

@@ -13,12 +13,14 @@ import pytest
 
 from dinojax import config
 from dinojax.cli import main
+from dinojax.files.drafts import NotOurs
 from dinojax.runs import lock
 from dinojax.runs.directory import occupy
 
 HOLD = """
 import sys, time
 from pathlib import Path
+from dinojax.files.drafts import NotOurs
 from dinojax.runs import lock
 with lock.held(Path(sys.argv[1])):
     print("HOLDS", flush=True)
@@ -103,3 +105,16 @@ def test_what_a_lock_left_does_not_make_a_directory_foreign(tmp_path):
     (tmp_path / "lockets.txt").touch()
     with pytest.raises(ValueError, match="is not empty and no run directory"):
         occupy(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["lock", "log.txt", "metrics.jsonl", "resumes.jsonl"])
+def test_a_run_directory_with_a_link_for_a_file_of_its_own_is_refused(tmp_path, name):
+    """Of somebody else: what the link points to is not written to."""
+    precious, run = tmp_path / "precious", tmp_path / "run"
+    precious.write_text("mine")
+    run.mkdir()
+    (run / "config.json").write_text("{}")
+    (run / name).symlink_to(precious)
+    with pytest.raises(NotOurs, match=f"{name} is a link"), occupy(run):
+        pass
+    assert precious.read_text() == "mine" and {name, "config.json"} == set(os.listdir(run))

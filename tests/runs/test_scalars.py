@@ -1,5 +1,6 @@
 """metrics.jsonl, the progress line, the waiting share and the log file."""
 
+import datetime
 import io
 import json
 import logging
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 
 from dinojax.runs.scalars import DataWait, MetricsLog, Progress, RunLog, duration, read_metrics
+
+UTC = datetime.timedelta(0)
 
 
 class Clock:
@@ -29,7 +32,9 @@ def test_rows_are_json_with_step_first_and_are_on_disk_at_once(tmp_path):
     path = tmp_path / "metrics.jsonl"
     with MetricsLog(path) as log:
         log.write(3, {"loss": np.float32(0.5), "rate": 1})
-        assert path.read_text() == '{"step": 3, "loss": 0.5, "rate": 1.0}\n'
+        text, when = path.read_text().split(', "time": ')
+        assert text == '{"step": 3, "loss": 0.5, "rate": 1.0'
+        assert datetime.datetime.fromisoformat(json.loads(when[:-2])).utcoffset() == UTC
 
 
 def test_resume_drops_the_rows_the_run_will_write_again(tmp_path):
@@ -68,7 +73,9 @@ def test_what_is_not_finite_is_null_and_survives_a_resume(tmp_path):
     with MetricsLog(path) as log:
         log.write(1, {"loss": float("nan"), "norm": float("inf")})
     MetricsLog(path, resume_step=1).close()
-    assert json.loads(path.read_text()) == {"step": 1, "loss": None, "norm": None}
+    row = json.loads(path.read_text())
+    assert datetime.datetime.fromisoformat(row.pop("time")).utcoffset() == UTC
+    assert row == {"step": 1, "loss": None, "norm": None}
 
 
 def test_step_is_not_a_metric(tmp_path):
@@ -129,3 +136,19 @@ def test_run_log_writes_to_file_and_terminal_until_it_closes(tmp_path):
     assert stream.getvalue() == "resuming from step 20\n"
     assert "INFO dinojax.train.loop: resuming from step 20" in (tmp_path / "log.txt").read_text()
     assert "after" not in (tmp_path / "log.txt").read_text()
+
+
+def test_every_progress_line_is_in_the_log_file_without_control_characters(tmp_path):
+    """Also those that came too soon after another to be shown."""
+    stream, clock = Terminal(), Clock()
+    with RunLog(tmp_path / "log.txt", stream=stream):
+        progress = Progress(100, batch_size=4, stream=stream, clock=clock)
+        for step in (1, 2, 3):
+            progress.update(step, loss=6.5, waiting=0.25)
+            clock.now += 0.1
+    told = (tmp_path / "log.txt").read_text()
+    lines = [line.split(": ", 1)[1] for line in told.splitlines()]
+    assert [line.split("  ")[0] for line in lines] == ["step 1/100", "step 2/100", "step 3/100"]
+    assert "loss 6.5000  40 images/s" in lines[1] and lines[1].endswith("waiting for data 25%")
+    assert told.replace("\n", "").isprintable()
+    assert stream.getvalue().count("step ") == 1  # half a second has not passed

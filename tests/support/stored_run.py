@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 from dinojax.runs.scalars import read_metrics
 
 # Columns that are no result.
-TIMES = ("data_wait", "images_per_second", "train_seconds", "compile_seconds")
+TIMES = ("data_wait", "images_per_second", "train_seconds", "compile_seconds", "time")
 
 
 def differences(got: Path, want: Path, num_steps: int) -> list[str]:

@@ -217,3 +217,14 @@ def test_a_student_of_a_family_learns_the_step_that_it_is_at(monkeypatch):
         (2, {"of step": 1}),
     ]
     assert [call.args[0] for call in own._autopsy.keep.call_args_list] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("knn", "mosaics", "done"), [(None, None, {0, 4}), (object(), None, {4}), (None, object(), {4})]
+)
+def test_a_look_is_not_repeated_at_a_resume_where_it_is_all_of_an_evaluation(knn, mosaics, done):
+    """Else metrics.jsonl gets one more row of it; with k-NN the whole evaluation is repeated."""
+    rows = [{"step": 0, "probe/drift": 0.1}, {"step": 2, "total": 1.0}, {"step": 4}]
+    rows[2] |= {"probe/drift": 0.1} if knn is mosaics else {"knn/cls" if knn else "dense/mosaic": 9}
+    run = SimpleNamespace(knn=knn, mosaics=mosaics)
+    assert periodic.evaluated(SimpleNamespace(rows=lambda: rows), run) == done
