@@ -1,12 +1,13 @@
-"""Damaged images, mutated configs, data sets and files of weights, through what reads them.
+"""Damaged images, mutated configs, data sets and weights, preprocessing of other libraries.
 
     python -m tests.programs.fuzz --images 1000 --configs 500 --files 500 --weights 500 --seed 0
 
 Every image gives pixels or a DecodeError that names it; every config resolves to legal values or is
 refused by an error that names the key; a data set (fuzz_files.py) gives all its images, tells which
 it leaves out, or is refused by name; every file of weights gives the network that was saved or is
-refused by an error that names it; nothing else may happen. The last line is JSON; exit code 1
-with any fault.
+refused by an error that names it; configurations of the preprocessing of transformers and timm give
+their pixels here, or are refused by the field (--preprocess, which needs both); nothing else may
+happen. The last line is JSON; exit code 1 with any fault.
 """
 
 import argparse
@@ -16,7 +17,13 @@ import time
 import warnings
 
 from dinojax.runs.scalars import duration
-from tests.programs import fuzz_configs, fuzz_files, fuzz_images, fuzz_weights
+from tests.programs import (
+    fuzz_configs,
+    fuzz_files,
+    fuzz_images,
+    fuzz_preprocess,
+    fuzz_weights,
+)
 
 
 def teller(what: str, count: int):
@@ -41,6 +48,7 @@ def main() -> int:
     parser.add_argument("--configs", type=int, default=500)
     parser.add_argument("--files", type=int, default=0, help="mutated data sets")
     parser.add_argument("--weights", type=int, default=0)
+    parser.add_argument("--preprocess", type=int, default=0, help="needs transformers and timm")
     parser.add_argument("--trace", type=int, default=20, help="accepted configs to trace a step of")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -52,6 +60,9 @@ def main() -> int:
     files = fuzz_files.fuzz(args.seed, args.files, progress=teller("data sets", args.files))
     weights = fuzz_weights.fuzz(args.seed, args.weights, progress=teller("weights", args.weights))
     parts = {"images": images, "configs": configs, "files": files, "weights": weights}
+    if args.preprocess:
+        tell = teller("configurations", args.preprocess)
+        parts["preprocess"] = fuzz_preprocess.fuzz(args.seed, args.preprocess, progress=tell)
     faults = [fault for part in parts.values() for fault in part["faults"]]
     row = {"name": "fuzz", "seed": args.seed, **parts}
     print(json.dumps({**row, "ok": not faults}))
