@@ -1,7 +1,8 @@
 """Encoded files to uint8 pixels.
 
 As in the reference implementation, the orientation tag of EXIF is not applied and transparency is
-dropped; of an animation the first frame is read. Values of more than 8 bits: `stored.py`.
+dropped (or laid over white, where that is asked for); of an animation the first frame is read.
+Values of more than 8 bits: `stored.py`.
 """
 
 import numpy as np
@@ -70,6 +71,9 @@ def load_pixels(
         if box_size is not None:
             image.draft(None, fitted_size(image.size, box_size))
         image.load()
+        has_alpha = header.alpha or "transparency" in image.info
+        if has_alpha and options.transparency == "white" and channels == 3:
+            return np.asarray(_over_white(image))
         return to_channels(image, header, channels=channels)
     except UnidentifiedImageError:
         raise DecodeError(
@@ -113,6 +117,11 @@ def _from_values(
     values = stored.stored_values(data, header, image)
     bytes_HWC = stored.to_bytes(values, header, options.value_range if header.is_wide else ())
     colours = header.bands - header.alpha
+    if options.transparency == "white" and channels == 3 and header.alpha and colours in CONVERTED:
+        opacity_HW1 = stored.opacity(values[:, :, -1:], header)
+        rgb_HWC = np.broadcast_to(bytes_HWC[:, :, :colours], (*bytes_HWC.shape[:2], 3))
+        rgba = Image.fromarray(np.concatenate([rgb_HWC, opacity_HW1], axis=2))
+        return np.asarray(_over_white(rgba))
     if header.bands != channels:
         bytes_HWC = bytes_HWC[:, :, :colours]
     if colours == channels or header.bands == channels:
@@ -151,6 +160,13 @@ def to_channels(image: Image.Image, header: Header, *, channels: int) -> np.ndar
     return pixels
 
 
+def _over_white(image: Image.Image) -> Image.Image:
+    """RGB of an image with transparency."""
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, image).convert("RGB")
+
+
 def fitted_size(size: tuple[int, int], box_size: int) -> tuple[int, int]:
     """Two sides (pixels) scaled so that the longer is `box_size`; smaller ones as they are."""
     longer = max(size)
@@ -166,17 +182,20 @@ def fit_into_box(pixels_HWC: np.ndarray, box_size: int) -> np.ndarray:
     return resize_pixels(pixels_HWC, height, width)
 
 
-def resize_pixels(pixels_HWC: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Antialiased bicubic resampling (a = -0.5) of uint8 pixels, as Pillow does it."""
+def resize_pixels(
+    pixels_HWC: np.ndarray,
+    height: int,
+    width: int,
+    filter: Image.Resampling = Image.Resampling.BICUBIC,
+) -> np.ndarray:
+    """Antialiased resampling of uint8 or float32 pixels as Pillow does it; bicubic has a = -0.5."""
     if pixels_HWC.shape[:2] == (height, width):
         return pixels_HWC
-    if pixels_HWC.shape[2] == 3:
-        return np.asarray(
-            Image.fromarray(pixels_HWC).resize((width, height), Image.Resampling.BICUBIC)
-        )
+    if pixels_HWC.shape[2] == 3 and pixels_HWC.dtype == np.uint8:
+        return np.asarray(Image.fromarray(pixels_HWC).resize((width, height), filter))
     # One by one: Pillow would take a second or fourth channel for transparency and multiply by it.
     planes = [
         Image.fromarray(np.ascontiguousarray(plane)) for plane in np.moveaxis(pixels_HWC, 2, 0)
     ]
-    resized = [plane.resize((width, height), Image.Resampling.BICUBIC) for plane in planes]
+    resized = [plane.resize((width, height), filter) for plane in planes]
     return np.stack([np.asarray(plane) for plane in resized], axis=2)

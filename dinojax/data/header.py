@@ -18,10 +18,11 @@ PLAIN_BYTES = 4  # of a pixel; data.max_pixels counts images with more as larger
 
 @dataclasses.dataclass(frozen=True)
 class ReadOptions:
-    """How image files become bytes; the keys of the section `data`."""
+    """How image files become bytes: keys of the section `data`, and what other libraries do."""
 
     value_range: tuple[float, ...] = ()  # stored values that become 0 and 255; () = of the type
     max_pixels: int = MAX_PIXELS
+    transparency: str = "drop"  # or white, which then lies behind RGB images
 
 
 PLAIN = ReadOptions()

@@ -5,6 +5,7 @@ them the nearer end; NaN becomes the low end. Without the key the range is that 
 signed and float values do not have.
 """
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -87,6 +88,12 @@ def to_bytes(values_HWC: np.ndarray, header: Header, value_range: tuple[float, .
     # Pillow turns 8 bit values round where 0 is white, wider ones not
     white_is_zero = header.layout is not None and header.layout.photometric == 0
     return 255 - bytes_HWC if white_is_zero else bytes_HWC
+
+
+def opacity(values_HW1: np.ndarray, header: Header) -> np.ndarray:
+    """The band of transparency as uint8: by the range of its type, of floats 0 to 1."""
+    plain = dataclasses.replace(header, bands=1, layout=None)
+    return to_bytes(values_HW1, plain, header.full or (0.0, 1.0))
 
 
 @functools.lru_cache(maxsize=64)

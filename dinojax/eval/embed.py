@@ -22,12 +22,12 @@ from dinojax.data.quarantine import FILE, Skipped, note_skipped, read_list
 from dinojax.data.ranges import range_notes
 from dinojax.data.sources import open_at
 from dinojax.eval.feature_files import WRITERS, need_pyarrow
-from dinojax.eval.features import EvalTransform
 from dinojax.files.drafts import draft, is_empty, write_json
 from dinojax.models.zoo import Spec, module
 from dinojax.runs.scalars import duration
 from dinojax.weights import run
 from dinojax.weights.load import Backbone
+from dinojax.weights.preprocess import Preprocessing
 
 TOKENS = ("cls", "registers", "patches")
 LAYER = re.compile(r"layer=(-?\d+)")
@@ -107,20 +107,16 @@ def _bad_list() -> str:
     return FILE if index == 0 else FILE.replace(".jsonl", f".{index}.jsonl")
 
 
-def _transform(backbone: Backbone) -> EvalTransform:
+def _transform(backbone: Backbone) -> Preprocessing:
     own = backbone.preprocessing
-    if own.normalize == "fixed" and (own.mean is None or own.std is None):
+    own.check_statistics(backbone.spec.channels)
+    if own.out_size is None:
         raise ValueError(
-            f"these weights come without mean and std of their {backbone.spec.channels} channels; "
-            "give them once with `dinojax import --mean ... --std ...`."
+            f"the preprocessing of these weights (rule={own.rule}, resize_size={own.resize_size}, "
+            "no cut) makes images of differing sizes, which do not go into one batch; give their "
+            "file a cut (do_center_crop and crop_size)."
         )
-    return EvalTransform(
-        resize_size=own.resize_size,
-        crop_size=own.crop_size,
-        normalize=own.normalize,
-        mean=own.mean or (),
-        std=own.std or (),
-    )
+    return own
 
 
 def _claim(out: Path, backbone: Backbone, source: Source, job: Job, origin: str) -> None:
@@ -186,7 +182,7 @@ def _outputs(spec: Spec, params, images_BHWC, outputs, layers: dict[str, int]):
 
 
 def _part(
-    apply, source: Source, transform: EvalTransform, indexes: range, job: Job
+    apply, source: Source, transform: Preprocessing, indexes: range, job: Job
 ) -> tuple[dict[str, np.ndarray], dict[int, str]]:
     """(names, labels and outputs of some images, index of each that cannot be read: why)."""
     names: list[str] = []
@@ -198,8 +194,9 @@ def _part(
         if not kept and len(bad) < len(indexes):
             continue
         # Every batch is filled, so that nothing compiles twice; of none readable, for the shapes.
-        size = transform.crop_size
-        images_BHWC = np.zeros((job.batch_size, size, size, source.channels), np.float32)
+        assert transform.out_size is not None  # as `_transform` found
+        shape = (job.batch_size, *transform.out_size, source.channels)
+        images_BHWC = np.zeros(shape, np.float32)
         for row in kept:
             images_BHWC[row] = batch[row].pixels
         for name, value in apply(images_BHWC).items():
@@ -221,7 +218,7 @@ class _Read:
 
 
 def _batches(
-    source: Source, transform: EvalTransform, indexes: range, batch_size: int
+    source: Source, transform: Preprocessing, indexes: range, batch_size: int
 ) -> Iterator[list[_Read]]:
     """Images; the next batch is decoded while the caller works on this one."""
 
@@ -265,7 +262,7 @@ def embed_command(
         need_pyarrow()
     backbone = run.load(weights, overrides=run.parse_overrides(overrides), prefix=prefix)
     print(backbone.report)
-    options = _options(weights, value_range, max_pixels)
+    options = _options(weights, backbone, value_range, max_pixels)
     source = open_at(data, channels=backbone.spec.channels, key="--data", options=options)
     for note in [*source.notes, *range_notes(source)]:
         print(note.replace("--set 'data.value_range=(", "--value-range '("))
@@ -277,11 +274,15 @@ def embed_command(
 
 
 def _options(
-    weights: str, value_range: Sequence[float] | None, max_pixels: int | None
+    weights: str,
+    backbone: Backbone,
+    value_range: Sequence[float] | None,
+    max_pixels: int | None,
 ) -> ReadOptions:
     """How images become pixels: as the run did that the weights are of, unless told."""
     own = run.read_options_of(weights)
     return ReadOptions(
         value_range=own.value_range if value_range is None else tuple(value_range),
         max_pixels=own.max_pixels if max_pixels is None else max_pixels,
+        transparency=backbone.preprocessing.transparency,
     )

@@ -10,15 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinojax.data.decode import DecodeError, resize_pixels
+from dinojax.data.decode import DecodeError
 from dinojax.data.example import Source
 from dinojax.distributed import process_group
 from dinojax.models.convnext import ConvNext
 from dinojax.models.vit import Vit
 from dinojax.sharding import batch, mesh
 from dinojax.sharding.mesh import Layout
-
-_MIN_STD = 1e-6  # of values in 0..1; a crop of one colour becomes zeros, not NaN
+from dinojax.weights.preprocess import Preprocessing
 
 # (backbone parameters, images [B, H, W, C]) -> cls [B, D], mean of patches [B, D], patches
 Embed = Callable[[dict, Any], tuple[jax.Array, jax.Array, jax.Array]]
@@ -41,9 +40,9 @@ class EvalTransform:
     std: tuple[float, ...]
 
     def __post_init__(self):
-        if self.normalize not in NORMALIZE:
+        if self.normalize not in ("fixed", "per_crop"):
             raise ValueError(
-                f"image.normalize={self.normalize!r} is unknown; choose of {', '.join(NORMALIZE)}."
+                f"image.normalize={self.normalize!r} is unknown; choose of fixed, per_crop."
             )
 
     @classmethod
@@ -65,45 +64,18 @@ class EvalTransform:
                 f"image.mean and image.std have {len(self.mean)} and {len(self.std)} values for "
                 f"image.channels={channels}; give one per channel or image.normalize=per_crop."
             )
-        resized_HWC = resize_short_side(pixels_HWC, self.resize_size)
-        values_HWC = center_crop(resized_HWC, self.crop_size).astype(np.float32) / 255
-        return NORMALIZE[self.normalize](values_HWC, self.mean, self.std).astype(np.float32)
+        return self.preprocessing(pixels_HWC)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return Preprocessing(
+            self.crop_size, self.resize_size, self.normalize, self.mean or None, self.std or None
+        )
 
 
 def fixed_statistics(image) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(mean, std) of a section `image`; empty where each crop has its own."""
     return (tuple(image.mean), tuple(image.std)) if image.normalize == "fixed" else ((), ())
-
-
-def resize_short_side(pixels_HWC: np.ndarray, size: int) -> np.ndarray:
-    """The short side becomes `size` pixels, the long one keeps the aspect, rounded down."""
-    height, width = pixels_HWC.shape[:2]
-    if height <= width:
-        return resize_pixels(pixels_HWC, size, size * width // height)
-    return resize_pixels(pixels_HWC, size * height // width, size)
-
-
-def center_crop(pixels_HWC: np.ndarray, size: int) -> np.ndarray:
-    """The central square of `size` pixels; zeros around an image that is smaller."""
-    short = [max(0, size - side) for side in pixels_HWC.shape[:2]]
-    pads = [(missing // 2, missing - missing // 2) for missing in short]
-    padded_HWC = np.pad(pixels_HWC, [*pads, (0, 0)])
-    top, left = (round((side - size) / 2) for side in padded_HWC.shape[:2])
-    return padded_HWC[top : top + size, left : left + size]
-
-
-def _fixed(values_HWC, mean, std):
-    return (values_HWC - np.float32(mean)) / np.float32(std)
-
-
-def _per_crop(values_HWC, mean, std):
-    """Each crop to mean 0 and standard deviation 1 over all its pixels and channels."""
-    del mean, std
-    centered_HWC = values_HWC - values_HWC.mean(dtype=np.float64)
-    return centered_HWC / max(np.sqrt(np.mean(centered_HWC**2)), _MIN_STD)
-
-
-NORMALIZE = {"fixed": _fixed, "per_crop": _per_crop}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,7 +40,8 @@ def certify(
     apply = libraries.open_in_library(folder, format, backbone.spec)
     rows = []
     if format == "stablehlo":
-        sizes = [(backbone.preprocessing.crop_size,) * 2]
+        own = backbone.preprocessing
+        sizes = [own.out_size or (own.side, own.side)]
     for number, size in enumerate(sizes or input_sizes(backbone)):
         image = synthetic_image(*size, backbone.spec.channels, seed=number)[None]
         for row in _compare(backbone, image, apply):
@@ -64,7 +65,7 @@ def certify(
 def input_sizes(backbone: Backbone) -> list[tuple[int, int]]:
     """Training size, one half larger, and a rectangle of both, in whole patches."""
     patch = backbone.spec.patch_size
-    first = max(1, backbone.preprocessing.crop_size // patch)
+    first = max(1, backbone.preprocessing.side // patch)
     second = first + max(1, first // 2)
     return [
         (rows * patch, columns * patch)

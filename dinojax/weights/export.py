@@ -1,5 +1,6 @@
 """Writes a network in another format: streamed weights, configs, provenance and parity."""
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +9,18 @@ from typing import Any
 import numpy as np
 
 from dinojax.files.drafts import draft_folder, write_json
-from dinojax.weights import certificate, fingerprint, formats, meta, specs, stablehlo
+from dinojax.weights import (
+    card,
+    certificate,
+    fingerprint,
+    formats,
+    meta,
+    processors,
+    snippets,
+    specs,
+    stablehlo,
+    transforms,
+)
 from dinojax.weights.formats import LIBRARIES
 from dinojax.weights.load import (
     Backbone,
@@ -47,6 +59,7 @@ def export(
     """
     out = Path(out)
     _refuse(network, out, format=format, dtype=dtype, with_heads=with_heads)
+    network, notes = _as_expressed(network, format)
     with draft_folder(out) as draft:
         stored = None if dtype is None else DTYPES[STORED[dtype]]
         digests = _write(network, draft, format=format, stored=stored, with_heads=with_heads)
@@ -55,6 +68,7 @@ def export(
             "format": format,
             "dtype": dtype,
             "preprocessing": network.preprocessing.to_json(),
+            "preprocessing_notes": notes,
             "left_out": formats.left_out(format, specs.family(network.spec), network.spec),
             "digests": digests,
         }
@@ -65,6 +79,9 @@ def export(
             parity = certificate.certify(backbone, draft, format=format, tolerance=tolerance)
         write_json(draft / "provenance.json", provenance)
         write_json(draft / "parity.json", parity)
+        snippets.write_example(draft, network.spec.channels)
+        text = card.card(network, format, name=out.name, folder=draft, notes=notes, parity=parity)
+        (draft / card.FILE).write_text(text, encoding="utf-8")
         if certify:
             _read_back(network, draft)
     return parity
@@ -87,6 +104,15 @@ def _refuse(network: Network, out: Path, *, format: str, dtype: str | None, with
         raise ValueError(f"--format {format} cannot hold this network: " + "; ".join(reasons) + ".")
 
 
+def _as_expressed(network: Network, format: str) -> tuple[Network, list[str]]:
+    """With the preprocessing that the library will do, and notes of what differs."""
+    library = {"hf": processors, "timm": transforms}.get(format)
+    if library is None:
+        return network, []
+    own, notes = library.expressed(network.preprocessing, network.spec.channels)
+    return dataclasses.replace(network, preprocessing=own), notes
+
+
 def _write(network: Network, folder: Path, *, format: str, stored, with_heads: bool):
     """All files but the proofs; name -> digest of the backbone's tensors."""
     tensors, files, name = WRITERS[format](network)
@@ -100,8 +126,9 @@ def _write(network: Network, folder: Path, *, format: str, stored, with_heads: b
     if format == "meta":
         _pickled(path)
     if format == "stablehlo":
-        written, size = open_tensors(path), network.preprocessing.crop_size
-        stablehlo.write(folder, written, network.spec, size)
+        own = network.preprocessing
+        size = own.out_size or (own.side, own.side)
+        stablehlo.write(folder, open_tensors(path), network.spec, size)
     return digests
 
 

@@ -27,7 +27,6 @@ from dinojax.weights.tensors import Tensors
 #   given(config)                  fields of the spec that config.json tells
 #   claims(config, facts)          what it says that the tensors tell too
 #   config(spec, preprocessing)    config.json
-#   SNIPPET                        lines that open an export
 LIBRARIES: dict[tuple[str, str], ModuleType] = {
     ("hf", "dinov3"): hf,
     ("hf", "dinov2"): hf_dinov2,

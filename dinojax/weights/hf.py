@@ -236,7 +236,7 @@ def config(spec: VitSpec, own: Preprocessing) -> dict[str, Any]:
         "num_channels": spec.channels,
         "num_register_tokens": spec.num_registers,
         "patch_size": spec.patch_size,
-        "image_size": own.crop_size,
+        "image_size": own.side,
         "rope_theta": spec.rope.base,
         "pos_embed_rescale": spec.rope.rescale,
         "pos_embed_shift": spec.rope.shift,
@@ -245,14 +245,3 @@ def config(spec: VitSpec, own: Preprocessing) -> dict[str, Any]:
         "drop_path_rate": 0.0,
         "torch_dtype": "float32",
     }
-
-
-SNIPPET = """\
-import torch
-from transformers import AutoImageProcessor, AutoModel
-processor = AutoImageProcessor.from_pretrained("{out}")
-model = AutoModel.from_pretrained("{out}").eval()
-with torch.inference_mode():
-    tokens = model(**processor(image, return_tensors="pt")).last_hidden_state
-cls, registers, patches = tokens[:, 0], tokens[:, 1:{prefix}], tokens[:, {prefix}:]
-"""

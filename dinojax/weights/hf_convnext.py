@@ -95,17 +95,6 @@ def config(spec: ConvNextSpec, own: Preprocessing) -> dict[str, Any]:
         "layer_norm_eps": EPS,
         "layer_scale_init_value": spec.layer_scale,
         "drop_path_rate": 0.0,
-        "image_size": own.crop_size,
+        "image_size": own.side,
         "torch_dtype": "float32",
     }
-
-
-SNIPPET = """\
-import torch
-from transformers import AutoImageProcessor, AutoModel
-processor = AutoImageProcessor.from_pretrained("{out}")
-model = AutoModel.from_pretrained("{out}").eval()
-with torch.inference_mode():
-    tokens = model(**processor(image, return_tensors="pt")).last_hidden_state
-cls, patches = tokens[:, 0], tokens[:, {prefix}:]
-"""

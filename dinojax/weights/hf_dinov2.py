@@ -199,14 +199,3 @@ def config(spec: VitSpec, own: Preprocessing) -> dict[str, Any]:
         "torch_dtype": "float32",
     }
     return fields | ({"num_register_tokens": spec.num_registers} if spec.num_registers else {})
-
-
-SNIPPET = """\
-import torch
-from transformers import AutoImageProcessor, AutoModel
-processor = AutoImageProcessor.from_pretrained("{out}")
-model = AutoModel.from_pretrained("{out}").eval()
-with torch.inference_mode():
-    tokens = model(**processor(image, return_tensors="pt")).last_hidden_state
-cls, registers, patches = tokens[:, 0], tokens[:, 1:{prefix}], tokens[:, {prefix}:]
-"""

@@ -1,7 +1,7 @@
 """JSON files beside weights, read with suspicion: what they hold is judged before it is used."""
 
 import json
-import math
+import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,11 @@ def read(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds {shown(content)}, no object with keys.")
     return content
+
+
+def read_if_there(path: Path) -> dict[str, Any] | None:
+    """As `read`; None where there is no such file."""
+    return read(path) if path.is_file() else None
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -78,7 +83,7 @@ class Fields:
         if key not in self:
             return default
         value = self.content[key]
-        if type(value) not in (int, float) or not 0 < value < math.inf:
+        if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
             raise self.refuse(key, "it must be a finite positive number")
         return float(value)
 

@@ -15,7 +15,7 @@ from dinojax.models.vit import Features
 from dinojax.models.zoo import Spec, module
 from dinojax.sharding import mesh
 from dinojax.sharding.mesh import Layout
-from dinojax.weights import facts, fingerprint, formats, meta, preprocess, specs
+from dinojax.weights import described, facts, fingerprint, formats, meta, specs
 from dinojax.weights.jsons import Fields
 from dinojax.weights.preprocess import Preprocessing
 from dinojax.weights.report import LoadReport, check_values, match
@@ -197,16 +197,13 @@ def _hide(mask: np.ndarray, bias: np.ndarray) -> np.ndarray:
 
 def preprocessing(source: Source, spec: Spec) -> tuple[Preprocessing, list[str]]:
     """What the files beside the weights say about pixels, or what is assumed, with a note."""
-    config = source.config or {}
-    for own in (source.provenance or {}, config):  # other libraries' words may say less
-        if "preprocessing" in own:
-            return Preprocessing.from_json(own["preprocessing"]), []
-    if source.processor is not None:
-        return preprocess.from_hf(source.processor), []
-    if "mean" in config.get("pretrained_cfg", {}):
-        return preprocess.from_timm(config["pretrained_cfg"]), []
-    found, note = preprocess.assumed(spec.channels)
-    return found, [note]
+    return described.read(
+        source.format,
+        spec.channels,
+        config=source.config or {},
+        processor=source.processor,
+        provenance=source.provenance or {},
+    )
 
 
 def materialize(found: Tensors, spec: Spec, source: str) -> dict[str, Any]:

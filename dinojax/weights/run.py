@@ -13,12 +13,13 @@ import numpy as np
 from dinojax import config as configs
 from dinojax.checkpoint.locate import is_run
 from dinojax.checkpoint.manager import Checkpoints
+from dinojax.config import Config
 from dinojax.data.decode import ReadOptions
 from dinojax.data.sources import read_options
 from dinojax.models import zoo
 from dinojax.weights import inflate as inflation
+from dinojax.weights import jsons, meta, specs
 from dinojax.weights import load as files
-from dinojax.weights import meta, specs
 from dinojax.weights.export import export, from_source
 from dinojax.weights.load import Backbone
 from dinojax.weights.preprocess import Preprocessing
@@ -97,18 +98,23 @@ def network_of_run(
         for head in ("dino_head", "ibot_head")
         for name, tensor in meta.lazily_from_ours(trees[head]).items()
     }
+    origin = {"from": str(directory), "from_format": "run", "step": step, "network": network}
+    origin |= {"stage": config.stage, "recipe": Path(config.recipe).stem}
+    tensors = meta.lazily_from_ours(trees["backbone"])
+    own = preprocessing_of(config)
+    return Network(spec, tensors, heads, own, {**origin, "config": config.to_dict()})
+
+
+def preprocessing_of(config: Config) -> Preprocessing:
+    """That of the evaluation of a run."""
     fixed = config.image.normalize == "fixed"
-    own = Preprocessing(
+    return Preprocessing(
         crop_size=config.knn.crop_size,
         resize_size=config.knn.resize_size,
         normalize=config.image.normalize,
         mean=tuple(config.image.mean) if fixed else None,
         std=tuple(config.image.std) if fixed else None,
     )
-    origin = {"from": str(directory), "from_format": "run", "step": step, "network": network}
-    origin |= {"stage": config.stage}
-    tensors = meta.lazily_from_ours(trees["backbone"])
-    return Network(spec, tensors, heads, own, {**origin, "config": config.to_dict()})
 
 
 def _lazily(checkpoints: Checkpoints, part: str, step: int) -> dict[str, Any]:
@@ -178,10 +184,11 @@ def export_command(
         tolerance=tolerance,
     )
     _say(parity)
+    for note in jsons.read(Path(out) / "provenance.json")["preprocessing_notes"]:
+        print(f"preprocessing: {note}")
     if found.preprocessing.normalize == "per_crop":
         print(
-            "each image must be normalised by its own mean and standard deviation, which the "
-            "library's preprocessing cannot do: do it yourself"
+            "each image is normalised by its own mean and deviation: by lines below, not a library"
         )
     print(f"\nwritten to {out}. To use it:\n")
     print(snippet(out, format, found.spec))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dinojax.weights import folders, formats, jsons, prefixes
+from dinojax.weights import described, folders, formats, jsons, prefixes
 from dinojax.weights.formats import check, detect
 from dinojax.weights.renames import Renamed
 from dinojax.weights.tensors import Tensors, open_tensors
@@ -25,7 +25,7 @@ class Source:
     heads: Tensors
     after: tuple[str, ...]  # names of what a model for a task has after the backbone
     config: dict[str, Any] | None
-    processor: dict[str, Any] | None  # preprocessor_config.json
+    processor: dict[str, Any] | None  # of images, as transformers keeps it
     provenance: dict[str, Any] | None
 
 
@@ -39,7 +39,7 @@ def open_source(path: str | Path, *, format: str | None = None, prefix: str = ""
     if not heads and (beside := file.parent / HEADS_FILE).is_file():
         heads = open_tensors(beside)
     prefixes.check_plain(tensors, str(path))
-    config = _json(file.parent / "config.json")
+    config = jsons.read_if_there(file.parent / "config.json")
     names = list(tensors)
     try:
         told = check(format, names, str(path)) if format else detect(names, config, str(path))
@@ -57,8 +57,8 @@ def open_source(path: str | Path, *, format: str | None = None, prefix: str = ""
         heads=heads,
         after=tuple(after),
         config=config,
-        processor=_json(file.parent / "preprocessor_config.json"),
-        provenance=_json(file.parent / "provenance.json"),
+        processor=described.processor(file.parent),
+        provenance=jsons.read_if_there(file.parent / "provenance.json"),
     )
 
 
@@ -104,7 +104,3 @@ def named(source: str) -> Iterator[None]:
     except ValueError as error:
         told = str(error)
         raise ValueError(told if told.startswith(source) else f"{source}: {told}") from None
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    return jsons.read(path) if path.is_file() else None

@@ -43,7 +43,7 @@ def to_json(spec: Spec) -> dict[str, Any]:
 def from_json(content: dict[str, Any]) -> Spec:
     """The inverse of `to_json`. Raises ValueError for fields that are not known, or no values."""
     told = {**content}
-    kind = KINDS.get(name := told.pop("family", "vit"))
+    kind = KINDS.get(str(name := told.pop("family", "vit")))
     if kind is None:
         raise ValueError(f"family {name!r} is unknown to this version of dinojax.")
     rope = told.pop("rope", {})

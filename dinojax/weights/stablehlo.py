@@ -21,14 +21,14 @@ FILE = "backbone.stablehlo"
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def write(folder: Path, tensors: Tensors, spec: Spec, size: int) -> None:
-    """FILE in `folder`: tensors by name and images [B, size, size, C] of any B to three arrays.
+def write(folder: Path, tensors: Tensors, spec: Spec, size: tuple[int, int]) -> None:
+    """FILE in `folder`: tensors by name and images [B, *size, C] of any B to three arrays.
 
     These are cls [B, D], registers [B, R, D] and patches [B, P, D]. Of tensors only shapes and
     dtypes are looked at.
     """
     (batch,) = jax.export.symbolic_shape("B")
-    images = jax.ShapeDtypeStruct((batch, size, size, spec.channels), jnp.float32)
+    images = jax.ShapeDtypeStruct((batch, *size, spec.channels), jnp.float32)
     inputs = {name: jax.ShapeDtypeStruct(t.shape, t.dtype) for name, t in tensors.items()}
 
     def run(tensors, images_BHWC):
@@ -58,7 +58,7 @@ def missing() -> str | None:
 
 
 def open_program(folder: Path):
-    """images [B, size, size, C] -> tokens [B, 1 + R + P, D], by the program of a folder."""
+    """images [B, *size, C] -> tokens [B, 1 + R + P, D], by the program of a folder."""
     program = jax.export.deserialize(bytearray((folder / FILE).read_bytes()))
     tensors = open_tensors(folder / "backbone.safetensors")
     values = {name: tensor.read() for name, tensor in tensors.items()}
@@ -68,13 +68,3 @@ def open_program(folder: Path):
         return np.concatenate([cls[:, None], registers, patches], axis=1)
 
     return apply
-
-
-SNIPPET = """\
-from pathlib import Path
-from jax import export
-from safetensors.numpy import load_file
-program = export.deserialize(bytearray(Path("{out}/backbone.stablehlo").read_bytes()))
-tensors = load_file("{out}/backbone.safetensors")
-cls, registers, patches = program.call(tensors, images_BHWC)
-"""

@@ -8,11 +8,11 @@ import numpy as np
 
 from dinojax.models.layers import ffn_width
 from dinojax.models.vit import VitSpec
-from dinojax.weights import timm_args
+from dinojax.weights import timm_args, transforms
 from dinojax.weights.facts import Claim
 from dinojax.weights.hf import rope_refusals
 from dinojax.weights.jsons import Fields
-from dinojax.weights.preprocess import Preprocessing, to_timm
+from dinojax.weights.preprocess import Preprocessing
 from dinojax.weights.renames import Renamed
 from dinojax.weights.tensors import Tensor, Tensors, concatenate, cut
 
@@ -197,7 +197,7 @@ def config(spec: VitSpec, own: Preprocessing) -> dict[str, Any]:
         name = function + ("_qkvb" if spec.qkv_bias and has_qkvb else "")
     hidden = ffn_width(spec.ffn, spec.width, spec.ffn_ratio)
     args = {
-        "img_size": own.crop_size,
+        "img_size": own.side,
         "patch_size": spec.patch_size,
         "in_chans": spec.channels,
         "embed_dim": spec.width,
@@ -231,17 +231,6 @@ def config(spec: VitSpec, own: Preprocessing) -> dict[str, Any]:
             "pool_size": None,
             "first_conv": "patch_embed.proj",
             "classifier": "head",
-            **to_timm(own, spec.channels),
+            **transforms.write(own, spec.channels),
         },
     }
-
-
-SNIPPET = """\
-import timm
-import torch
-model = timm.create_model("local-dir:{out}", pretrained=True).eval()
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-with torch.inference_mode():
-    tokens = model.forward_features(transform(image)[None])
-cls, registers, patches = tokens[:, 0], tokens[:, 1:{prefix}], tokens[:, {prefix}:]
-"""

@@ -5,11 +5,11 @@ from typing import Any
 
 from dinojax.models.convnext import NUM_STAGES, ConvNextSpec
 from dinojax.models.zoo import CONVNEXTS
-from dinojax.weights import timm_args
+from dinojax.weights import timm_args, transforms
 from dinojax.weights.convnext import with_same_norm, without_same_norm
 from dinojax.weights.facts import Claim
 from dinojax.weights.jsons import Fields
-from dinojax.weights.preprocess import Preprocessing, to_timm
+from dinojax.weights.preprocess import Preprocessing
 from dinojax.weights.renames import rename
 from dinojax.weights.tensors import Tensors
 
@@ -116,17 +116,6 @@ def config(spec: ConvNextSpec, own: Preprocessing) -> dict[str, Any]:
             "pool_size": None,
             "first_conv": "stem.0",
             "classifier": "head.fc",
-            **to_timm(own, spec.channels),
+            **transforms.write(own, spec.channels),
         },
     }
-
-
-SNIPPET = """\
-import timm
-import torch
-model = timm.create_model("local-dir:{out}", pretrained=True).eval()
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-with torch.inference_mode():
-    map = model.forward_features(transform(image)[None])
-    cls, patches = model.forward_head(map, pre_logits=True), model.head.norm(map)
-"""

@@ -9,11 +9,11 @@ import numpy as np
 
 from dinojax.models.block import VitSpec
 from dinojax.models.layers import ffn_width
-from dinojax.weights import timm_args
+from dinojax.weights import timm_args, transforms
 from dinojax.weights.facts import Claim
 from dinojax.weights.hf_dinov2 import position_refusals
 from dinojax.weights.jsons import Fields
-from dinojax.weights.preprocess import Preprocessing, to_timm
+from dinojax.weights.preprocess import Preprocessing
 from dinojax.weights.renames import Renamed
 from dinojax.weights.tensors import Tensor, Tensors, concatenate, cut, held
 
@@ -240,17 +240,6 @@ def config(spec: VitSpec, own: Preprocessing) -> dict[str, Any]:
             "pool_size": None,
             "first_conv": "patch_embed.proj",
             "classifier": "head",
-            **to_timm(own, spec.channels),
+            **transforms.write(own, spec.channels),
         },
     }
-
-
-SNIPPET = """\
-import timm
-import torch
-model = timm.create_model("local-dir:{out}", pretrained=True).eval()
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-with torch.inference_mode():
-    tokens = model.forward_features(transform(image)[None])
-cls, registers, patches = tokens[:, 0], tokens[:, 1:{prefix}], tokens[:, {prefix}:]
-"""

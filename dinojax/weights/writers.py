@@ -1,7 +1,6 @@
-"""What each format consists of: tensors, JSON files beside them, and lines that open it."""
+"""What each format consists of: tensors, and JSON files beside them."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +9,10 @@ from dinojax.models import rope as rope_lib
 from dinojax.models.block import VitSpec
 from dinojax.models.convnext import ConvNextSpec
 from dinojax.models.zoo import Spec
-from dinojax.weights import preprocess, specs, stablehlo
+from dinojax.weights import processors, specs
 from dinojax.weights.formats import LIBRARIES
 from dinojax.weights.preprocess import Preprocessing
+from dinojax.weights.snippets import snippet as snippet  # the lines that open what is written
 from dinojax.weights.tensors import Tensors, held
 
 # Names of the reference's norms and arguments, for the config that goes with its weights.
@@ -38,14 +38,17 @@ def _hf(network: Network):
     library = LIBRARIES["hf", specs.family(network.spec)]
     files = {
         "config.json": library.config(network.spec, network.preprocessing),
-        "preprocessor_config.json": preprocess.to_hf(network.preprocessing),
+        processors.FILE: processors.write(network.preprocessing, network.spec.channels),
     }
     return library.from_reference(network.tensors, network.spec), files, "model.safetensors"
 
 
 def _timm(network: Network):
     library = LIBRARIES["timm", specs.family(network.spec)]
-    files = {"config.json": library.config(network.spec, network.preprocessing)}
+    config = library.config(network.spec, network.preprocessing)
+    if network.preprocessing.normalize == "per_crop":
+        config["normalize"] = "per_crop"  # for our own reader: timm has no word for it
+    files = {"config.json": config}
     return library.from_reference(network.tensors, network.spec), files, "model.safetensors"
 
 
@@ -152,45 +155,3 @@ def _dinov2(spec: VitSpec) -> dict[str, Any]:
         "interpolate_offset": spec.position_offset,
         "interpolate_antialias": spec.position_antialias,
     }
-
-
-# Family -> what to import from the reference's code
-CLASSES = {
-    "dinov3": "from dinov3.models.vision_transformer import DinoVisionTransformer as Backbone",
-    "dinov2": "from dinov2.models.vision_transformer import DinoVisionTransformer as Backbone",
-    "convnext": "from dinov3.models.convnext import ConvNeXt as Backbone",
-}
-
-
-def snippet(out: str | Path, format: str, spec: Spec) -> str:
-    """Lines to paste: the export in the library it is for, and in ours."""
-    ours = f'import dinojax\nbackbone = dinojax.load("{out}")\nfeatures = backbone(images_BHWC)\n'
-    family = specs.family(spec)
-    if format in ("meta", "stablehlo"):
-        text = META_SNIPPET if format == "meta" else stablehlo.SNIPPET
-    elif format == "dinojax":
-        return ours
-    else:
-        text = LIBRARIES[format, family].SNIPPET
-    pickled = (Path(out) / "model.pth").exists()
-    lines = text.format(
-        out=out,
-        prefix=1 + spec.num_registers,
-        backbone=CLASSES[family],
-        reader="import torch" if pickled else "from safetensors.torch import load_file",
-        state=f'torch.load("{out}/model.pth", weights_only=True)'
-        if pickled
-        else f'load_file("{out}/model.safetensors")',
-    )
-    return lines + "\n# or\n" + ours
-
-
-META_SNIPPET = """\
-import json
-{reader}
-{backbone}
-model = Backbone(**json.load(open("{out}/config.json"))["arguments"])
-model.load_state_dict({state})
-found = model.eval().forward_features(images)
-cls, patches = found["x_norm_clstoken"], found["x_norm_patchtokens"]
-"""

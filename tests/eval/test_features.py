@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from dinojax.data.example import Example
-from dinojax.eval.features import EvalTransform, center_crop, extract, selected
+from dinojax.eval.features import EvalTransform, extract, selected
+from dinojax.weights.pixels import center_crop
 
 
 def transform(**changes):

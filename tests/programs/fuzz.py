@@ -7,7 +7,9 @@ Every image gives pixels or a DecodeError that names it; every config (recipe an
 names the key or file; a data set (fuzz_files.py) gives all its images, tells which it leaves out,
 or is refused by name; every file of weights gives the network that was saved or is refused by an
 error that names it; every run folder is read or refused by the name of the file, within 20 s and
-1 GiB. Nothing else may happen. The last line is JSON; exit code 1 with any fault.
+1 GiB. Configurations of the preprocessing of transformers and timm give their pixels here, or are
+refused by the field (--preprocess, which needs both). Nothing else may happen. The last line is
+JSON; exit code 1 with any fault.
 """
 
 import argparse
@@ -21,6 +23,7 @@ from tests.programs import (
     fuzz_configs,
     fuzz_files,
     fuzz_images,
+    fuzz_preprocess,
     fuzz_runs,
     fuzz_texts,
     fuzz_weights,
@@ -50,6 +53,7 @@ def main() -> int:
     parser.add_argument("--files", type=int, default=0, help="mutated data sets")
     parser.add_argument("--weights", type=int, default=0)
     parser.add_argument("--runs", type=int, default=0)
+    parser.add_argument("--preprocess", type=int, default=0, help="needs transformers and timm")
     parser.add_argument("--trace", type=int, default=20, help="accepted configs to trace a step of")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -64,6 +68,9 @@ def main() -> int:
     runs = fuzz_runs.fuzz(args.seed, args.runs, progress=teller("runs", args.runs))
     parts = {"images": images, "configs": configs, "texts": texts}
     parts |= {"files": files, "weights": weights, "runs": runs}
+    if args.preprocess:
+        tell = teller("configurations", args.preprocess)
+        parts["preprocess"] = fuzz_preprocess.fuzz(args.seed, args.preprocess, progress=tell)
     faults = [fault for part in parts.values() for fault in part["faults"]]
     row = {"name": "fuzz", "seed": args.seed, **parts}
     print(json.dumps({**row, "ok": not faults}))

@@ -29,9 +29,7 @@ SECONDS, BYTES = 20, 2**30  # what one mutant may cost
 ANOTHER = {"rope_theta", "rope_temperature", "layer_norm_eps", "num_attention_heads", "num_heads"}
 ANOTHER |= {"norm", "base", "coords", "periods_dtype", "dtype", "position_offset", "ffn_ratio"}
 ANOTHER |= {"position_antialias", "mask_k_bias", "min_period", "max_period", "layer_scale", "ffn"}
-# What says nothing of the network, or of pixels before it.
-PASSED = {"preprocessing", "pretrained_cfg", "arguments"}
-PIXELS = {"preprocessor_config.json"}
+PASSED = {"arguments"}  # what says nothing of the network
 VALUES = (None, True, False, 0, -1, 3, 3.0, 10**9, 10**30, 1e300, -0.5, "", "3", "x" * 2000, [], {})
 VALUES += ([1, 2], [None], {"a": 1}, float("nan"), float("inf"), float("-inf"), [[[]]], "../x")
 WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.", "student.", "x.")
@@ -206,7 +204,6 @@ def of_index(path: Path, rng) -> tuple[str, bool]:
 def mutate(path: Path, rng) -> tuple[str, bool]:
     """Change one file of a copy; what was done, and whether other values may come of it."""
     files = [path] if path.is_file() else sorted(path.iterdir())
-    files = [file for file in files if file.name not in PIXELS]
     file = files[rng.integers(len(files))]
     kinds: list[Callable] = [of_bytes]
     if file.name.endswith(".index.json"):

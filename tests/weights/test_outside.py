@@ -119,6 +119,7 @@ def test_a_value_of_a_config_that_is_none_or_that_the_tensors_contradict_is_refu
         (RELEASED, "timm", "architecture", 7, "must be text"),
         (RELEASED, "dinojax", "backbone", {"width": 16}, "needs depth, num_heads"),
         (RELEASED, "dinojax", "backbone", "vit", "object with keys"),
+        (RELEASED, "dinojax", "backbone", {"family": []}, "family"),
     ],
 )
 def test_so_are_those_of_other_families_and_formats(tmp_path, spec, format, key, value, told):
