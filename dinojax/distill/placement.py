@@ -12,19 +12,21 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dinojax.config import Config, ConfigError
+from dinojax.data.example import Source
 from dinojax.distill import shares
 from dinojax.distill.shares import Shares
+from dinojax.distributed import process_group, subgroup
 from dinojax.ops.flops import count_flops
-from dinojax.runs.directory import write_json
+from dinojax.runs.directory import FAMILY, write_json
 from dinojax.sharding import mesh
 from dinojax.sharding.mesh import Layout
 from dinojax.train import program
 from dinojax.train.program import Program
+from dinojax.train.stage import Run, open_run
 from dinojax.train.teacher import Teacher
 
 log = logging.getLogger(__name__)
 
-FILE = "family.json"  # of the directory that holds those of the students
 APART, TURN = "apart", "turn"
 
 
@@ -148,11 +150,32 @@ def programs(
     )
 
 
+def open_runs(
+    configs: Mapping[str, Config],
+    placement: Placement,
+    root: Path,
+    *,
+    source: Source,
+    teacher: Teacher,
+) -> dict[str, Run]:
+    """Of all students, of which each process writes to those that it has devices of."""
+    runs, processes = {}, process_group.current()
+    part_of = {name: subgroup.of(processes, placement.processes(name)) for name in configs}
+    for has_me in (True, False):
+        for name in (n for n, part in part_of.items() if part.has_me == has_me):
+            config = configs[name]
+            built = programs(config, placement, name, teacher)
+            with process_group.acting(part_of[name]):
+                runs[name] = open_run(config, root / name, source, built, layout=placement.teacher)
+        processes.settle("runs")  # torn checkpoints are set aside before others look for whole ones
+    return {name: runs[name] for name in configs}
+
+
 class Notes:
-    """FILE: the students of a directory, and what was measured of placements."""
+    """FAMILY: the students of a directory, and what was measured of placements."""
 
     def __init__(self, root: Path, students: Mapping[str, Any]):
-        self._path = root / FILE
+        self._path = root / FAMILY
         self._students = list(students)
         kinds = sorted({device.device_kind for device in jax.devices()})
         self._key = {"students": self._students, "devices": [len(jax.devices()), *kinds]}

@@ -9,6 +9,8 @@ from typing import Any
 from configs import base
 from dinojax.config.recipe import flat
 from dinojax.data.quarantine import KNN_FILE
+from dinojax.runs.directory import FAMILY
+from dinojax.runs.finished import last_step, stage_file
 from dinojax.runs.scalars import read_metrics
 
 
@@ -30,7 +32,9 @@ class RunFiles:
     skipped_images: list[dict[str, Any]]  # left out of k-NN
     resumes: list[dict[str, Any]]
     environment: dict[str, Any]
-    energy: dict[str, Any]
+    energy: dict[str, Any]  # of a student: of all that learn with it (`shares_energy`)
+    finished: int | None  # the step that the stage ended with
+    shares_energy: bool = False
     starts: dict[str, int] = dataclasses.field(default_factory=dict)  # of `read_whole`: stage: step
 
     def column(self, name: str, last: float = 1.0) -> list[tuple[int, float]]:
@@ -51,7 +55,7 @@ def read_run(directory: str | Path, *, stage: str | None = None) -> RunFiles:
     saved = _json(path)
     stages = saved["stages"] if "stages" in saved else [saved["config"]["stage"]]
     if stage is not None and stage != saved["config"]["stage"]:
-        saved = _json(directory / "stages" / f"{stage}.json")
+        saved = _json(stage_file(directory, stage))
     default = flat(base.get_config())  # for keys declared since
     values = {**default, **flat(saved["config"])}
     rows = [
@@ -65,6 +69,7 @@ def read_run(directory: str | Path, *, stage: str | None = None) -> RunFiles:
     own = range(before + 1, before + values["num_steps"] + 1)
     autopsies = sorted(directory.glob("autopsy/*/step.json"), key=lambda p: int(p.parent.name))
     autopsies = [path for path in autopsies if int(path.parent.name) in own]
+    is_student = (directory.resolve().parent / FAMILY).exists()
     return RunFiles(
         directory=directory,
         stage=values["stage"],
@@ -80,7 +85,9 @@ def read_run(directory: str | Path, *, stage: str | None = None) -> RunFiles:
         skipped_images=_lines(directory / KNN_FILE),
         resumes=_lines(directory / "resumes.jsonl"),
         environment=_json(directory / "env.json"),
-        energy=_json(directory / "energy.json"),
+        energy=_json((directory.resolve().parent if is_student else directory) / "energy.json"),
+        finished=last_step(directory, values),
+        shares_energy=is_student,
     )
 
 

@@ -1,5 +1,6 @@
 """Many students of one teacher: the same results wherever and with whomever they learn."""
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -18,13 +19,14 @@ from dinojax.data import tiles
 from dinojax.distill import loop as distill_loop
 from dinojax.distill import placement as placements
 from dinojax.distill import placement_search, shares
+from dinojax.distill import stage as distill_stage
 from dinojax.distill.students import check_shared
 from dinojax.distributed.interrupt import LOST
 from dinojax.models.vit import Vit
 from dinojax.ops.flops import count_flops
 from dinojax.runs.scalars import read_metrics
 from dinojax.sharding import mesh
-from dinojax.train import loop, program
+from dinojax.train import finish, loop, program
 from dinojax.train.teacher import open_teacher
 from dinojax.train.teacher_forward import SharedTeacher
 from dinojax.train.trainer import StudentFailed, Trainer
@@ -82,7 +84,7 @@ def quick(tmp_path_factory):
         jax.config.update(name, value)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiles, "SPLITS", dict.fromkeys(tiles.SPLITS, 64))
-        patch.setattr(loop.finish, "finish", lambda *args, **options: None)
+        patch.setattr(finish, "finish", lambda *args, **options: None)
         yield
     for name, value in before.items():
         jax.config.update(name, value)
@@ -142,7 +144,6 @@ REFUSALS = {
     "model.patch_size of 1, 2, 4, 8.",
     "crops.global_size=36": "crops.global_size=36 is not a multiple of crops.patch_size=8; use 32 "
     "or 40.",
-    "until.left_chance=0.1 num_steps=30": "may end the stage of one before that of the others",
     "distill.enabled=False crops.patch_size=None two:model.patch_size=8": "needs distill.enabled="
     "True",
     "two:dino_head.prototypes=32": "set dino_head.prototypes=64",
@@ -160,7 +161,7 @@ REFUSALS = {
 def test_students_who_cannot_learn_together_are_refused_before_compiling(
     keys, recipe, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(distill_loop, "SharedTeacher", None)
+    monkeypatch.setattr(distill_stage, "SharedTeacher", None)
     monkeypatch.setattr(placements, "costs", lambda *args: {"one": 1.0, "two": 2.1})
     with pytest.raises(ValueError) as refused:
         distill_loop.distill(load(recipe, *keys.split(" ")), tmp_path / "run")
@@ -289,27 +290,32 @@ def test_the_step_of_a_student_holds_no_forward_pass_of_the_teacher(recipe):
 
 def test_a_step_is_measured_when_all_students_have_come_as_far(monkeypatch):
     """One that is new in the recipe catches up first: the others take no steps until then."""
-    students = [SimpleNamespace(number=50), SimpleNamespace(number=0)]
+    students = [
+        SimpleNamespace(name=str(number), number=number, is_over=False) for number in (50, 0)
+    ]
     sessions = []
 
-    def session(self, students, shared_teacher, placement, *, end, measures=False):
+    def session(self, shared_teacher, placement, *, end, measures=False):
         sessions.append((min(student.number for student in students), end, measures))
         for student in students:
             student.number = max(student.number, end)
-            student.finish = lambda seconds: None
-            student.name = "one"
+        yield "a step"
+
+    def open_students(self, *_):
+        self._students = students
 
     placement = SimpleNamespace(told=lambda: "somewhere")
     search = SimpleNamespace(measures=True, placements=lambda: [placement] * 9)
-    monkeypatch.setattr(distill_loop, "PlacementSearch", lambda *args: search)
-    stage = object.__new__(distill_loop._Stage)
-    stage._configs, stage._teacher, stage._num_steps = {}, None, 50 + 2 * distill_loop.MEASURED
-    stage._notes = SimpleNamespace(add=lambda row: None)
-    stage._shutdown = SimpleNamespace(meet=lambda what: None)
-    monkeypatch.setattr(distill_loop._Stage, "_open", lambda self, *args: (students, None))
-    monkeypatch.setattr(distill_loop._Stage, "_session", session)
-    stage.run(())
-    first, last = 50 + distill_loop.MEASURED, 50 + 2 * distill_loop.MEASURED
+    monkeypatch.setattr(distill_stage, "PlacementSearch", lambda *args: search)
+    stage = object.__new__(distill_stage.Stage)
+    stage._configs, stage._teacher, stage._notes = {}, None, None
+    stage._num_steps = 50 + 2 * distill_stage.MEASURED
+    stage._opened, stage._failed = contextlib.ExitStack(), None
+    monkeypatch.setattr(distill_stage.Stage, "_open", open_students)
+    monkeypatch.setattr(distill_stage.Stage, "_session", session)
+    monkeypatch.setattr(distill_stage.Stage, "_finish", lambda self: None)
+    assert list(stage._lessons(())) == 3 * ["a step"]
+    first, last = 50 + distill_stage.MEASURED, 50 + 2 * distill_stage.MEASURED
     assert sessions == [(0, 50, False), (50, first, True), (first, last, False)]
 
 
@@ -427,17 +433,17 @@ def test_the_teacher_looks_once_however_many_learn(together):
 def test_shares_and_a_student_who_fails_change_no_result(recipe, together, tmp_path, monkeypatch):
     """2 + 6 devices, of which the 6 are 3 copies over 2, until one student fails, then 4 + 4, one
     of them tensor-parallel; the other student waits meanwhile."""
-    learn = Trainer.learn
+    step = Trainer.step
 
     def fail(self, *args):
         if (self.name, self.number) == ("two", 1):
             raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
-        learn(self, *args)
+        step(self, *args)
 
     place = ("distill.place=apart", "one:distill.share=2", "two:distill.share=6")
     place += ("two:mesh.strategy=hsdp",)
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "learn", fail)
+        patch.setattr(Trainer, "step", fail)
         with pytest.raises(StudentFailed, match="student two failed, so all stop: .*out of memory"):
             run(load(recipe, *place), tmp_path / "run")
     stands = {
@@ -449,7 +455,7 @@ def test_shares_and_a_student_who_fails_change_no_result(recipe, together, tmp_p
     assert stands == {"one": [1, 2], "two": [1]}
     learned = []
     monkeypatch.setattr(
-        Trainer, "learn", lambda self, *args: learned.append(self.name) or learn(self, *args)
+        Trainer, "step", lambda self, *args: learned.append(self.name) or step(self, *args)
     )
     place = ("distill.place=apart", "one:distill.share=4", "two:distill.share=4")
     place += ("two:mesh.strategy=fsdp_tp", "two:mesh.tensor=2")
@@ -489,7 +495,7 @@ def test_placements_are_measured_and_the_faster_one_stays(recipe, tmp_path, monk
     """With steps enough for it: apart, then in turn, then whatever took less time."""
     for name, steps in (("WARM", 0), ("ALONE", 1), ("TOGETHER", 1)):
         monkeypatch.setattr(placement_search, name, steps)
-    monkeypatch.setattr(distill_loop, "MEASURED", 2)
+    monkeypatch.setattr(distill_stage, "MEASURED", 2)
     monkeypatch.setattr(placement_search, "BETTER", 0.0)  # no other shares
     monkeypatch.setattr(placements, "costs", lambda *args: {"one": 1.0, "two": 1.0})
     found = load(recipe, "distill.place=auto", "num_steps=6", "checkpoint.every=6")
@@ -570,7 +576,7 @@ def test_processes_teach_students_apart_like_one_even_if_one_is_killed(teach, al
     same_family(wide, alone)
     for name in ("one", "two"):  # step 2 was taken before the end and after it: the same bits
         before, after = (read_metrics(d / name / "metrics.jsonl")[1] for d in (run, wide))
-        timed = {"data_wait", "images_per_second"}
+        timed = {"data_wait", "images_per_second", "compile_seconds"}
         assert {c: v for c, v in before.items() if c not in timed} == {
             c: v for c, v in after.items() if c not in timed
         }

@@ -51,7 +51,7 @@ from dinojax.data.quarantine import FILE, TooManyBadImages, read_list
 from dinojax.distributed.interrupt import StorageError
 from dinojax.monitor.autopsy import NonFiniteError
 from dinojax.runs.scalars import MetricsLog, read_metrics
-from dinojax.train import loop, program
+from dinojax.train import finish, loop, program
 from dinojax.train.program import Program
 from dinojax.train.step import Step
 from tests.support import small
@@ -87,7 +87,7 @@ def shared():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(program, "build", poisonable)
-        patch.setattr(loop.finish, "finish", lambda *args, **options: None)
+        patch.setattr(finish, "finish", lambda *args, **options: None)
         small.share_programs(patch)
         yield
 
