@@ -39,6 +39,13 @@ log = logging.getLogger(__name__)
 Student = Trainer | RemoteStudent
 
 
+class _Stopped(Exception):
+    """All are saved and know what ends them."""
+
+    def __init__(self, error: Exception):
+        self.error = error
+
+
 class Lesson(NamedTuple):
     """A step to be taken by those students who have come so far."""
 
@@ -72,7 +79,6 @@ class Stage:
         self._students: list[Student] = []
         self._number = 0  # of steps done by those who are not ahead
         self._stopwatch: Stopwatch | None = None  # while a placement is measured
-        self._failed: Exception | None = None  # what ends all, found in the last step
         self.states: dict[str, State] = {}  # in the end, of students with devices of this process
 
     @contextlib.contextmanager
@@ -88,6 +94,8 @@ class Stage:
             stack.enter_context(energy_meter(self._root, devices))
             try:
                 yield self._lessons(accept)
+            except _Stopped as stopped:
+                raise stopped.error from None
             except Asked as asked:
                 interrupted = Interrupted(str(asked), self._number)
                 raise (self._shutdown.stopped(self._students, interrupted) or interrupted) from None
@@ -95,8 +103,6 @@ class Stage:
                 if not self._students:
                     raise
                 raise self._shutdown.failed(self._students, error) from error.__cause__
-            if self._failed is not None:
-                raise self._failed
 
     @contextlib.contextmanager
     def turn_of(self, student: Student) -> Iterator[None]:
@@ -117,21 +123,16 @@ class Stage:
             ahead = max(student.number for student in self._students)
             if any(student.number < ahead for student in self._going()):
                 yield from session(end=ahead)  # those behind catch up
-                if self._failed is not None:
-                    return
             end = ahead + MEASURED
             if search.measures and end < self._num_steps and self._are_all_going():
                 measured = yield from session(end=end, measures=True)
-                if self._failed is not None:
-                    return
                 if measured is not None:
                     self._notes.add(measured)
             else:
                 if search.measures:
                     log.info("too few steps or students are left to measure placements")
                 yield from session(end=self._num_steps)
-                if self._failed is None:
-                    self._finish()
+                self._finish()
                 return
 
     def _going(self) -> list[Student]:
@@ -139,7 +140,7 @@ class Stage:
         return [student for student in self._students if not student.is_over]
 
     def _are_all_going(self) -> bool:
-        return len(self._going()) == len(self._students)
+        return self._going() == self._students
 
     def _finish(self) -> None:
         runs = [student.run for student in self._students]
@@ -233,7 +234,8 @@ class Stage:
         measured = None
         if self._stopwatch is not None and self._are_all_going():
             measured = self._stopwatch.row()
-        self._failed = self._shutdown.stopped(students)  # in the last step
+        if (failed := self._shutdown.stopped(students)) is not None:  # in the last step
+            raise _Stopped(failed)
         loading.close()
         return measured
 

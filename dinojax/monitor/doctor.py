@@ -139,7 +139,7 @@ def _data(run: RunFiles) -> Iterator[Finding]:
             "bad images",
             f"{len(run.bad_images)} replaced; the first: {run.bad_images[0]['reason']}",
             "Others were shown in their place.",
-            f"Repair or remove those listed in {run.directory / 'bad_images.jsonl'}.",
+            f"Repair or remove those listed in {run.home / 'bad_images.jsonl'}.",
         )
 
 

@@ -111,7 +111,7 @@ def page(run: RunFiles) -> str:
             _section("Bad images", _table(run.bad_images)),
             _section("Images left out of k-NN", _table(run.skipped_images)),
             _section("Starts and stops", _table(run.resumes)),
-            _section("Energy", _energy(run.energy, shared=run.shares_energy)),
+            _section("Energy", _energy(run.energy, shared=run.home != run.directory)),
             _section("Environment", _pairs(run.environment)),
             _section("Config", _config(run)),
         ]

@@ -19,6 +19,7 @@ class RunFiles:
     """A stage of a run as far as it has come. Lists are empty where a file does not exist (yet)."""
 
     directory: Path
+    home: Path  # of what all students of a family share: images, devices; else the same
     stage: str
     stages: list[str]  # all of the run, in their order
     recipe: str
@@ -32,9 +33,8 @@ class RunFiles:
     skipped_images: list[dict[str, Any]]  # left out of k-NN
     resumes: list[dict[str, Any]]
     environment: dict[str, Any]
-    energy: dict[str, Any]  # of a student: of all that learn with it (`shares_energy`)
+    energy: dict[str, Any]  # of a student: of all that learn with it
     finished: int | None  # the step that the stage ended with
-    shares_energy: bool = False
     starts: dict[str, int] = dataclasses.field(default_factory=dict)  # of `read_whole`: stage: step
 
     def column(self, name: str, last: float = 1.0) -> list[tuple[int, float]]:
@@ -64,14 +64,16 @@ def read_run(directory: str | Path, *, stage: str | None = None) -> RunFiles:
         if row.get("stage", stages[0]) == values["stage"]
     ]
     folder = directory / "checkpoints" / values["stage"]
-    lists = sorted(directory.glob("bad_images*.jsonl"))  # one for each host
+    above = directory.resolve().parent
+    home = above if (above / FAMILY).exists() else directory
+    lists = sorted(home.glob("bad_images*.jsonl"))  # one for each host
     before = values["start.steps_before"]  # counted in the names of autopsies
     own = range(before + 1, before + values["num_steps"] + 1)
     autopsies = sorted(directory.glob("autopsy/*/step.json"), key=lambda p: int(p.parent.name))
     autopsies = [path for path in autopsies if int(path.parent.name) in own]
-    is_student = (directory.resolve().parent / FAMILY).exists()
     return RunFiles(
         directory=directory,
+        home=home,
         stage=values["stage"],
         stages=stages,
         recipe=saved["recipe"],
@@ -85,9 +87,8 @@ def read_run(directory: str | Path, *, stage: str | None = None) -> RunFiles:
         skipped_images=_lines(directory / KNN_FILE),
         resumes=_lines(directory / "resumes.jsonl"),
         environment=_json(directory / "env.json"),
-        energy=_json((directory.resolve().parent if is_student else directory) / "energy.json"),
+        energy=_json(home / "energy.json"),
         finished=last_step(directory, values),
-        shares_energy=is_student,
     )
 
 

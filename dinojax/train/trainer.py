@@ -258,6 +258,7 @@ class Trainer:
             mark_finished(self.run.directory, self.run.stage, self.number)
         self._meet("finished")
         self.run.note(event="stop", step=self.number, reason="finished")
+        log.info("%sthe stage is over at step %d", self._who, self.number)
         self._is_ended = True
 
     def finish(self) -> None:

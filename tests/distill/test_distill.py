@@ -23,7 +23,10 @@ from dinojax.distill import stage as distill_stage
 from dinojax.distill.students import check_shared
 from dinojax.distributed.interrupt import LOST
 from dinojax.models.vit import Vit
+from dinojax.monitor import doctor
 from dinojax.ops.flops import count_flops
+from dinojax.runs import early_stopping
+from dinojax.runs.files import read_run
 from dinojax.runs.scalars import read_metrics
 from dinojax.sharding import mesh
 from dinojax.train import finish, loop, program
@@ -310,7 +313,7 @@ def test_a_step_is_measured_when_all_students_have_come_as_far(monkeypatch):
     stage = object.__new__(distill_stage.Stage)
     stage._configs, stage._teacher, stage._notes = {}, None, None
     stage._num_steps = 50 + 2 * distill_stage.MEASURED
-    stage._opened, stage._failed = contextlib.ExitStack(), None
+    stage._opened = contextlib.ExitStack()
     monkeypatch.setattr(distill_stage.Stage, "_open", open_students)
     monkeypatch.setattr(distill_stage.Stage, "_session", session)
     monkeypatch.setattr(distill_stage.Stage, "_finish", lambda self: None)
@@ -405,7 +408,7 @@ def together(recipe, tmp_path_factory):
             "__call__",
             lambda self, *args: taken.append(args[1]) or call(self, *args),
         )
-        states = run(load(recipe), directory)
+        states = run(load(recipe, "log.tensorboard=True"), directory)
     return directory, jax.device_get(states), taken
 
 
@@ -427,6 +430,60 @@ def test_the_teacher_looks_once_however_many_learn(together):
         assert configs.read(directory / name).model.patch_size == {"one": 8, "two": 4}[name]
         names = (directory / name / "checkpoints/pretrain/2/arrays/metadata").read_text()
         assert "frozen" not in names and '"teacher' not in names
+
+
+@pytest.mark.slow
+def test_students_leave_behind_what_a_run_of_train_does(together):
+    """Their energy is that of all: devices and teacher are shared."""
+    directory = together[0]
+    for name in ("one", "two"):
+        found = read_run(directory / name)
+        assert found.finished == 2 and found.home == directory
+        assert [note["event"] for note in found.resumes] == ["start", "stop"]
+        assert found.resumes[-1]["reason"] == "finished"
+        assert {"data_wait", "compile_seconds"} <= set(found.rows[0])
+        events = b"".join(p.read_bytes() for p in (directory / name / "tensorboard").iterdir())
+        assert b"dino_global" in events and (directory / name / "report.html").exists()
+        assert found.energy == json.loads((directory / "energy.json").read_text())
+        assert found.energy["device_hours"] > 0 and len(found.energy["sessions"]) == 1
+        page = (directory / name / "report.html").read_text()
+        assert "all students and their teacher" in page
+
+
+ENDS_EARLY = ("num_steps=5", "one:until.left_chance=0.5", "one:until.every=1", "log.every=5")
+
+
+@pytest.mark.slow
+def test_a_student_whose_losses_left_chance_ends_and_the_others_go_on(
+    recipe, tmp_path, monkeypatch, capsys
+):
+    """Killed after its end, and begun anew: the other alone takes the steps that are left."""
+    monkeypatch.setattr(early_stopping, "ways_gone", lambda *_: {"ibot": 1.0})  # ends at step 3
+    step, taken, found = Trainer.step, [], load(recipe, *ENDS_EARLY)
+
+    def killed_at_the_fifth(self, *args):
+        if (self.name, self.number, len(taken)) == ("two", 4, 7):
+            raise KeyboardInterrupt
+        taken.append(self.name)
+        step(self, *args)
+
+    monkeypatch.setattr(Trainer, "step", killed_at_the_fifth)
+    with pytest.raises(KeyboardInterrupt):
+        run(found, tmp_path / "run")
+    assert [taken.count(name) for name in ("one", "two")] == [3, 4]
+    assert {n: read_run(tmp_path / "run" / n).finished for n in found} == {"one": 3, "two": None}
+    assert "step 1/5  loss one " in capsys.readouterr().err
+    taken.clear()
+    states = run(found, tmp_path / "run")
+    assert taken == ["two"] and {n: int(state.step) for n, state in states.items()} == {
+        "one": 3,
+        "two": 5,
+    }
+    assert {n: read_run(tmp_path / "run" / n).finished for n in found} == {"one": 3, "two": 5}
+    assert "one: the stage is over at step 3" in (tmp_path / "run/log.txt").read_text()
+    assert "ended before num_steps" in {
+        finding.name for finding in doctor.diagnose(read_run(tmp_path / "run/one"))
+    }
 
 
 @pytest.mark.slow
