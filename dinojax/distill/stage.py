@@ -152,8 +152,6 @@ class Stage:
             self._shutdown.meet("finished")
         self.states = {s.name: s.state for s in self._students if isinstance(s, Trainer)}
 
-    # -- one placement -------------------------------------------------------------------------
-
     def _open(self, placement: Placement, accept: Collection[str]) -> SharedTeacher:
         """The students where they are placed, and their teacher."""
         processes = process_group.current()
