@@ -73,8 +73,7 @@ class Stage:
         self._interrupt, self._is_last = interrupt, is_last
         self._first = next(iter(configs.values()))
         self._num_steps = self._first.num_steps
-        teachers = [open_teacher(config) for config in configs.values()]  # refuses what differs
-        self._teacher = teachers[0]
+        self._teacher = [open_teacher(c) for c in configs.values()][0]  # refuses what differs
         self._source = source
         self._students: list[Student] = []
         self._number = 0  # of steps done by those who are not ahead
@@ -91,7 +90,7 @@ class Stage:
         with contextlib.ExitStack() as stack:
             self._opened = stack.enter_context(contextlib.ExitStack())  # of one placement
             self._compiles = stack.enter_context(Compiles())
-            stack.enter_context(energy_meter(self._root, devices))
+            self._energy = stack.enter_context(energy_meter(self._root, devices))
             try:
                 yield self._lessons(accept)
             except _Stopped as stopped:
@@ -146,6 +145,8 @@ class Stage:
         runs = [student.run for student in self._students]
         for student in self._students:
             student.end()
+        if self._energy is not None:
+            self._energy.write()  # reports show it
         with self._interrupt.ending(functools.partial(unsaved, runs)):
             for student in self._students if self._is_last else ():
                 student.finish()
@@ -263,8 +264,7 @@ class Stage:
         self, shared_teacher: SharedTeacher, placement: Placement, host_batch: Mapping[str, Any]
     ) -> Lesson:
         """What students take a step with: the teacher's forward pass, dispatched."""
-        named = {name: host_batch[name] for name in ("images", "sizes")}
-        batch = global_batch(placement.teacher, named)
+        batch = global_batch(placement.teacher, {n: host_batch[n] for n in ("images", "sizes")})
         which = self._students[0].run.draw(self._number)
         features = shared_teacher(which, self._number, batch)
         shared = shared_teacher.hand_out(batch)

@@ -157,12 +157,12 @@ def _at_work(
             trainer.evaluate()
             yield trainer, _batches(trainer, loader, interrupt, watchdog, compiles)
             trainer.end()
-        if is_last:
-            try:
-                with interrupt.ending(last_words):
-                    trainer.finish()
-            except Asked as asked:
-                raise Interrupted(str(asked), trainer.number) from None
+    if is_last:
+        try:
+            with interrupt.ending(last_words):
+                trainer.finish()
+        except Asked as asked:
+            raise Interrupted(str(asked), trainer.number) from None
 
 
 def _batches(

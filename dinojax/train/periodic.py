@@ -135,7 +135,9 @@ class ProgressLine:
         self._progress.update(step, loss=losses, waiting=waiting)
 
 
-def energy_meter(directory: Path, devices: Sequence[jax.Device]):
+def energy_meter(
+    directory: Path, devices: Sequence[jax.Device]
+) -> contextlib.AbstractContextManager[EnergyMeter | None]:
     """While entered, measures the devices of a program for `directory`/energy.json.
 
     Of several processes the first one does; energy of other hosts is taken to be alike.

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib
+import io
 import json
 import shutil
 from types import SimpleNamespace
@@ -23,13 +24,13 @@ from dinojax.distill import stage as distill_stage
 from dinojax.distill.students import check_shared
 from dinojax.distributed.interrupt import LOST
 from dinojax.models.vit import Vit
-from dinojax.monitor import doctor
+from dinojax.monitor import doctor, report
 from dinojax.ops.flops import count_flops
 from dinojax.runs import early_stopping
 from dinojax.runs.files import read_run
 from dinojax.runs.scalars import read_metrics
 from dinojax.sharding import mesh
-from dinojax.train import finish, loop, program, records
+from dinojax.train import finish, loop, program, records, trainer
 from dinojax.train.teacher import open_teacher
 from dinojax.train.teacher_forward import SharedTeacher
 from dinojax.train.trainer import StudentFailed, Trainer
@@ -422,8 +423,7 @@ def together(recipe, tmp_path_factory):
             "__call__",
             lambda self, *args: taken.append(args[1]) or call(self, *args),
         )
-        patch.setattr(records, "EventLog", Events)
-        states = run(load(recipe, "log.tensorboard=True"), directory)
+        states = run(load(recipe), directory)
     return directory, jax.device_get(states), taken
 
 
@@ -447,34 +447,20 @@ def test_the_teacher_looks_once_however_many_learn(together):
         assert "frozen" not in names and '"teacher' not in names
 
 
-@pytest.mark.slow
-def test_students_leave_behind_what_a_run_of_train_does(together):
-    """Their energy is that of all: devices and teacher are shared."""
-    directory = together[0]
-    for name in ("one", "two"):
-        found = read_run(directory / name)
-        assert found.finished == 2 and found.home == directory
-        assert [note["event"] for note in found.resumes] == ["start", "stop"]
-        assert found.resumes[-1]["reason"] == "finished"
-        assert {"data_wait", "compile_seconds"} <= set(found.rows[0])
-        told = Events.opened[directory / name / "tensorboard"]
-        assert [step for step, _ in told] == [1, 2] and "dino_global" in told[0][1]
-        assert found.energy == json.loads((directory / "energy.json").read_text())
-        assert found.energy["device_hours"] > 0 and len(found.energy["sessions"]) == 1
-        page = (directory / name / "report.html").read_text()
-        assert "all students and their teacher" in page
+ENDS_EARLY = (
+    *("num_steps=5", "one:until.left_chance=0.5", "one:until.every=1", "log.every=5"),
+    *("mesh.devices=1", "batch_size=4", "log.tensorboard=True"),
+)
 
 
-ENDS_EARLY = ("num_steps=5", "one:until.left_chance=0.5", "one:until.every=1", "log.every=5")
+@pytest.fixture(scope="module")
+def early(recipe, tmp_path_factory):
+    """(directory, students of each step, states, stderr): one leaves chance at step 3 of 5.
 
-
-@pytest.mark.slow
-def test_a_student_whose_losses_left_chance_ends_and_the_others_go_on(
-    recipe, tmp_path, monkeypatch, capsys
-):
-    """Killed after its end, and begun anew: the other alone takes the steps that are left."""
-    monkeypatch.setattr(early_stopping, "ways_gone", lambda *_: {"ibot": 1.0})  # ends at step 3
-    step, taken, found = Trainer.step, [], load(recipe, *ENDS_EARLY)
+    Killed at the fifth step, and begun anew.
+    """
+    directory, taken, step = tmp_path_factory.mktemp("early") / "run", [], Trainer.step
+    stderr = io.StringIO()
 
     def killed_at_the_fifth(self, *args):
         if (self.name, self.number, len(taken)) == ("two", 4, 7):
@@ -482,23 +468,45 @@ def test_a_student_whose_losses_left_chance_ends_and_the_others_go_on(
         taken.append(self.name)
         step(self, *args)
 
-    monkeypatch.setattr(Trainer, "step", killed_at_the_fifth)
-    with pytest.raises(KeyboardInterrupt):
-        run(found, tmp_path / "run")
-    assert [taken.count(name) for name in ("one", "two")] == [3, 4]
-    assert {n: read_run(tmp_path / "run" / n).finished for n in found} == {"one": 3, "two": None}
-    assert "step 1/5  loss one " in capsys.readouterr().err
-    taken.clear()
-    states = run(found, tmp_path / "run")
-    assert taken == ["two"] and {n: int(state.step) for n, state in states.items()} == {
-        "one": 3,
-        "two": 5,
-    }
-    assert {n: read_run(tmp_path / "run" / n).finished for n in found} == {"one": 3, "two": 5}
-    assert "one: the stage is over at step 3" in (tmp_path / "run/log.txt").read_text()
-    assert "ended before num_steps" in {
-        finding.name for finding in doctor.diagnose(read_run(tmp_path / "run/one"))
-    }
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(stderr):
+        patch.setattr(early_stopping, "ways_gone", lambda *_: {"ibot": 1.0})
+        patch.setattr(trainer, "compile_step", lambda built: built.lower().compile(small.FAST))
+        patch.setattr(records, "EventLog", Events)
+        patch.setattr(Trainer, "step", killed_at_the_fifth)
+        with pytest.raises(KeyboardInterrupt):
+            run(load(recipe, *ENDS_EARLY), directory)
+        marked = {n: read_run(directory / n).finished for n in ("one", "two")}
+        states = run(load(recipe, *ENDS_EARLY), directory)
+    return directory, taken, marked, states, stderr.getvalue()
+
+
+@pytest.mark.slow
+def test_a_student_whose_losses_left_chance_ends_and_the_others_go_on(early):
+    directory, taken, marked, states, told = early
+    assert taken[:7] == ["one", "two"] * 3 + ["two"] and taken[7:] == ["two"]
+    assert marked == {"one": 3, "two": None}
+    assert {name: int(state.step) for name, state in states.items()} == {"one": 3, "two": 5}
+    assert {n: read_run(directory / n).finished for n in states} == {"one": 3, "two": 5}
+    assert "step 1/5  loss one " in told and "one: the stage is over at step 3" in told
+    findings = doctor.diagnose(read_run(directory / "one"))
+    assert "ended before num_steps" in {finding.name for finding in findings}
+
+
+@pytest.mark.slow
+def test_students_leave_behind_what_a_run_of_train_does(early):
+    """Their energy is that of all: devices and teacher are shared."""
+    directory = early[0]
+    for name, last in (("one", 3), ("two", 5)):
+        found = read_run(directory / name)
+        assert found.home == directory
+        assert [note["event"] for note in found.resumes][-2:] == ["start", "stop"]
+        assert found.resumes[-1]["reason"] == "finished"
+        assert {"data_wait", "compile_seconds"} <= set(found.rows[0])
+        told = Events.opened[directory / name / "tensorboard"]
+        assert told[-1][0] == last and "dino_global" in told[-1][1]
+        assert found.energy == json.loads((directory / "energy.json").read_text())
+        assert found.energy["device_hours"] > 0 and len(found.energy["sessions"]) == 2
+        assert "all students and their teacher" in report.page(found)
 
 
 @pytest.mark.slow

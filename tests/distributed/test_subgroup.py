@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from dinojax.distill import placement_search
+from dinojax.distill.remote_student import RemoteStudent
 from dinojax.distill.shutdown import Shutdown
+from dinojax.distill.stage import Stage
 from dinojax.distributed import process_group, subgroup
 from dinojax.distributed.channel import HostError
 from dinojax.distributed.cluster import ProcessSpec
@@ -210,6 +212,26 @@ def test_an_evaluation_of_a_part_is_put_off_when_a_stop_is_asked_for(teams, monk
     one, two, three = teams(work)
     assert one == two and 3 <= len(one[0]) < 1000 and one[1] == {0}
     assert three == ([], {0})
+
+
+def test_all_processes_hear_whose_stage_is_over_where_they_pause(teams):
+    """Its losses left chance, which those without its devices cannot see."""
+
+    def work(processes):
+        part, other = subgroup.of(processes, (0, 2)), subgroup.of(processes, (1,))
+        students = [
+            SimpleNamespace(name=name, number=4, is_over=is_over, is_here=True, is_put_off=False)
+            if members.has_me
+            else RemoteStudent(name, SimpleNamespace(num_steps=9), 4, False)
+            for name, members, is_over in (("one", part, True), ("two", other, False))
+        ]
+        stage = object.__new__(Stage)
+        watchdog = Watchdog(lambda why: None, factor=None, seconds=1, minutes=1)
+        stage._students, stage._shutdown = students, Shutdown(watchdog, minutes=1)
+        stage._pause()
+        return [student.name for student in stage._going()]
+
+    assert teams(work) == [["two"]] * COUNT
 
 
 def test_the_images_of_a_bad_step_are_written_once_by_the_first_of_the_students_processes(

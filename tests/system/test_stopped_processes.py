@@ -35,7 +35,7 @@ loader.Loader.__next__ = hang
 # A limit on the size of files fails every later write as a full disk does.
 FILL = """
 import resource
-from dinojax.checkpoint import Checkpoints
+from dinojax.checkpoint.manager import Checkpoints
 save, numbers = Checkpoints.save, iter(range(10**6))
 def fill(self, *args, **kwargs):
     if next(numbers) == 1:
