@@ -241,28 +241,34 @@ MUTATIONS = (
     ),
     Mutation(
         "gram_refresh_one_step_late",
-        "run.anchor.renews(number)",
-        "run.anchor.renews(number - 1)",
+        "run.anchor.renews(self.number)",
+        "run.anchor.renews(self.number - 1)",
         ("test_the_anchor_is_renewed_once_as_many_steps_are_done_as_the_config_says",),
         (REFRESHED,),
     ),
-    Mutation(
+    Mutation(  # of a run alone and of students: one trainer
         "loop_schedule_plus_one",
-        "now = run.program.now(number)",
-        "now = run.program.now(number + 1)",
-        ("test_a_step_gets_the_schedules_of_the_steps_done_before_it",),
-        ("test_metrics_have_a_row_per_step_and_knn_at_both_ends",),
+        "now = run.program.now(self.number)",
+        "now = run.program.now(self.number + 1)",
+        (
+            "test_a_step_gets_the_schedules_of_the_steps_done_before_it",
+            "test_a_student_of_a_family_learns_the_step_that_it_is_at",
+        ),
+        (
+            "test_metrics_have_a_row_per_step_and_knn_at_both_ends",
+            "test_one_student_learns_like_in_train_and_another_joins_later",
+        ),
     ),
     Mutation(
-        "family_schedule_plus_one",
-        "now = self.run.program.now(self.number)",
-        "now = self.run.program.now(self.number + 1)",
-        ("test_a_student_of_a_family_learns_the_step_that_it_is_at",),
+        "family_teaches_those_who_are_ahead",
+        "s.number == self._number and not s.has_failed",
+        "s.number >= self._number and not s.has_failed",
+        ("test_only_students_who_have_come_so_far_take_a_step",),
         ("test_one_student_learns_like_in_train_and_another_joins_later",),
     ),
     Mutation(
         "resume_position_zero",
-        'start=meta["position"])',
+        "start=trainer.position)",
         "start=0)",
         ("test_images_go_on_where_the_checkpoint_says",),
         (f"{RUN}[3]",),
@@ -290,8 +296,8 @@ MUTATIONS = (
     # -- evaluation and plans
     Mutation(
         "eval_student_not_ema",
-        'params, seen, found = state.ema["backbone"], None, {}',
-        'params, seen, found = state.student["backbone"], None, {}',
+        'params, drift, results = state.ema["backbone"], None, {}',
+        'params, drift, results = state.student["backbone"], None, {}',
         ("test_an_evaluation_looks_at_the_ema",),
         ("test_eval_knn_measures_the_checkpoint_of_a_run",),
     ),

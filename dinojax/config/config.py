@@ -241,12 +241,12 @@ def diff(a: Config, b: Config) -> list[tuple[str, Any, Any]]:
     return [(key, left[key], right[key]) for key in left if left[key] != right[key]]
 
 
-def save(config: Config, path: str | Path, *, stages: Sequence[str] = ()) -> None:
+def save(config: Config, path: str | Path, *, stages: Sequence[str] = (), **more: Any) -> None:
     """Write config.json: the values, where each comes from, and the recipe.
 
-    stages: names of all stages of the run, where it has several.
+    stages: names of all stages of the run, where it has several. more: JSON values beside these.
     """
-    saved.write(path, config.to_dict(), dict(config.sources), config.recipe, stages)
+    saved.write(path, config.to_dict(), dict(config.sources), config.recipe, stages, **more)
 
 
 def saved_stages(run_dir: str | Path) -> list[str]:

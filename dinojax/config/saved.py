@@ -26,13 +26,21 @@ class Saved(NamedTuple):
     stages: list[str]  # names of all stages of the run
 
 
-def write(path: str | Path, values: dict, sources: dict, recipe: str, stages: Sequence[str]):
-    """config.json of nested values; stages: where the run has several."""
+def write(
+    path: str | Path,
+    values: dict,
+    sources: dict,
+    recipe: str,
+    stages: Sequence[str],
+    **more: Any,
+) -> None:
+    """config.json of nested values; stages: where the run has several; more: of a stage's file."""
     content = {
         "config": values,
         "sources": sources,
         "recipe": recipe,
         **({"stages": list(stages)} if len(stages) > 1 else {}),
+        **more,
     }
     write_json(path, content)
 

@@ -12,19 +12,22 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dinojax.config import Config, ConfigError
 from dinojax.data import fields
+from dinojax.data.example import Source
 from dinojax.distill import shares
 from dinojax.distill.shares import Shares
+from dinojax.distributed import process_group, subgroup
 from dinojax.files.drafts import write_json
 from dinojax.ops.flops import count_flops
+from dinojax.runs.directory import FAMILY
 from dinojax.sharding import mesh
 from dinojax.sharding.mesh import Layout
 from dinojax.train import program
 from dinojax.train.program import Program
+from dinojax.train.stage import Run, open_run
 from dinojax.train.teacher import Teacher
 
 log = logging.getLogger(__name__)
 
-FILE = "family.json"  # of the directory that holds those of the students
 APART, TURN = "apart", "turn"
 
 
@@ -149,7 +152,7 @@ def programs(
 
 
 def read_notes(path: Path) -> dict[str, Any]:
-    """FILE of a family; ValueError for anything but what `Notes` writes."""
+    """FAMILY of a run; ValueError for anything but what `Notes` writes."""
     content = fields.read(path)
     fields.field(content, "students", [str], where=path)
     for number, row in enumerate(fields.field(content, "measured", [dict], where=path)):
@@ -161,11 +164,32 @@ def read_notes(path: Path) -> dict[str, Any]:
     return content
 
 
+def open_runs(
+    configs: Mapping[str, Config],
+    placement: Placement,
+    root: Path,
+    *,
+    source: Source,
+    teacher: Teacher,
+) -> dict[str, Run]:
+    """Of all students, of which each process writes to those that it has devices of."""
+    runs, processes = {}, process_group.current()
+    part_of = {name: subgroup.of(processes, placement.processes(name)) for name in configs}
+    for has_me in (True, False):
+        for name in (n for n, part in part_of.items() if part.has_me == has_me):
+            config = configs[name]
+            built = programs(config, placement, name, teacher)
+            with process_group.acting(part_of[name]):
+                runs[name] = open_run(config, root / name, source, built, layout=placement.teacher)
+        processes.settle("runs")  # torn checkpoints are set aside before others look for whole ones
+    return {name: runs[name] for name in configs}
+
+
 class Notes:
-    """FILE: the students of a directory, and what was measured of placements."""
+    """FAMILY: the students of a directory, and what was measured of placements."""
 
     def __init__(self, root: Path, students: Mapping[str, Any]):
-        self._path = root / FILE
+        self._path = root / FAMILY
         self._students = list(students)
         kinds = sorted({device.device_kind for device in jax.devices()})
         self._key = {"students": self._students, "devices": [len(jax.devices()), *kinds]}

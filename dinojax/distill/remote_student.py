@@ -7,24 +7,26 @@ from dinojax.train.trainer import StudentFailed
 class RemoteStudent:
     """A student of whose devices this process has none: others teach it, here it is counted."""
 
-    is_here = has_ended = is_put_off = False
+    is_here = has_failed = is_put_off = False
+    last_row = None
 
-    def __init__(self, name: str, run: Run, number: int):
+    def __init__(self, name: str, run: Run, number: int, is_over: bool):
         """number: of steps it has done."""
-        self.name, self.run, self.number = name, run, number
+        self.name, self.run, self.number, self.is_over = name, run, number, is_over
 
-    def learn(self, *_) -> None:
+    def step(self, *_) -> None:
         self.number += 1
+        self.is_over = self.is_over or self.number >= self.run.num_steps
 
-    def finish(self, seconds: float) -> None:
+    def compile(self) -> None:
         """Nothing; so are all below."""
 
-    def compile(self) -> None: ...
     def wait(self) -> None: ...
-    def keep_up(self, position: int, waited: float, *, asked: bool) -> None: ...
-    def flush(self) -> None: ...
+    def after_step(self, *, waited: float, save: bool) -> None: ...
     def evaluate(self) -> None: ...
-    def save(self, position: int) -> None: ...
+    def save_now(self) -> None: ...
+    def end(self) -> None: ...
+    def finish(self) -> None: ...
 
     def failed(self, error: Exception) -> StudentFailed:
         raise AssertionError("it does nothing that could fail")

@@ -50,7 +50,7 @@ class Shutdown:
                 log.error("student %s: %s", student.name, error)
             known = student.run.processes.count == 1 or isinstance(error, Alarm | NonFiniteError)
             if process_group.current().count > 1 and known:
-                student.has_ended = True
+                student.has_failed = True
                 self._failed.append(failed)
                 process_group.current().ask("stop", f"student {student.name}, which cannot go on")
             elif failed is error:
@@ -64,12 +64,12 @@ class Shutdown:
         error: of all processes, if there is no student that cannot go on.
         """
         self._save(students)
-        own = [[isinstance(failed, Alarm), str(failed)] for failed in self._failed]
-        told = [row for rows in self.meet("saved", own, list) for row in rows]
+        here = [[isinstance(failed, Alarm), str(failed)] for failed in self._failed]
+        failures = [row for rows in self.meet("saved", here, list) for row in rows]
         if self._failed:
             error = self._failed[0]
-        elif told:
-            error = (Alarm if told[0][0] else StudentFailed)(told[0][1])
+        elif failures:
+            error = (Alarm if failures[0][0] else StudentFailed)(failures[0][1])
         return None if error is None else _noted(students, error)
 
     def failed(self, students: Students, error: Exception) -> Exception:
@@ -85,9 +85,7 @@ class Shutdown:
         """
         for student in students:
             try:
-                student.flush()
-                student.save(student.number * student.run.config.batch_size)
-                student.run.checkpoints.wait()
+                student.save_now()
             except Exception as error:
                 log.error(
                     "student %s: not saved at step %d (%s)", student.name, student.number, error

@@ -42,12 +42,6 @@ def check_shared(students: Mapping[str, Config]) -> None:
         )
     if not values[first]["distill.enabled"]:
         raise ConfigError("`dinojax distill` needs distill.enabled=True in the recipe.")
-    for name, config in students.items():
-        if config.until.left_chance is not None:
-            raise ConfigError(
-                f"until.left_chance={config.until.left_chance} may end the stage of {name} before "
-                "that of the others; set it to None and give num_steps."
-            )
     for name, config in students.items():  # what is read of the first holds for all
         for key in values[first]:
             if key.startswith(SHARED) and (name != first or key.startswith("distill.")):

@@ -61,7 +61,8 @@ class Compiles:
     """
 
     def __init__(self) -> None:
-        self._seconds, self._reported = 0.0, 0.0
+        self._seconds = 0.0
+        self._reported: dict[str, float] = {}  # who asked -> seconds told so far
         self._names: list[str] = []  # compiled since the last step
         self._steps, self._elsewhere = 0, False
         self._reasons: list[str] = []
@@ -78,10 +79,10 @@ class Compiles:
         jax.config.update("jax_explain_cache_misses", self._explained)
         logging.getLogger(EXPLAINED_BY).removeFilter(self._explain)
 
-    def seconds(self) -> float:
-        """Spent on compiling since this was last asked."""
-        spent = self._seconds - self._reported
-        self._reported = self._seconds
+    def seconds(self, who: str = "") -> float:
+        """Spent on compiling, by all of this process, since `who` last asked."""
+        spent = self._seconds - self._reported.get(who, 0.0)
+        self._reported[who] = self._seconds
         return spent
 
     def elsewhere(self) -> None:

@@ -88,12 +88,13 @@ def _progress(run: RunFiles) -> Iterator[Finding]:
             "If the run ends now, all is lost.",
             "See log.txt for errors while saving, or lower checkpoint.every.",
         )
-    elif last < num_steps and (end := early_stopping.left_chance(run.values, run.rows)) is not None:
+    elif run.finished is not None and run.finished < num_steps:
         share = run.values["until.left_chance"]
         yield Finding(
             "note",
             "ended before num_steps",
-            f"at step {end} of at most {num_steps} the losses had left chance by {share:g}",
+            f"at step {run.finished} of at most {num_steps} the losses had left chance by"
+            f" {share:g}",
             "That is what until.left_chance asks for.",
             "The same command, without --stage, goes on to the next stage if there is one.",
         )
@@ -139,7 +140,7 @@ def _data(run: RunFiles) -> Iterator[Finding]:
             "bad images",
             f"{len(run.bad_images)} replaced; the first: {run.bad_images[0]['reason']}",
             "Others were shown in their place.",
-            f"Repair or remove those listed in {run.directory / 'bad_images.jsonl'}.",
+            f"Repair or remove those listed in {run.home / 'bad_images.jsonl'}.",
         )
 
 

@@ -109,7 +109,7 @@ def page(run: RunFiles) -> str:
             _section("Bad images", _table(run.bad_images)),
             _section("Images left out of k-NN", _table(run.skipped_images)),
             _section("Starts and stops", _table(run.resumes)),
-            _section("Energy", _energy(run.energy)),
+            _section("Energy", _energy(run.energy, shared=run.home != run.directory)),
             _section("Environment", _pairs(run.environment)),
             _section("Config", _config(run)),
         ]
@@ -236,8 +236,10 @@ def _autopsies(run: RunFiles) -> str:
     return _table(rows)
 
 
-def _energy(energy: dict[str, Any]) -> str:
-    """energy.json in words; what is not known is said with the reason."""
+def _energy(energy: dict[str, Any], *, shared: bool) -> str:
+    """energy.json in words; what is not known is said with the reason.
+
+    shared: a student's, whose teacher and devices are those of all students."""
     if not energy:
         return ""
     kwh, tonnes, sessions = energy["energy_kwh"], energy["tonnes_co2e"], energy["sessions"]
@@ -245,6 +247,7 @@ def _energy(energy: dict[str, Any]) -> str:
     notes = dict.fromkeys(note for session in sessions for note in session["notes"])
     return _pairs(
         {
+            **({"of": "all students and their teacher"} if shared else {}),
             "device hours": f"{energy['device_hours']:.3g}, {len(sessions)} sessions",
             "energy": "not known" if kwh is None else f"{kwh:.4g} kWh, {energy['method']}",
             "CO2 equivalent": "not known" if tonnes is None else f"{tonnes:.3g} t ({factors})",

@@ -7,15 +7,15 @@ import platform
 import subprocess
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from dinojax import config as configs
-from dinojax.checkpoint.manager import COMMITTED
 from dinojax.config import Config, ConfigError, saved
 from dinojax.files.drafts import SUFFIX, refuse_other, write_json
 from dinojax.files.local import refuse_url
-from dinojax.runs import early_stopping, lock
+from dinojax.runs import finished, lock
 from dinojax.runs.scalars import read_metrics
 
 # Keys that may change when a run continues: they alter speed or reporting, never the result.
@@ -35,6 +35,7 @@ FREE_KEYS = (
     "expect.",
     "hang.",
 )
+FAMILY = "family.json"  # of the directory that holds those of students (distill/placement.py)
 PACKAGES = ("dinojax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 HOSTS = "hosts.json"  # written by process 0 of a run of several
 # Files that a run opens where they are; all others are replaced by new ones.
@@ -72,10 +73,10 @@ def claim(
         _refuse_other(directory, stages)
     directory.mkdir(parents=True, exist_ok=True)
     enter(directory, next((c for c in stages if not is_finished(directory, c)), stages[-1]), stages)
-    if len(stages) > 1:
-        (directory / "stages").mkdir(exist_ok=True)
-        for config in stages:
-            _save(config, directory / "stages" / f"{name_of(config)}.json", stages)
+    (directory / "stages").mkdir(exist_ok=True)
+    for config in stages:
+        path, over = finished.stage_file(directory, name_of(config)), last_step(directory, config)
+        _save(config, path, stages, finished=over)
     write_json(directory / "env.json", environment())
 
 
@@ -93,31 +94,13 @@ def name_of(config: Config) -> str:
 
 
 def is_finished(directory: Path, config: Config) -> bool:
-    """Whether the last checkpoint of a stage stands."""
+    """Whether a stage is over, and its last checkpoint stands."""
     return last_step(directory, config) is not None
 
 
 def last_step(directory: Path, config: Config) -> int | None:
-    """The step that a stage ended with; None if it has not, or its checkpoint is not there.
-
-    num_steps, or a step before it where the losses left chance (until.left_chance).
-    """
-    values = config.values()
-    ends = [values["num_steps"]]
-    if values["until.left_chance"] is not None:
-        rows = [row for row in rows_of(directory, values["stage"]) if "total" in row]
-        ends = [
-            step for step in (early_stopping.left_chance(values, rows), *ends) if step is not None
-        ]
-    folder = _folder(directory, values["stage"])
-    return next((step for step in ends if (folder / str(step) / COMMITTED).exists()), None)
-
-
-def rows_of(directory: Path, stage: str) -> list[dict]:
-    """The rows of a stage in metrics.jsonl; those without a stage are the first one's."""
-    rows = read_metrics(directory / "metrics.jsonl")
-    first = configs.saved_stages(directory)[0] if rows else stage
-    return [row for row in rows if row.get("stage", first) == stage]
+    """The step that a stage ended with; None if it has not, or its checkpoint is not there."""
+    return finished.last_step(directory, config.values())
 
 
 def stage_before(directory: Path, stage: str) -> str | None:
@@ -131,8 +114,8 @@ def _folder(directory: Path, stage: str) -> Path:
     return directory / "checkpoints" / stage
 
 
-def _save(config: Config, path: Path, stages: Sequence[Config]) -> None:
-    configs.save(config, path, stages=[name_of(stage) for stage in stages])
+def _save(config: Config, path: Path, stages: Sequence[Config], **more: Any) -> None:
+    configs.save(config, path, stages=[name_of(stage) for stage in stages], **more)
 
 
 def _refuse_other(directory: Path, stages: Sequence[Config]) -> None:

@@ -132,7 +132,7 @@ class Watch:
         evaluations = (
             [] if self._values["knn.alarm"] is None else [r for r in rows if not _steps(r)]
         )
-        return [*evaluations, *(r for r in rows if _steps(r) and self.is_look(r["step"]))]
+        return [*evaluations, *(r for r in rows if _steps(r) and self.is_due(r["step"]))]
 
     def begin(self, rows: Sequence[Row]) -> None:
         """rows: of the stage so far, or those of interest.
@@ -143,16 +143,17 @@ class Watch:
         for row in rows:
             if not _steps(row):
                 self._evaluations.append(row)
-            elif self.is_look(row["step"]):
+            elif self.is_due(row["step"]):
                 self._looks.append(row)
         self.ended = left_chance(self._values, self._looks) is not None
         self._raise()
 
-    def is_look(self, step: int) -> bool:
+    def is_due(self, step: int) -> bool:
+        """Whether the losses of a step are compared with chance."""
         return self._every is not None and step % self._every == 0
 
-    def look(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """The losses of a step for which `is_look` holds."""
+    def add_losses(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """The losses of a step for which `is_due` holds."""
         terms = [term for names in TERMS.values() for term in names]
         self._looks.append({"step": step, **{term: float(scalars[term]) for term in terms}})
         self.ended = left_chance(self._values, self._looks[-IN_A_ROW:]) is not None
@@ -161,9 +162,9 @@ class Watch:
         elif step + (self._every or 1) > self._values["num_steps"]:  # the last look
             log.warning("%s", never_left(self._values, self._looks))
 
-    def evaluated(self, step: int, found: Mapping[str, float]) -> None:
+    def add_evaluation(self, step: int, results: Mapping[str, float]) -> None:
         """The result of an evaluation. Logs a warning, or raises Alarm, if it is too low."""
-        self._evaluations.append({"step": step, **found})
+        self._evaluations.append({"step": step, **results})
         self._raise()
         if lost := fallen(self._values, self._evaluations):
             log.warning("ALARM: %s", lost)

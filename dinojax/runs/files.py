@@ -8,6 +8,8 @@ from typing import Any
 from dinojax.config import saved as saved_files
 from dinojax.data import fields
 from dinojax.data.quarantine import KNN_FILE
+from dinojax.runs.directory import FAMILY
+from dinojax.runs.finished import last_step, stage_file
 from dinojax.runs.scalars import read_metrics
 
 
@@ -16,6 +18,7 @@ class RunFiles:
     """A stage of a run as far as it has come. Lists are empty where a file does not exist (yet)."""
 
     directory: Path
+    home: Path  # of what all students of a family share: images, devices; else the same
     stage: str
     stages: list[str]  # all of the run, in their order
     recipe: str
@@ -29,7 +32,8 @@ class RunFiles:
     skipped_images: list[dict[str, Any]]  # left out of k-NN
     resumes: list[dict[str, Any]]
     environment: dict[str, Any]
-    energy: dict[str, Any]
+    energy: dict[str, Any]  # of a student: of all that learn with it
+    finished: int | None  # the step that the stage ended with
     starts: dict[str, int] = dataclasses.field(default_factory=dict)  # of `read_whole`: stage: step
 
     def column(self, name: str, last: float = 1.0) -> list[tuple[int, float]]:
@@ -50,7 +54,7 @@ def read_run(directory: str | Path, *, stage: str | None = None) -> RunFiles:
     saved = saved_files.read(path)
     stages = saved.stages
     if stage is not None and stage != saved.values["stage"]:
-        saved = saved_files.read(directory / "stages" / f"{stage}.json")
+        saved = saved_files.read(stage_file(directory, stage))
     values = saved.values | saved.strange  # of keys declared then, too
     rows = [
         row
@@ -58,13 +62,16 @@ def read_run(directory: str | Path, *, stage: str | None = None) -> RunFiles:
         if row.get("stage", stages[0]) == values["stage"]
     ]
     folder = directory / "checkpoints" / values["stage"]
-    lists = sorted(directory.glob("bad_images*.jsonl"))  # one for each host
+    above = directory.resolve().parent
+    home = above if (above / FAMILY).exists() else directory
+    lists = sorted(home.glob("bad_images*.jsonl"))  # one for each host
     before = values["start.steps_before"]  # counted in the names of autopsies
     own = range(before + 1, before + values["num_steps"] + 1)
     numbered = [p for p in directory.glob("autopsy/*/step.json") if p.parent.name.isdecimal()]
     autopsies = sorted(numbered, key=lambda p: int(p.parent.name))
     return RunFiles(
         directory=directory,
+        home=home,
         stage=values["stage"],
         stages=stages,
         recipe=saved.recipe,
@@ -78,7 +85,8 @@ def read_run(directory: str | Path, *, stage: str | None = None) -> RunFiles:
         skipped_images=_images(directory / KNN_FILE),
         resumes=_resumes(directory / "resumes.jsonl"),
         environment=_object(directory / "env.json"),
-        energy=_energy(directory / "energy.json"),
+        energy=_energy(home / "energy.json"),
+        finished=last_step(directory, values),
     )
 
 

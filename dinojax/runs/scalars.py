@@ -123,7 +123,7 @@ class DataWait:
 
     def __init__(self, batches: Iterator, *, clock: Clock = time.monotonic):
         self._batches, self._clock = batches, clock
-        self._waited, self._since = 0.0, clock()
+        self.seconds = 0.0  # waited for the last batch
 
     def __iter__(self) -> "DataWait":
         return self
@@ -133,14 +133,7 @@ class DataWait:
         try:
             return next(self._batches)
         finally:
-            self._waited += self._clock() - start
-
-    def share(self) -> float:
-        """Share of the time since the last call (or the start) spent waiting, 0 to 1."""
-        now = self._clock()
-        elapsed, waited = now - self._since, self._waited
-        self._since, self._waited = now, 0.0
-        return waited / elapsed if elapsed > 0 else 0.0
+            self.seconds = self._clock() - start
 
 
 class Progress:
@@ -167,11 +160,14 @@ class Progress:
         self._recent: deque[tuple[int, float]] = deque(maxlen=51)  # (step, time)
         self._printed = -math.inf
 
-    def update(self, step: int, *, loss: float, waiting: float) -> None:
-        """step: updates done. waiting: share of the time spent waiting for data, 0 to 1."""
+    def update(self, step: int, *, loss: Mapping[str, float], waiting: float) -> None:
+        """step: updates done. loss: name of each that learns ("" for one alone) -> its loss.
+        waiting: share of the time spent waiting for data, 0 to 1."""
         now = self._clock()
         self._recent.append((step, now))
-        line = f"step {step}/{self._num_steps}  loss {loss:.4f}{self._speed()}"
+        losses = ", ".join(f"{name} {value:.4f}".lstrip() for name, value in loss.items())
+        line = f"step {step}/{self._num_steps}" + (f"  loss {losses}" if losses else "")
+        line += self._speed()
         line += f"  waiting for data {waiting:.0%}"
         progress_log.info("%s", line)
         if now - self._printed < self._seconds and step < self._num_steps:

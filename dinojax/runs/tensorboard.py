@@ -24,7 +24,7 @@ class EventLog:
                 " report.html hold the same numbers."
             ) from error
         done = steps_before + (resume_step or 0)
-        purge = None if resume_step is None and not steps_before else done + 1
+        purge = done + 1 if directory.exists() else None
         self._before = steps_before
         self._writer = SummaryWriter(str(directory), purge_step=purge)
 

@@ -25,7 +25,8 @@ from dinojax.models.convnext import ConvNextSpec
 from dinojax.models.vit import VitSpec
 from dinojax.models.zoo import Spec
 from dinojax.runs import early_stopping
-from dinojax.runs.directory import last_step, rows_of, stage_before
+from dinojax.runs.directory import last_step, stage_before
+from dinojax.runs.finished import rows_of
 from dinojax.train.program import Program
 from dinojax.train.state import State
 from dinojax.weights import load as files
@@ -169,12 +170,11 @@ def _source(config: Config, run_dir: Path) -> Place | None:
     last = last_step(run_dir, earlier)
     if last is None:
         raise ConfigError(
-            f"stage {config.stage} starts from stage {before}, which has not finished in {run_dir} "
-            f"(no checkpoint {earlier.num_steps}); run it first: the same command without --stage "
-            "does."
+            f"stage {config.stage} starts from stage {before}, which has not finished in "
+            f"{run_dir}; run it first: the same command without --stage does."
         )
-    if told := early_stopping.objection(earlier.values(), rows_of(run_dir, before)):
-        raise ConfigError(told)
+    if objection := early_stopping.objection(earlier.values(), rows_of(run_dir, before)):
+        raise ConfigError(objection)
     return Place(run_dir / "checkpoints" / before, last)
 
 

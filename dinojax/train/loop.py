@@ -1,62 +1,41 @@
 """Program 1: trains one recipe on one mesh, stage after stage.
 
-main -> train -> _train -> _loop -> Step -> jax.grad(loss), the same for every stage.
+main -> train -> Trainer.step -> Step -> jax.grad(loss), the same for every stage.
 
-The loop dispatches a step, then fetches the numbers of the one before: the devices stay busy and
-at most one step is in flight.
+What a stage is and does after a step is in trainer.py; here are stages, images and stops.
 """
 
 import contextlib
 import functools
 import logging
-import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from dinojax.config import Config, pick
-from dinojax.data.loader import Loader, closed_in_time
+from dinojax.data.loader import Batch, Loader, closed_in_time
 from dinojax.distributed import process_group
 from dinojax.distributed.interrupt import (
-    NOT_SAVED,
-    SAVED,
     Alarm,
     Asked,
     Interrupt,
     Interrupted,
-    stoppable,
     within,
 )
-from dinojax.monitor.autopsy import Autopsy, NonFiniteError
+from dinojax.monitor.autopsy import NonFiniteError
 from dinojax.monitor.compilation import Compiles
-from dinojax.monitor.energy import EnergyMeter
 from dinojax.monitor.watchdog import Watchdog
 from dinojax.runs.directory import as_stages, claim, enter, is_finished, name_of, occupy
 from dinojax.runs.scalars import DataWait, RunLog
-from dinojax.runs.tensorboard import EventLog
-from dinojax.sharding import mesh
-from dinojax.sharding.batch import global_batch
-from dinojax.train import finish, initialize, preflight
-from dinojax.train.periodic import Clock, Saves
-from dinojax.train.periodic import Report as _Report
-from dinojax.train.periodic import evaluate as _evaluate
-from dinojax.train.periodic import evaluated as _evaluated
-from dinojax.train.program import Program
-from dinojax.train.stage import (
-    Run,
-    check_data,
-    check_start,
-    check_teacher,
-    lost,
-    open_metrics,
-    open_run,
-    open_train_source,
-    tell_of,
-)
+from dinojax.train import preflight
+from dinojax.train.periodic import ProgressLine, energy_meter
+from dinojax.train.stage import Run, check_start, open_run, open_train_source, tell_of
 from dinojax.train.state import State
-from dinojax.train.teacher_forward import OwnTeacher
+from dinojax.train.stops import lost, unsaved
+from dinojax.train.teacher_forward import SharedTeacher
+from dinojax.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +58,27 @@ def train(
     """
     directory, stages = Path(run_dir), as_stages(config)
     wanted = stages if stage is None else [pick(stages, stage)]
+    with _opened(directory, stages, wanted, accept, max_wall) as (runs, interrupt):
+        for run in runs:
+            state: Any = None  # gives back the memory of the stage before
+            _enter(run, stages)
+            with _at_work(run, interrupt, accept, is_last=run is runs[-1]) as (trainer, batches):
+                for host_batch in batches:
+                    trainer.step(host_batch)
+            state = trainer.state
+            del trainer  # holds it as well
+    return state
+
+
+@contextlib.contextmanager
+def _opened(
+    directory: Path,
+    stages: Sequence[Config],
+    wanted: Sequence[Config],
+    accept: Collection[str],
+    max_wall: float | None,
+) -> Iterator[tuple[list[Run], Interrupt]]:
+    """The run directory in this process's hands, and what stages of it are to do, all checked."""
     sources = {name_of(c): open_train_source(c) for c in wanted}
     processes = process_group.current()
     preflight.check_same(processes, wanted, sources, directory)
@@ -109,183 +109,105 @@ def train(
             check_start(run)
         knn = runs[0].knn
         tell_of(runs[0].source, runs[0].config.batch_size, *((knn.bank, knn.query) if knn else ()))
-        for run in runs:
-            if len(stages) > 1:
-                if processes.is_main:
-                    enter(directory, run.config, stages)
-                log.info("stage %s, %d of %d", run.stage, 1 + _number(run, stages), len(stages))
-            state: Any = None  # gives back the memory of the stage before
-            with mesh.use(run.program.layout), jax.default_matmul_precision(run.matmul):
-                state = _train(run, interrupt, accept, is_last=run is runs[-1])
-    return state
+        yield runs, interrupt
 
 
-def _number(run: Run, stages: Sequence[Config]) -> int:
-    return [name_of(c) for c in stages].index(run.stage)
+def _enter(run: Run, stages: Sequence[Config]) -> None:
+    """From here on the run is at this stage."""
+    if len(stages) == 1:
+        return
+    if process_group.current().is_main:
+        enter(run.directory, run.config, stages)
+    number = 1 + [name_of(c) for c in stages].index(run.stage)
+    log.info("stage %s, %d of %d", run.stage, number, len(stages))
 
 
-def _train(run: Run, interrupt: Interrupt, accept: Collection[str], *, is_last: bool) -> State:
-    """The state of the stage's last checkpoint, or its first one, taken to the end."""
-    processes = process_group.current()
-    begin = processes.settle("checkpoint", run.checkpoints.latest())
-    with interrupt.unsaved(functools.partial(_last_words, run, begin or 0)):
-        state, meta = _begin(run, begin, accept)
-    run.note(event="start", step=begin or 0, devices=run.program.layout.mesh.size)
-    loader = Loader(run.source, **run.loader_options, start=meta["position"])
-    metrics = open_metrics(run, begin)
-    clock = Clock(meta["seconds"])
-    devices = list(run.program.layout.mesh.devices.flat)
-    kinds = [device.device_kind for device in devices]
-    here = [d.local_hardware_id for d in devices if d.process_index == jax.process_index()]
-    with closed_in_time(loader), metrics, contextlib.ExitStack() as stack:
-        if processes.is_main:  # the other hosts' energy is taken to be alike
-            stack.enter_context(EnergyMeter(kinds, run.directory / "energy.json", gpus=here))
-        if run.tensorboard and processes.is_main:
-            events = EventLog(
-                run.directory / "tensorboard",
-                resume_step=begin,
-                steps_before=run.steps_before,
-            )
-            metrics.mirror = events
-            stack.callback(events.close)
-        processes.last_words = functools.partial(lost, run.directory, [run])
-        report = _Report(
-            run,
-            metrics=metrics,
-            batches=DataWait(loader),
-            autopsy=Autopsy(run.directory, seed=run.program.seed, steps_before=run.steps_before),
-            watchdog=stack.enter_context(Watchdog(processes.report_stall, **run.hang)),
-            compiles=stack.enter_context(Compiles()),
-        )
-        try:
-            state = _loop(run, state, loader, report=report, interrupt=interrupt, clock=clock)
-        except Exception as error:
-            log.error("%s", error)
-            with contextlib.suppress(OSError):  # a full disk takes no notes
-                run.note_stop(error)
-            raise
-    last = int(state.step)
-    run.note(event="stop", step=last, reason="finished")
-    seconds = clock.seconds()
-    if not is_last:
-        return state
-    try:
-        with interrupt.ending(functools.partial(_last_words, run, last)):
-            finish.finish(run, state, train_seconds=seconds)
-    except Asked as asked:
-        raise Interrupted(str(asked), last) from None
-    return state
+@contextlib.contextmanager
+def _at_work(
+    run: Run, interrupt: Interrupt, accept: Collection[str], *, is_last: bool
+) -> Iterator[tuple[Trainer, Iterator[Batch]]]:
+    """A stage from its last checkpoint, or its first state, to its end: its trainer and images.
 
-
-def _begin(run: Run, step: int | None, accept: Collection[str]) -> tuple[State, dict[str, Any]]:
-    """The state that a stage goes on from and what was saved with it; step: of a checkpoint."""
-    if step is None:
-        state = initialize.first_state(run.program, run.config, run.directory)
-        return state, {"position": 0, "seconds": 0.0}
-    meta = run.checkpoints.restore_meta(step)
-    check_data(meta, run.source, accept)
-    state = run.checkpoints.restore(run.program.abstract_state(), step)
-    log.info("continuing from step %d", step)
-    return state, meta
-
-
-def _loop(
-    run: Run,
-    state: State,
-    loader: Loader,
-    *,
-    report: _Report,
-    interrupt: Interrupt,
-    clock: Clock,
-) -> State:
-    """Steps from `state.step` to the end, with logging, saving and evaluation at boundaries.
-
-    Raises Interrupted, after saving, when a signal asks the run to stop, and so Alarm.
+    Raises Interrupted, after saving, when a signal asks the run to stop; so NonFiniteError, Alarm.
     """
-    report.begin()
-    embed = stoppable(run.program.embed(), interrupt)
-    number, position = int(state.step), loader.position
-    saves = Saves(run, clock, report.watchdog)
-    evaluated = _evaluated(report.metrics, run)
+    processes = process_group.current()
+    processes.last_words = functools.partial(lost, run.directory, [run])
+    last_words = functools.partial(unsaved, [run])
+    watchdog = Watchdog(processes.report_stall, **run.hang)
+    with contextlib.ExitStack() as stack:
+        compiles = stack.enter_context(Compiles())
+        with interrupt.unsaved(last_words):
+            trainer = Trainer(
+                run,
+                interrupt=interrupt,
+                watchdog=watchdog,
+                compiles=compiles,
+                teacher=_teacher(run),
+                accept=accept,
+            )
+        stack.callback(trainer.close)
+        loader = Loader(run.source, **run.loader_options, start=trainer.position)
+        stack.enter_context(closed_in_time(loader))
+        devices = list(run.program.layout.mesh.devices.flat)
+        stack.enter_context(energy_meter(run.directory, devices))
+        stack.enter_context(watchdog)
+        with _stops_noted(trainer):
+            trainer.start()
+            with interrupt.ending(last_words):
+                trainer.compile()
+                processes.settle("compiled", seconds=60.0 * run.hang["minutes"])
+            trainer.evaluate()
+            yield trainer, _batches(trainer, loader, interrupt, watchdog, compiles)
+            trainer.end()
+    if is_last:
+        try:
+            with interrupt.ending(last_words):
+                trainer.finish()
+        except Asked as asked:
+            raise Interrupted(str(asked), trainer.number) from None
+
+
+def _batches(
+    trainer: Trainer, loader: Loader, interrupt: Interrupt, watchdog: Watchdog, compiles: Compiles
+) -> Iterator[Batch]:
+    """The images of every step to come; once it was taken, what is due after it."""
+    batches, progress = DataWait(loader), ProgressLine(trainer.run)
+    while not trainer.is_over:
+        with interrupt.breakable():
+            host_batch = next(batches)
+        yield host_batch
+        asked = "save" in interrupt.due
+        interrupt.due.discard("save")
+        trainer.after_step(waited=batches.seconds, save=asked)
+        progress.show(trainer.number, {trainer.name: trainer.last_row})
+        watchdog.beat()
+        compiles.step_ended(trainer.number)
+        interrupt.check()
+
+
+@contextlib.contextmanager
+def _stops_noted(trainer: Trainer) -> Iterator[None]:
+    """Whatever ends the stage is written down; what leaves its state whole is saved before."""
     try:
-        last_words = functools.partial(_last_words, run, number)
-        with report.watchdog.phase("compiling"), interrupt.ending(last_words):
-            own_teacher, steps, renewed = _prepare(run, state)
-        _evaluate(run, embed, state, number, report=report, done=evaluated)
-        while number < run.num_steps and not run.watch.ended:
-            with interrupt.breakable():
-                host_batch = next(report.batches)
-            report.autopsy.keep(number + 1, host_batch)
-            batch = global_batch(
-                run.program.layout, {name: host_batch[name] for name in ("images", "sizes")}
-            )
-            if number == 0 and run.pictures:
-                finish.draw_crops(run, state, batch)
-            now = run.program.now(number)
-            which = run.draw(number)
-            teacher_features = (
-                () if own_teacher is None else (own_teacher.of_step(which, number, batch),)
-            )
-            state, scalars = steps[which](state, batch, now, *teacher_features)
-            number, position = number + 1, loader.position
-            if renewed is not None and run.anchor is not None and run.anchor.renews(number):
-                state = renewed(state)
-                log.info("step %d: the gram anchor is now the ema", number)
-            report.add(number, scalars, now)
-            if report.autopsy.suspicious or run.watch.is_look(number):
-                report.flush()  # at once, so that a stop finds the weights of the bad steps
-            if run.watch.ended or saves.due(number, asked="save" in interrupt.due):
-                interrupt.due.discard("save")
-                report.flush()  # what is on disk for a step includes its row of metrics
-                report.compiles.elsewhere()
-                saves.save(state, number, position)
-            _evaluate(run, embed, state, number, report=report, done=evaluated)
-            interrupt.check()
-    except Asked as asked:
-        report.flush()
-        saves.finish(state, number, position)
-        raise Interrupted(str(asked), number) from None
-    except (NonFiniteError, Alarm):  # the weights are those before the bad steps
-        saves.finish(state, number, position)
+        try:
+            yield
+        except Asked as asked:
+            trainer.save_now()
+            raise Interrupted(str(asked), trainer.number) from None
+        except (NonFiniteError, Alarm):  # the weights are those before the bad steps
+            trainer.save_now()
+            raise
+    except Exception as error:
+        log.error("%s", error)
+        with contextlib.suppress(OSError):  # a full disk takes no notes
+            trainer.run.note_stop(error)
         raise
-    report.flush()
-    saves.wait()
-    return state
 
 
-def _last_words(run: Run, number: int, name: str) -> int:
-    """Of a process asked to stop while nothing is there to save: the exit code, after a note."""
-    is_saved = run.checkpoints.latest() is not None
-    log.error("stopped by %s before anything new was done; the same command continues", name)
-    run.note(event="stop", step=number, reason=f"{name}, with nothing new to save")
-    return SAVED if is_saved else NOT_SAVED
-
-
-def _prepare(run: Run, state: State):
-    """(the teacher or None, compiled steps, what renews the Gram anchor or None)."""
-    own_teacher = _own_teacher(run)
-    steps = [_compile(built) for built in run.programs]
-    renewed = None if run.anchor is None else initialize.refresh(state)
-    process_group.current().settle("compiled", seconds=60.0 * run.hang["minutes"])
-    return own_teacher, steps, renewed
-
-
-def _own_teacher(run: Run) -> OwnTeacher | None:
-    """The teacher of a distillation, loaded and compared with the one the run began with."""
-    teacher_forwards = [
-        built.teacher_forward for built in run.programs if built.teacher_forward is not None
-    ]
-    if not teacher_forwards:
+def _teacher(run: Run) -> SharedTeacher | None:
+    """The teacher of a distillation, loaded and compiled on the student's devices."""
+    forwards = [built.teacher_forward for built in run.programs if built.teacher_forward]
+    if not forwards:
         return None
-    own_teacher = OwnTeacher(teacher_forwards, run.program.layout)
-    if (begin := run.checkpoints.latest()) is not None:
-        check_teacher(run.checkpoints.restore_meta(begin), own_teacher.fingerprint)
-    return own_teacher
-
-
-def _compile(built: Program):
-    began = time.monotonic()
-    log.info("compiling the step")
-    step = built.lower().compile()
-    log.info("compiled in %.0f s", time.monotonic() - began)
-    return step
+    with jax.default_matmul_precision(run.matmul):
+        return SharedTeacher(forwards, forwards[0].layout.sharding("image"))

@@ -1,16 +1,19 @@
-"""What the loop does at boundaries beside saving: rows of metrics, evaluations of the ema."""
+"""What is due now and then beside rows: evaluations of the ema, saves, the progress line."""
 
+import contextlib
 import logging
 import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import jax
 
 from dinojax.distributed import process_group
 from dinojax.eval.mosaic import NAME as MOSAIC
-from dinojax.monitor.autopsy import Autopsy
-from dinojax.monitor.compilation import Compiles
+from dinojax.monitor.energy import EnergyMeter
 from dinojax.monitor.watchdog import Watchdog
-from dinojax.runs.scalars import DataWait, MetricsLog, Progress
+from dinojax.runs.scalars import MetricsLog, Progress
+from dinojax.train.records import Row
 from dinojax.train.stage import Run
 from dinojax.train.state import State
 
@@ -20,94 +23,15 @@ EVALUATED = ("knn/", "dense/")  # columns of the last thing that an evaluation w
 PROBED = ("probe/",)  # the same where there is no other
 
 
-class Report:
-    """Fetches the scalars of a step when the next one is under way, then logs them."""
-
-    def __init__(
-        self,
-        run: Run,
-        *,
-        metrics: MetricsLog,
-        batches: DataWait,
-        autopsy: Autopsy,
-        watchdog: Watchdog,
-        compiles: Compiles,
-    ):
-        self._run, self.metrics, self.batches = run, metrics, batches
-        self.autopsy, self.watchdog, self.compiles = autopsy, watchdog, compiles
-        self._progress = Progress(run.num_steps, batch_size=run.loader_options["batch_size"])
-        self._pending: tuple | None = None
-        self._speed = Speed(run.loader_options["batch_size"])
-
-    def begin(self) -> None:
-        """Tell what watches the stage how it went so far; raises Alarm if that is too bad."""
-        rows = self._run.watch.of_interest(self.metrics.rows())
-        self._run.watch.begin(process_group.current().settle("rows so far", rows))
-
-    def add(self, number: int, scalars: dict, now: dict) -> None:
-        """The scalars of the step just dispatched."""
-        self.flush()
-        self._pending = (number, scalars, now)
-
-    def flush(self) -> None:
-        """Wait for the step dispatched last; write it down where it is due."""
-        if self._pending is None:
-            return
-        number, scalars, now = self._pending
-        self._pending = None
-        scalars = jax.device_get(scalars)
-        self.watchdog.beat()
-        self.compiles.step_ended(number)
-        bad, is_look = scalars["bad_steps"] > 0, self._run.watch.is_look(number)
-        due = number % self._run.every.log == 0 or number == self._run.num_steps
-        if bad or is_look or due:
-            waiting = self.batches.share()
-            drawn = {f"images/{name}": num for name, num in self._run.num_drawn(number).items()}
-            spent = self.compiles.seconds()
-            times = {"data_wait": waiting, **({"compile_seconds": spent} if spent else {})}
-            self.metrics.write(number, {**scalars, **now, **drawn, **times, **self._speed(number)})
-            if process_group.current().is_main:
-                self._progress.update(number, loss=float(scalars["total"]), waiting=waiting)
-        if is_look:
-            self._run.watch.look(number, scalars)
-        self.autopsy.check(number, scalars, now)
-
-
-class Speed:
-    """Images per second since the last row, whatever else happened in between."""
-
-    def __init__(self, batch_size: int):
-        self._batch_size = batch_size
-        self._written: tuple[int, float] | None = None  # step and time of the last row
-
-    def __call__(self, number: int) -> dict[str, float]:
-        """A column of the row of a step; none before the second row."""
-        before, self._written = self._written, (number, time.monotonic())
-        if before is None:
-            return {}
-        images = (number - before[0]) * self._batch_size
-        return {"images_per_second": images / (self._written[1] - before[1])}
-
-
-def evaluated(metrics: MetricsLog, run: Run) -> set[int]:
+def evaluated_steps(metrics: MetricsLog, run: Run) -> set[int]:
     """Steps evaluated already, before the run was continued, according to its metrics."""
     rows = metrics.rows()
     last = PROBED if run.knn is None and run.mosaics is None else EVALUATED
-    found = [row["step"] for row in rows if any(name.startswith(last) for name in row)]
-    return set(process_group.current().settle("evaluated steps", found))
+    steps = [row["step"] for row in rows if any(name.startswith(last) for name in row)]
+    return set(process_group.current().settle("evaluated steps", steps))
 
 
-def evaluate(run: Run, embed, state: State, number: int, *, report: Report, done: set[int]):
-    """Probe and k-NN of the ema at step 0, every `knn.every` steps and at the end."""
-    if not is_due(run, number, done):
-        return
-    report.flush()  # rows in the same order whether or not a signal ends the evaluation
-    report.compiles.elsewhere()
-    with report.watchdog.phase("evaluating"):
-        look(run, embed, state, number, metrics=report.metrics)
-
-
-def is_due(run: Run, number: int, done: set[int]) -> bool:
+def is_evaluation_due(run: Run, number: int, done: set[int]) -> bool:
     """Whether a step is one to evaluate after. done: those that have been."""
     every = run.every.knn
     is_last = number == run.num_steps or run.watch.ended
@@ -115,35 +39,38 @@ def is_due(run: Run, number: int, done: set[int]) -> bool:
 
 
 def pauses(run: Run, number: int) -> bool:
-    """Whether more than a step is due after a step: pictures, a save or an evaluation.
+    """Whether more than a step is due after a step: pictures, a save, an evaluation, an end.
 
     From the config alone, so that it is the same in processes that have no part in it.
     """
     every = run.every
     first = number == 1 and run.pictures
-    looks = every.knn is not None and number % every.knn == 0
-    return first or looks or number % every.checkpoint == 0 or number == run.num_steps
+    evaluates = every.knn is not None and number % every.knn == 0
+    saves = number % every.checkpoint == 0 or number == run.num_steps
+    return first or evaluates or saves or run.watch.is_due(number)
 
 
-def look(run: Run, embed, state: State, number: int, *, metrics: MetricsLog, who: str = "") -> None:
+def evaluate(
+    run: Run, embed, state: State, number: int, *, metrics: MetricsLog, who: str = ""
+) -> None:
     """Evaluate, write it down and say it; who: in front of what is said."""
-    params, seen, found = state.ema["backbone"], None, {}
+    params, drift, results = state.ema["backbone"], None, {}
     if run.probe is not None:
-        seen = run.probe.look(embed, params, number + run.steps_before)
+        drift = run.probe.look(embed, params, number + run.steps_before)
     if run.knn is not None:
         accuracy = run.knn.accuracy(embed, params)
-        found = {f"knn/{name}": value for name, value in accuracy.items()}
+        results = {f"knn/{name}": value for name, value in accuracy.items()}
     if run.mosaics is not None:
-        found[MOSAIC] = run.mosaics.accuracy(embed, params)
-    if seen:  # written when all are there: an evaluation is repeated as a whole
-        metrics.write(number, seen)
-    if found:
-        metrics.write(number, found)
+        results[MOSAIC] = run.mosaics.accuracy(embed, params)
+    if drift:  # written when all are there: an evaluation is repeated as a whole
+        metrics.write(number, drift)
+    if results:
+        metrics.write(number, results)
     if run.knn is not None:
-        log.info("%sstep %d: k-NN %.1f %%", who, number, found[f"knn/{run.knn.features}"])
+        log.info("%sstep %d: k-NN %.1f %%", who, number, results[f"knn/{run.knn.features}"])
     if run.mosaics is not None:
-        log.info("%sstep %d: dense (mosaics) %.1f %%", who, number, found[MOSAIC])
-    run.watch.evaluated(number, found)
+        log.info("%sstep %d: dense (mosaics) %.1f %%", who, number, results[MOSAIC])
+    run.watch.add_evaluation(number, results)
 
 
 class Clock:
@@ -164,7 +91,7 @@ class Saves:
         self._saved: int | None = run.checkpoints.latest()
         self._last = time.monotonic()
 
-    def due(self, number: int, *, asked: bool = False) -> bool:
+    def is_due(self, number: int, *, asked: bool = False) -> bool:
         """Also where an earlier save is found to have failed: that is raised here.
 
         asked: the processes of the run have agreed to save here (their clocks differ).
@@ -178,11 +105,6 @@ class Saves:
                 processes.ask("save", f"{every.minutes} minutes")
         return asked or late or number % every.checkpoint == 0 or number == self._run.num_steps
 
-    def finish(self, state: State, number: int, position: int) -> None:
-        """Save, and wait until it is on disk."""
-        self.save(state, number, position)
-        self.wait()
-
     def wait(self) -> None:
         with self._watchdog.phase("waiting for a save"):
             self._run.checkpoints.wait()
@@ -193,3 +115,36 @@ class Saves:
         with self._watchdog.phase("saving"):
             self._run.save(state, step=number, position=position, seconds=self._clock.seconds())
         self._saved, self._last = number, time.monotonic()
+
+
+class ProgressLine:
+    """One line for all that learn in a program, shown by its first process."""
+
+    def __init__(self, run: Run):
+        """run: of one of those that learn; all have as many steps and images."""
+        self._progress = Progress(run.num_steps, batch_size=run.loader_options["batch_size"])
+        self._shown = 0  # step
+
+    def show(self, number: int, rows: Mapping[str, Row | None]) -> None:
+        """number: of steps done by all; rows: name -> the last row of each that is here."""
+        rows_here = {name: row for name, row in rows.items() if row is not None}
+        step = max((row.step for row in rows_here.values()), default=0 if rows else number)
+        if step <= self._shown or not process_group.current().is_main:
+            return
+        self._shown = step
+        waiting = max((row.waiting for row in rows_here.values()), default=0.0)
+        losses = {name: row.loss for name, row in rows_here.items()}
+        self._progress.update(step, loss=losses, waiting=waiting)
+
+
+def energy_meter(
+    directory: Path, devices: Sequence[jax.Device]
+) -> contextlib.AbstractContextManager[EnergyMeter | None]:
+    """While entered, measures the devices of a program for `directory`/energy.json.
+
+    Of several processes the first one does; energy of other hosts is taken to be alike.
+    """
+    if not process_group.current().is_main:
+        return contextlib.nullcontext()
+    here = [d.local_hardware_id for d in devices if d.process_index == jax.process_index()]
+    return EnergyMeter([d.device_kind for d in devices], directory / "energy.json", gpus=here)

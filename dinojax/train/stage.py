@@ -4,7 +4,7 @@ import dataclasses
 import datetime
 import json
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 
 import jax
@@ -24,7 +24,6 @@ from dinojax.eval.mosaic import Mosaics, open_mosaics
 from dinojax.files.drafts import write_text
 from dinojax.models import zoo
 from dinojax.monitor import report as reports
-from dinojax.monitor.watchdog import dump_stacks
 from dinojax.runs.directory import ACCEPT_DATA, environment
 from dinojax.runs.early_stopping import Watch
 from dinojax.runs.scalars import MetricsLog
@@ -289,16 +288,6 @@ def check_start(run: Run) -> None:
         jax.default_backend(),
         layout.strategy,
     )
-
-
-def lost(directory: Path, runs: Sequence[Run], why: str, hangs: bool) -> None:
-    """Of a process that another one takes with it, or that hangs."""
-    if hangs:
-        path = directory / f"stacks.{process_group.current().index}.txt"
-        dump_stacks(path)
-        log.error("what every thread was doing is in %s", path)
-    for run in runs:
-        run.note(event="stop", reason=why)
 
 
 def tell_of(source: Source, batch_size: int, *others: Source) -> None:

@@ -84,32 +84,11 @@ class TeacherForward:
         return dataclasses.replace(teacher_features, heads=heads)
 
 
-class OwnTeacher:
-    """The teacher at work: gives every step of a run what it makes of the step's images."""
-
-    def __init__(self, teacher_forwards: Sequence[TeacherForward], layout: Layout):
-        """teacher_forwards: one per size of crops, of one teacher. layout: the student's, on all
-        of the teacher's devices."""
-        self._teacher = SharedTeacher(
-            teacher_forwards, teacher_forwards[0].layout.sharding("image")
-        )
-        self._layout, self._heads = layout, self._teacher.heads(layout)
-        self.fingerprint = teacher_forwards[0].teacher.fingerprint
-
-    @property
-    def params(self) -> dict:
-        """The teacher's parameters."""
-        return self._teacher.params
-
-    def of_step(self, which: int, number: int, batch: dict) -> TeacherFeatures:
-        """The forward pass of a step, dispatched. which: of the sizes; number: of steps before it;
-        batch: on the student's mesh."""
-        teacher_features = self._teacher(which, number, batch)
-        return for_student(teacher_features, self._heads, self._layout, is_spread=True)
-
-
 class SharedTeacher:
-    """A teacher whose parameters are on its devices, and its compiled forward passes."""
+    """A teacher whose parameters are on its devices, and its compiled forward passes.
+
+    Of one student or of several.
+    """
 
     def __init__(self, teacher_forwards: Sequence[TeacherForward], place_images: Any):
         """place_images: the sharding of what leads with images when it comes out."""
@@ -128,8 +107,11 @@ class SharedTeacher:
         ]
         self._copies = place_images != first.layout.sharding("image")
         self._hand_out = jax.jit(lambda batch: batch, out_shardings=place_images)
-        told = first.teacher.name, self.fingerprint[:16], time.monotonic() - began
-        log.info("teacher %s, SHA-256 %s, loaded and compiled in %.0f s", *told)
+        name, seconds = first.teacher.name, time.monotonic() - began
+        log.info(
+            "teacher %s, SHA-256 %s, loaded and compiled in %.0f s",
+            *(name, self.fingerprint[:16], seconds),
+        )
 
     def __call__(self, which: int, number: int, batch: dict) -> TeacherFeatures:
         """The forward pass of a step, dispatched; batch: on any mesh of the same devices."""

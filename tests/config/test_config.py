@@ -298,9 +298,6 @@ def test_the_tables_agree_with_the_comments_of_base():
     assert rules.OPTIONAL.keys() | rules.CHOICES.keys() | rules.LIMITS.keys() <= KEYS.keys()
 
 
-@pytest.mark.skipif(
-    not (ROOT / "dinojax" / "train.py").exists(), reason="the program that reads them is absent"
-)
 def test_every_key_is_read_somewhere():
     """A leaf's name appears as an attribute in the package: a key nobody reads is a lie."""
     attributes = {

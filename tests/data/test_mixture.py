@@ -18,7 +18,7 @@ from dinojax.data.quarantine import Quarantine, TooManyBadImages, read_list, rea
 from dinojax.data.sources import open_knn_sources, open_source
 from dinojax.monitor import autopsy
 from dinojax.runs.scalars import read_metrics
-from dinojax.train import loop
+from dinojax.train import loop, trainer
 from tests.data.test_loader import NumberSource
 from tests.data.test_quarantine import Spoiled
 from tests.support import small, stored_data
@@ -298,9 +298,9 @@ def count_steps(state, batch, now):
 def test_a_run_on_a_mixture_logs_what_it_drew_and_resumes_exactly(folders, tmp_path, monkeypatch):
     settings = [*two_folders(folders), "num_steps=4", "log.every=1", "knn.every=none"]
     loaded = small.config(*settings, "mesh.devices=1", "checkpoint.every=2")
-    monkeypatch.setattr(loop, "_compile", lambda run: count_steps)  # nothing need be learned
+    monkeypatch.setattr(trainer, "compile_step", lambda run: count_steps)  # nothing need be learned
     seen = []
-    keep = loop.Autopsy.keep
+    keep = autopsy.Autopsy.keep
 
     def watch(self, number, batch):
         seen.append((number, batch["ids"].tolist()))
@@ -308,7 +308,7 @@ def test_a_run_on_a_mixture_logs_what_it_drew_and_resumes_exactly(folders, tmp_p
         if number == 4 and len(seen) == 4:
             raise RuntimeError("killed")
 
-    monkeypatch.setattr(loop.Autopsy, "keep", watch)
+    monkeypatch.setattr(autopsy.Autopsy, "keep", watch)
     with pytest.raises(RuntimeError, match="killed"):
         loop.train(loaded, tmp_path / "run")
     loop.train(loaded, tmp_path / "run")

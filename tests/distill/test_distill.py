@@ -1,10 +1,13 @@
 """Many students of one teacher: the same results wherever and with whomever they learn."""
 
+import contextlib
 import dataclasses
 import importlib
+import io
 import json
 import shutil
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import jax
 import pytest
@@ -18,13 +21,17 @@ from dinojax.data import tiles
 from dinojax.distill import loop as distill_loop
 from dinojax.distill import placement as placements
 from dinojax.distill import placement_search, shares
+from dinojax.distill import stage as distill_stage
 from dinojax.distill.students import check_shared
 from dinojax.distributed.interrupt import LOST
 from dinojax.models.vit import Vit
+from dinojax.monitor import doctor, report
 from dinojax.ops.flops import count_flops
+from dinojax.runs import early_stopping
+from dinojax.runs.files import read_run
 from dinojax.runs.scalars import read_metrics
 from dinojax.sharding import mesh
-from dinojax.train import loop, program
+from dinojax.train import finish, loop, program, records, trainer
 from dinojax.train.teacher import open_teacher
 from dinojax.train.teacher_forward import SharedTeacher
 from dinojax.train.trainer import StudentFailed, Trainer
@@ -82,7 +89,7 @@ def quick(tmp_path_factory):
         jax.config.update(name, value)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiles, "SPLITS", dict.fromkeys(tiles.SPLITS, 64))
-        patch.setattr(loop.finish, "finish", lambda *args, **options: None)
+        patch.setattr(finish, "finish", lambda *args, **options: None)
         yield
     for name, value in before.items():
         jax.config.update(name, value)
@@ -142,7 +149,6 @@ REFUSALS = {
     "model.patch_size of 1, 2, 4, 8.",
     "crops.global_size=36": "crops.global_size=36 is not a multiple of crops.patch_size=8; use 32 "
     "or 40.",
-    "until.left_chance=0.1 num_steps=30": "may end the stage of one before that of the others",
     "distill.enabled=False crops.patch_size=None two:model.patch_size=8": "needs distill.enabled="
     "True",
     "two:dino_head.prototypes=32": "set dino_head.prototypes=64",
@@ -160,7 +166,7 @@ REFUSALS = {
 def test_students_who_cannot_learn_together_are_refused_before_compiling(
     keys, recipe, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(distill_loop, "SharedTeacher", None)
+    monkeypatch.setattr(distill_stage, "SharedTeacher", None)
     monkeypatch.setattr(placements, "costs", lambda *args: {"one": 1.0, "two": 2.1})
     with pytest.raises(ValueError) as refused:
         distill_loop.distill(load(recipe, *keys.split(" ")), tmp_path / "run")
@@ -287,29 +293,48 @@ def test_the_step_of_a_student_holds_no_forward_pass_of_the_teacher(recipe):
     assert student == again and four > 1.5 * two
 
 
+def test_only_students_who_have_come_so_far_take_a_step(monkeypatch):
+    """Those ahead wait for the others; who has failed or is over takes none at all."""
+    at_3, ahead, failed, over = students = [
+        SimpleNamespace(number=number, has_failed=False, is_over=False) for number in (3, 5, 3, 3)
+    ]
+    failed.has_failed = over.is_over = True
+    at_3.run = SimpleNamespace(draw=lambda number: number)
+    monkeypatch.setattr(distill_stage, "global_batch", lambda layout, images: images)
+    stage = object.__new__(distill_stage.Stage)
+    vars(stage).update(_students=students, _number=3, _stopwatch=None)
+    lesson = stage._lesson(MagicMock(), MagicMock(), {"images": 1, "sizes": 2})
+    assert lesson.students == [at_3]
+
+
 def test_a_step_is_measured_when_all_students_have_come_as_far(monkeypatch):
     """One that is new in the recipe catches up first: the others take no steps until then."""
-    students = [SimpleNamespace(number=50), SimpleNamespace(number=0)]
+    students = [
+        SimpleNamespace(name=str(number), number=number, is_over=False) for number in (50, 0)
+    ]
     sessions = []
 
-    def session(self, students, shared_teacher, placement, *, end, measures=False):
+    def session(self, shared_teacher, placement, *, end, measures=False):
         sessions.append((min(student.number for student in students), end, measures))
         for student in students:
             student.number = max(student.number, end)
-            student.finish = lambda seconds: None
-            student.name = "one"
+        yield "a step"
+
+    def open_students(self, *_):
+        self._students = students
 
     placement = SimpleNamespace(told=lambda: "somewhere")
     search = SimpleNamespace(measures=True, placements=lambda: [placement] * 9)
-    monkeypatch.setattr(distill_loop, "PlacementSearch", lambda *args: search)
-    stage = object.__new__(distill_loop._Stage)
-    stage._configs, stage._teacher, stage._num_steps = {}, None, 50 + 2 * distill_loop.MEASURED
-    stage._notes = SimpleNamespace(add=lambda row: None)
-    stage._shutdown = SimpleNamespace(meet=lambda what: None)
-    monkeypatch.setattr(distill_loop._Stage, "_open", lambda self, *args: (students, None))
-    monkeypatch.setattr(distill_loop._Stage, "_session", session)
-    stage.run(())
-    first, last = 50 + distill_loop.MEASURED, 50 + 2 * distill_loop.MEASURED
+    monkeypatch.setattr(distill_stage, "PlacementSearch", lambda *args: search)
+    stage = object.__new__(distill_stage.Stage)
+    stage._configs, stage._teacher, stage._notes = {}, None, None
+    stage._num_steps = 50 + 2 * distill_stage.MEASURED
+    stage._opened = contextlib.ExitStack()
+    monkeypatch.setattr(distill_stage.Stage, "_open", open_students)
+    monkeypatch.setattr(distill_stage.Stage, "_session", session)
+    monkeypatch.setattr(distill_stage.Stage, "_finish", lambda self: None)
+    assert list(stage._lessons(())) == 3 * ["a step"]
+    first, last = 50 + distill_stage.MEASURED, 50 + 2 * distill_stage.MEASURED
     assert sessions == [(0, 50, False), (50, first, True), (first, last, False)]
 
 
@@ -388,6 +413,20 @@ def run(found, directory, **options):
     return distill_loop.distill(found, directory, **options)
 
 
+class Events:
+    """In place of the package for TensorBoard: what each directory was told."""
+
+    opened: dict = {}
+
+    def __init__(self, directory, **_):
+        self.rows = self.opened.setdefault(directory, [])
+
+    def __call__(self, step, values):
+        self.rows.append((step, set(values)))
+
+    def close(self): ...
+
+
 @pytest.fixture(scope="module")
 def together(recipe, tmp_path_factory):
     """Both students in turn on eight devices: (directory, states, forward passes taken)."""
@@ -423,21 +462,88 @@ def test_the_teacher_looks_once_however_many_learn(together):
         assert "frozen" not in names and '"teacher' not in names
 
 
+ENDS_EARLY = (
+    *("num_steps=5", "one:until.left_chance=0.5", "one:until.every=1", "log.every=5"),
+    *("mesh.devices=1", "batch_size=4", "log.tensorboard=True"),
+)
+
+
+class Killed(BaseException):
+    """Nothing in the program handles it."""
+
+
+@pytest.fixture(scope="module")
+def early(recipe, tmp_path_factory):
+    """(directory, students of each step, states, stderr): one leaves chance at step 3 of 5.
+
+    Killed at the fifth step, and begun anew.
+    """
+    directory, taken, step = tmp_path_factory.mktemp("early") / "run", [], Trainer.step
+    stderr, killed = io.StringIO(), []
+
+    def killed_at_the_fifth(self, *args):
+        if (self.name, self.number) == ("two", 4) and not killed:
+            killed.append(self.name)
+            raise Killed
+        taken.append(self.name)
+        step(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(stderr):
+        patch.setattr(early_stopping, "ways_gone", lambda *_: {"ibot": 1.0})
+        patch.setattr(trainer, "compile_step", lambda built: built.lower().compile(small.FAST))
+        patch.setattr(records, "EventLog", Events)
+        patch.setattr(Trainer, "step", killed_at_the_fifth)
+        with pytest.raises(Killed):
+            run(load(recipe, *ENDS_EARLY), directory)
+        marked = {n: read_run(directory / n).finished for n in ("one", "two")}
+        states = run(load(recipe, *ENDS_EARLY), directory)
+    return directory, taken, marked, states, stderr.getvalue()
+
+
+@pytest.mark.slow
+def test_a_student_whose_losses_left_chance_ends_and_the_others_go_on(early):
+    directory, taken, marked, states, told = early
+    assert taken[:7] == ["one", "two"] * 3 + ["two"] and taken[7:] == ["two"]
+    assert marked == {"one": 3, "two": None}
+    assert {name: int(state.step) for name, state in states.items()} == {"one": 3, "two": 5}
+    assert {n: read_run(directory / n).finished for n in states} == {"one": 3, "two": 5}
+    assert "step 1/5  loss one " in told and "one: the stage is over at step 3" in told
+    findings = doctor.diagnose(read_run(directory / "one"))
+    assert "ended before num_steps" in {finding.name for finding in findings}
+
+
+@pytest.mark.slow
+def test_students_leave_behind_what_a_run_of_train_does(early):
+    """Their energy is that of all: devices and teacher are shared."""
+    directory = early[0]
+    for name, last in (("one", 3), ("two", 5)):
+        found = read_run(directory / name)
+        assert found.home == directory
+        assert [note["event"] for note in found.resumes][-2:] == ["start", "stop"]
+        assert found.resumes[-1]["reason"] == "finished"
+        assert {"data_wait", "compile_seconds"} <= set(found.rows[0])
+        told = Events.opened[directory / name / "tensorboard"]
+        assert told[-1][0] == last and "dino_global" in told[-1][1]
+        assert found.energy == json.loads((directory / "energy.json").read_text())
+        assert found.energy["device_hours"] > 0 and len(found.energy["sessions"]) == 2
+        assert "all students and their teacher" in report.page(found)
+
+
 @pytest.mark.slow
 def test_shares_and_a_student_who_fails_change_no_result(recipe, together, tmp_path, monkeypatch):
     """2 + 6 devices, of which the 6 are 3 copies over 2, until one student fails, then 4 + 4, one
     of them tensor-parallel; the other student waits meanwhile."""
-    learn = Trainer.learn
+    step = Trainer.step
 
     def fail(self, *args):
         if (self.name, self.number) == ("two", 1):
             raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
-        learn(self, *args)
+        step(self, *args)
 
     place = ("distill.place=apart", "one:distill.share=2", "two:distill.share=6")
     place += ("two:mesh.strategy=hsdp",)
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "learn", fail)
+        patch.setattr(Trainer, "step", fail)
         with pytest.raises(StudentFailed, match="student two failed, so all stop: .*out of memory"):
             run(load(recipe, *place), tmp_path / "run")
     stands = {
@@ -449,7 +555,7 @@ def test_shares_and_a_student_who_fails_change_no_result(recipe, together, tmp_p
     assert stands == {"one": [1, 2], "two": [1]}
     learned = []
     monkeypatch.setattr(
-        Trainer, "learn", lambda self, *args: learned.append(self.name) or learn(self, *args)
+        Trainer, "step", lambda self, *args: learned.append(self.name) or step(self, *args)
     )
     place = ("distill.place=apart", "one:distill.share=4", "two:distill.share=4")
     place += ("two:mesh.strategy=fsdp_tp", "two:mesh.tensor=2")
@@ -489,7 +595,7 @@ def test_placements_are_measured_and_the_faster_one_stays(recipe, tmp_path, monk
     """With steps enough for it: apart, then in turn, then whatever took less time."""
     for name, steps in (("WARM", 0), ("ALONE", 1), ("TOGETHER", 1)):
         monkeypatch.setattr(placement_search, name, steps)
-    monkeypatch.setattr(distill_loop, "MEASURED", 2)
+    monkeypatch.setattr(distill_stage, "MEASURED", 2)
     monkeypatch.setattr(placement_search, "BETTER", 0.0)  # no other shares
     monkeypatch.setattr(placements, "costs", lambda *args: {"one": 1.0, "two": 1.0})
     found = load(recipe, "distill.place=auto", "num_steps=6", "checkpoint.every=6")
@@ -570,7 +676,7 @@ def test_processes_teach_students_apart_like_one_even_if_one_is_killed(teach, al
     same_family(wide, alone)
     for name in ("one", "two"):  # step 2 was taken before the end and after it: the same bits
         before, after = (read_metrics(d / name / "metrics.jsonl")[1] for d in (run, wide))
-        timed = {"data_wait", "images_per_second"}
+        timed = {"data_wait", "images_per_second", "compile_seconds"}
         assert {c: v for c, v in before.items() if c not in timed} == {
             c: v for c, v in after.items() if c not in timed
         }

@@ -9,15 +9,19 @@ import numpy as np
 import pytest
 
 from dinojax.distill import placement_search
+from dinojax.distill.remote_student import RemoteStudent
 from dinojax.distill.shutdown import Shutdown
+from dinojax.distill.stage import Stage
 from dinojax.distributed import process_group, subgroup
 from dinojax.distributed.channel import HostError
 from dinojax.distributed.cluster import ProcessSpec
 from dinojax.distributed.interrupt import Alarm, Asked, Interrupt, Interrupted
 from dinojax.distributed.process_group import ProcessGroup
 from dinojax.monitor.autopsy import Autopsy, NonFiniteError
+from dinojax.monitor.compilation import Compiles
 from dinojax.monitor.watchdog import Watchdog
 from dinojax.train import periodic, replay
+from dinojax.train.stops import stoppable
 from dinojax.train.trainer import StudentFailed, Trainer
 from tests.support import several
 
@@ -94,18 +98,12 @@ class Student:
     """As much of a student as an ending needs."""
 
     def __init__(self, name, processes):
-        self.name, self.number, self.has_ended, self.done = name, 0, False, []
+        self.name, self.number, self.has_failed, self.done = name, 0, False, []
         config = SimpleNamespace(batch_size=1)
-        checkpoints = SimpleNamespace(wait=lambda: self.done.append("on disk"))
-        self.run = SimpleNamespace(
-            processes=processes, config=config, checkpoints=checkpoints, note_stop=self.done.append
-        )
+        self.run = SimpleNamespace(processes=processes, config=config, note_stop=self.done.append)
 
-    def flush(self):
-        pass
-
-    def save(self, position):
-        self.done.append(position)
+    def save_now(self):
+        self.done += [self.number, "on disk"]
 
     def failed(self, error):
         return StudentFailed(f"student {self.name} failed: {error}")
@@ -122,7 +120,7 @@ def ended(teams, members, error, where):
             try:
                 for step in itertools.count(1):
                     time.sleep(0.001)
-                    for student in (p for p in students if not p.has_ended):
+                    for student in (p for p in students if not p.has_failed):
                         with ending.naming(student):
                             student.number = step
                             if student is own and step == 3 and processes.index in where:
@@ -173,7 +171,7 @@ def test_an_error_of_a_student_of_one_process_stops_all_with_its_name(teams):
 def test_a_student_that_cannot_be_saved_ends_with_its_name_and_the_others_are_saved(teams):
     def work(processes):
         full, other = Student("one", subgroup.of(processes, (1,))), Student("two", processes)
-        full.save = lambda position: (_ for _ in ()).throw(OSError("disk full"))
+        full.save_now = lambda: (_ for _ in ()).throw(OSError("disk full"))
         students = [full, other] if full.run.processes.has_me else [other]
         ending = Shutdown(Watchdog(lambda why: None, factor=None, seconds=1, minutes=1), minutes=1)
         return str(ending.stopped(students)), other.done[:2]
@@ -188,28 +186,25 @@ def test_an_evaluation_of_a_part_is_put_off_when_a_stop_is_asked_for(teams, monk
             if batch == 2 and run.processes.is_main:
                 run.processes.ask("stop", "SIGTERM")
 
-    monkeypatch.setattr(periodic, "look", look)
-    monkeypatch.setattr(periodic, "is_due", lambda run, number, done: number not in done)
+    monkeypatch.setattr(periodic, "evaluate", look)
+    monkeypatch.setattr(periodic, "is_evaluation_due", lambda run, number, done: number not in done)
 
     def work(processes):
         student = object.__new__(Trainer)
-        student.name, student.number, student.state, student._done, student._pending = (
-            "one",
-            4,
-            None,
-            {0},
-            [],
-        )
+        student.number, student.state, student._evaluated = 4, None, {0}
+        student._records = SimpleNamespace(flush=lambda: None, metrics=None)
         student.run = SimpleNamespace(
             processes=subgroup.of(processes, (0, 1)), matmul="highest", seen=[]
         )
         student.run.hang = {"minutes": 1}
-        student.layout = student._metrics = None
+        student.layout, student._who, student._compiles = None, "one: ", Compiles()
         student._watchdog = Watchdog(lambda why: None, factor=None, seconds=1, minutes=1)
-        student._embed = student._stoppable(lambda params, images: images)
+        student._embed = stoppable(
+            lambda params, images: images, student.run.processes, interrupt=None
+        )
         if student.run.processes.has_me:
             student.evaluate()
-        return student.run.seen, student._done
+        return student.run.seen, student._evaluated
 
     monkeypatch.setattr(
         "dinojax.sharding.mesh.use", lambda layout: process_group.contextlib.nullcontext()
@@ -217,6 +212,26 @@ def test_an_evaluation_of_a_part_is_put_off_when_a_stop_is_asked_for(teams, monk
     one, two, three = teams(work)
     assert one == two and 3 <= len(one[0]) < 1000 and one[1] == {0}
     assert three == ([], {0})
+
+
+def test_all_processes_hear_whose_stage_is_over_where_they_pause(teams):
+    """Its losses left chance, which those without its devices cannot see."""
+
+    def work(processes):
+        part, other = subgroup.of(processes, (0, 2)), subgroup.of(processes, (1,))
+        students = [
+            SimpleNamespace(name=name, number=4, is_over=is_over, is_here=True, is_put_off=False)
+            if members.has_me
+            else RemoteStudent(name, SimpleNamespace(num_steps=9), 4, False)
+            for name, members, is_over in (("one", part, True), ("two", other, False))
+        ]
+        stage = object.__new__(Stage)
+        watchdog = Watchdog(lambda why: None, factor=None, seconds=1, minutes=1)
+        stage._students, stage._shutdown = students, Shutdown(watchdog, minutes=1)
+        stage._pause()
+        return [student.name for student in stage._going()]
+
+    assert teams(work) == [["two"]] * COUNT
 
 
 def test_the_images_of_a_bad_step_are_written_once_by_the_first_of_the_students_processes(

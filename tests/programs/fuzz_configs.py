@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -124,14 +125,19 @@ def checks_only(found: list) -> Iterator[None]:
             )
         return cut[channels, split, path]
 
-    before = loop._train, dict(tiles.SPLITS), sources.SOURCES["tiles"]
-    loop._train = lambda run, interrupt, accept, **_: found.append(run) or object()
+    @contextlib.contextmanager
+    def nothing(run, interrupt, accept, **_):
+        found.append(run)
+        yield SimpleNamespace(state=None), ()
+
+    before = loop._at_work, dict(tiles.SPLITS), sources.SOURCES["tiles"]
+    loop._at_work = nothing
     tiles.SPLITS.update(dict.fromkeys(tiles.SPLITS, 32))
     sources.SOURCES["tiles"] = small
     try:
         yield
     finally:
-        loop._train, _, sources.SOURCES["tiles"] = before
+        loop._at_work, _, sources.SOURCES["tiles"] = before
         tiles.SPLITS.update(before[1])
 
 

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,8 @@ def make(folder: Path) -> None:
     (folder / "stages").mkdir()
     configs.save(stages[0], folder / "config.json", stages=names)
     for name, config in zip(names, stages, strict=True):
-        configs.save(config, folder / "stages" / f"{name}.json", stages=names)
+        over = STEP if name == "pretrain" else None
+        configs.save(config, folder / "stages" / f"{name}.json", stages=names, finished=over)
     rows = [{"step": n, "stage": "pretrain"} | dict.fromkeys(COLUMNS, 0.5) for n in range(1, 31)]
     rows += [{"step": n, "stage": "pretrain", "knn/cls": 20.0 + n} for n in (0, 15, 30)]
     image = {"id": 3, "reason": "truncated", "substitute": 4}
@@ -124,19 +126,20 @@ def reading_only() -> Iterator[None]:
     def reached(*_, **__):
         raise Reached
 
-    before = measure.program, replay.program, loop._train
+    before = measure.program, replay.program, loop._at_work
     stand_in = type("Program", (), {"build": reached, "build_sizes": reached})
     with checks_only([]):
         measure.program = replay.program = stand_in  # type: ignore[assignment]
-        loop._train = _begin  # type: ignore[assignment]
+        loop._at_work = _begin  # type: ignore[assignment]
         try:
             yield
         except Reached:
             pass
         finally:
-            measure.program, replay.program, loop._train = before
+            measure.program, replay.program, loop._at_work = before
 
 
+@contextlib.contextmanager
 def _begin(run, interrupt, accept, **_):
     """What a run reads before its first step."""
     step = run.checkpoints.latest()
@@ -145,7 +148,7 @@ def _begin(run, interrupt, accept, **_):
     run.note(event="start", step=step or 0)
     with open_metrics(run, step) as metrics:
         metrics.rows()
-    return object()
+    yield SimpleNamespace(state=None), ()
 
 
 def commands(folder: Path) -> list[list[str]]:

@@ -67,8 +67,8 @@ def test_a_watch_decides_as_the_file_does_also_after_a_stop(tmp_path):
     whole.begin([])
     with MetricsLog(tmp_path / "metrics.jsonl") as log:
         for number, seen in enumerate(rows, start=1):
-            if whole.is_look(number) and not whole.ended:
-                whole.look(number, seen)
+            if whole.is_due(number) and not whole.ended:
+                whole.add_losses(number, seen)
             ends.append(whole.ended)
             log.write(number, {name: seen[name] for name in ("total", *TERMS)})
     saved = read_metrics(tmp_path / "metrics.jsonl")
@@ -109,7 +109,7 @@ def test_a_stage_that_never_left_chance_says_so_and_what_to_do(caplog):
     seen = watching()
     seen.begin(rows[:-1])
     with caplog.at_level(logging.WARNING):
-        seen.look(60, rows[-1])
+        seen.add_losses(60, rows[-1])
     assert told in caplog.text and not seen.ended
 
 
@@ -130,12 +130,12 @@ def test_an_alarm_warns_or_stops_the_run_and_what_comes_after_it(caplog):
     seen = watching()
     seen.begin([knn(0, 50.0)])
     with caplog.at_level(logging.WARNING):
-        seen.evaluated(20, knn(20, 30.0))
+        seen.add_evaluation(20, knn(20, 30.0))
     assert "ALARM: knn/cls fell to 30.0 %" in caplog.text
     stops = watching(**{"knn.alarm_stops": True})
     stops.begin([knn(0, 50.0)])
     with pytest.raises(Alarm, match=r"fell to 30.0 %.*knn.alarm_stops=False goes on"):
-        stops.evaluated(20, knn(20, 30.0))
+        stops.add_evaluation(20, knn(20, 30.0))
     with pytest.raises(Alarm, match="fell to 30.0 %"):  # the same command stops at once
         stops.begin([knn(0, 50.0), knn(20, 30.0)])
     rows = [knn(0, 50.0), *[row(5 * n, 0.2) for n in range(1, 5)], knn(20, 30.0)]
@@ -143,11 +143,12 @@ def test_an_alarm_warns_or_stops_the_run_and_what_comes_after_it(caplog):
     assert "fell to 30.0 %" in early_stopping.objection(VALUES | {"knn.alarm_stops": True}, rows)
 
 
-def judged(**changes) -> dict[str, str]:
+def judged(*, finished=None, **changes) -> dict[str, str]:
     run = read_run(RECORDED / "healthy")
     run = RunFiles(**{name: getattr(run, name) for name in run.__dataclass_fields__})
     values = {**run.values, **changes}
-    found = doctor.diagnose(RunFiles(**(vars(run) | {"values": values})))
+    changed = vars(run) | {"values": values, "finished": finished}
+    found = doctor.diagnose(RunFiles(**changed))
     return {finding.name: finding.evidence for finding in found}
 
 
@@ -163,7 +164,7 @@ def test_the_doctor_tells_of_alarms_frozen_backbones_and_early_ends():
     )
     assert "below the network it started from" in {finding.name for finding in found}
     assert "the losses never left chance" in judged(**{"until.left_chance": 0.99})
-    early = judged(**{"until.left_chance": 0.005, "until.every": 6, "num_steps": 500})
+    early = judged(**{"until.left_chance": 0.005, "num_steps": 500}, finished=18)
     assert "of at most 500 the losses had left chance" in early["ended before num_steps"]
     still = read_run(RECORDED / "not_learning")
     frozen = {**still.values, "optim.freeze_backbone": True}

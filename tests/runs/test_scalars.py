@@ -92,21 +92,18 @@ def test_waiting_share_counts_only_the_time_inside_next():
             yield batch
 
     wait = DataWait(batches(), clock=clock)
-    assert next(wait) == 0
+    assert next(wait) == 0 and wait.seconds == pytest.approx(1.0)
     clock.now += 3.0  # the step takes three
-    assert wait.share() == pytest.approx(0.25)
-    clock.now += 1.0
-    assert wait.share() == 0.0
-    assert list(wait) == [1, 2]
+    assert list(wait) == [1, 2] and wait.seconds == 0.0  # found at once that there are no more
 
 
 def test_progress_reports_speed_and_time_left_of_recent_steps():
     clock, stream = Clock(), io.StringIO()
     progress = Progress(1000, batch_size=64, stream=stream, seconds=10.0, clock=clock)
-    progress.update(1, loss=6.0, waiting=0.0)
+    progress.update(1, loss={"": 6.0}, waiting=0.0)
     clock.now += 1000.0  # compilation: out of the window of 50 steps below
     for step in range(2, 101):
-        progress.update(step, loss=5.5, waiting=0.125)
+        progress.update(step, loss={"": 5.5}, waiting=0.125)
         clock.now += 0.5
     lines = stream.getvalue().splitlines()
     assert lines[0] == "step 1/1000  loss 6.0000  waiting for data 0%"
@@ -118,7 +115,7 @@ def test_progress_rewrites_one_line_on_a_terminal_and_ends_it():
     clock, stream = Clock(), Terminal()
     progress = Progress(3, batch_size=1, stream=stream, clock=clock)
     for step in (1, 2, 3):
-        progress.update(step, loss=1.0, waiting=0.0)
+        progress.update(step, loss={"": 1.0}, waiting=0.0)
         clock.now += 1.0
     text = stream.getvalue()
     assert text.count("\r") == 3 and text.count("\n") == 1 and text.endswith("\n")
@@ -144,7 +141,7 @@ def test_every_progress_line_is_in_the_log_file_without_control_characters(tmp_p
     with RunLog(tmp_path / "log.txt", stream=stream):
         progress = Progress(100, batch_size=4, stream=stream, clock=clock)
         for step in (1, 2, 3):
-            progress.update(step, loss=6.5, waiting=0.25)
+            progress.update(step, loss={"": 6.5}, waiting=0.25)
             clock.now += 0.1
     told = (tmp_path / "log.txt").read_text()
     lines = [line.split(": ", 1)[1] for line in told.splitlines()]

@@ -41,7 +41,7 @@ def main() -> int:
     from dinojax.cli import main as cli
     from dinojax.data.loader import Loader
     from dinojax.monitor.autopsy import Autopsy
-    from dinojax.train import loop
+    from dinojax.train import finish, trainer
     from dinojax.train.stage import Run
     from dinojax.viz.probe import Probe
 
@@ -57,12 +57,12 @@ def main() -> int:
         remember(number, host_batch["ids"])
         mark("step", number)
 
-    before(loop, "_compile", lambda run: mark("compile"))
+    before(trainer, "compile_step", lambda built: mark("compile"))
     before(Loader, "__next__", waiting)
     before(Autopsy, "keep", stepping)
     before(Run, "save", lambda run, state, *, step, **_: mark("save", step))
     before(Probe, "look", lambda probe, embed, params, number: mark("evaluate", number))
-    before(loop.finish, "finish", lambda run, state, **_: mark("finish", run.num_steps))
+    before(finish, "finish", lambda run, state, **_: mark("finish", run.num_steps))
     if "FEW" in os.environ:
         from dinojax.data import tiles
         from tests.support import few_tiles_train, several_worker

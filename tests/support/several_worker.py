@@ -22,7 +22,7 @@ from dinojax.data import tiles
 from dinojax.distributed import process_group
 from dinojax.distributed.interrupt import Interrupted, Lost
 from dinojax.monitor.autopsy import Autopsy
-from dinojax.train import loop
+from dinojax.train import finish, loop
 from dinojax.train.program import Program
 from tests.support import few_tiles_train, small
 
@@ -53,7 +53,7 @@ def begin(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(tiles, "SPLITS", few_tiles_train.SPLITS)
     small.share_programs(patch)
     patch.setattr(Program, "new_state", small.numbers)
-    patch.setattr(loop.finish, "finish", lambda *args, **options: None)
+    patch.setattr(finish, "finish", lambda *args, **options: None)
 
 
 def take(out: Path, strategies: str) -> None:
@@ -74,7 +74,7 @@ def stop_all(_, number: int, batch: dict) -> None:
     processes = process_group.current()
     if processes.index == STOPS:
         os.kill(os.getpid(), signal.SIGTERM)
-    while not processes._turns._asked:
+    while not processes._sync_point._asked:
         time.sleep(0.01)
 
 

@@ -20,7 +20,7 @@ from dinojax.models.networks import Networks
 from dinojax.models.vit import Vit, VitSpec
 from dinojax.sharding import mesh
 from dinojax.sharding.batch import global_batch, merge_batch
-from dinojax.train import loop, program
+from dinojax.train import program, trainer
 from dinojax.train.program import Program
 from dinojax.train.step import Step
 from dinojax.train.teacher import Teacher
@@ -292,6 +292,6 @@ def share_programs(patch) -> None:
 
         return get
 
-    patch.setattr(loop, "_compile", once("step", lambda built: built.lower().compile(FAST)))
+    patch.setattr(trainer, "compile_step", once("step", lambda built: built.lower().compile(FAST)))
     patch.setattr(Program, "new_state", once("state", Program.new_state))
     patch.setattr(Program, "embed", once("embed", Program.embed))

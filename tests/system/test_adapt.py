@@ -16,7 +16,8 @@ from dinojax.eval.knn_evaluator import Knn
 from dinojax.models.rope import RopeSpec
 from dinojax.runs import early_stopping
 from dinojax.runs.scalars import read_metrics
-from dinojax.train import initialize, loop
+from dinojax.train import finish, initialize, loop, trainer
+from dinojax.train.records import Records
 from dinojax.weights import run
 from dinojax.weights.export import export
 from tests.support import small
@@ -52,8 +53,8 @@ def cheap():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiles, "SPLITS", dict.fromkeys(tiles.SPLITS, 64))
-        patch.setattr(loop.finish, "finish", lambda *args, **options: None)
-        patch.setattr(loop, "_compile", compile_once)
+        patch.setattr(finish, "finish", lambda *args, **options: None)
+        patch.setattr(trainer, "compile_step", compile_once)
         patch.setattr(Knn, "accuracy", lambda *args: {"cls": 50.0, "both": 50.0})
         patch.setattr(early_stopping, "ways_gone", lambda _, row: {"ibot": float(row["step"] >= 2)})
         yield
@@ -127,9 +128,9 @@ def test_heads_train_alone_until_they_left_chance_and_then_everything(whole, sou
 
 @pytest.mark.slow
 def test_killed_between_two_looks_it_ends_at_the_same_step(whole, source, tmp_path, monkeypatch):
-    with at(monkeypatch, (loop._Report, "add"), 3, die), pytest.raises(Stop):
+    with at(monkeypatch, (Records, "add"), 3, die), pytest.raises(Stop):
         loop.train(stages(source), tmp_path / "run")
-    with at(monkeypatch, (loop._Report, "add"), 4, die), pytest.raises(Stop):
+    with at(monkeypatch, (Records, "add"), 4, die), pytest.raises(Stop):
         loop.train(stages(source, "log.every=7"), tmp_path / "run")  # looks are rows all the same
     same_state(loop.train(stages(source), tmp_path / "run"), whole[1])
     assert rows(tmp_path / "run") == rows(whole[0])

@@ -27,7 +27,7 @@ from dinojax.distributed.interrupt import (
 from dinojax.distributed.process_group import ProcessGroup
 from dinojax.runs.scalars import read_metrics
 from dinojax.sharding import mesh
-from dinojax.train import loop, preflight, program
+from dinojax.train import initialize, loop, preflight, program
 from tests.support import several, several_worker, small
 from tests.support.stored_run import TIMES
 
@@ -275,7 +275,7 @@ def test_making_the_first_state_is_work_that_may_be_ended(tmp_path, monkeypatch)
         raise RuntimeError(f"would end with {opened[0]._last_words('SIGTERM')}")
 
     monkeypatch.setattr(loop, "Interrupt", Kept)
-    monkeypatch.setattr(loop.initialize, "first_state", first_state)
+    monkeypatch.setattr(initialize, "first_state", first_state)
     with pytest.raises(RuntimeError, match=f"would end with {NOT_SAVED}"):
         loop.train(small.config("mesh.devices=1"), tmp_path / "run")
 

@@ -6,7 +6,8 @@ from PIL import Image
 
 from dinojax import config as configs
 from dinojax.runs.scalars import read_metrics
-from dinojax.train import loop
+from dinojax.train import finish, loop, trainer
+from dinojax.train.records import Records
 from tests.config.test_recipes import RECIPES
 from tests.support import small
 from tests.system.test_resume import Stop, at, die
@@ -61,13 +62,13 @@ def test_a_recipe_trains_two_steps_of_each_stage(name, images, tmp_path, monkeyp
             compiled[key] = built.lower().compile(small.FAST)
         return compiled[key]
 
-    monkeypatch.setattr(loop, "_compile", compile_once)
-    monkeypatch.setattr(loop.finish, "finish", lambda *args, **options: None)
+    monkeypatch.setattr(trainer, "compile_step", compile_once)
+    monkeypatch.setattr(finish, "finish", lambda *args, **options: None)
     settings = [f"data.path={images}", "mesh.devices=1", "log.pictures=False", "log.every=1"]
     settings += ["augment.blur_rates=0.0,0.0,0.0"]  # compiles longest and is tested elsewhere
     stages = configs.load_stages(name, [*settings, "batch_size=4", "group_size=2"], smoke=True)
     if len(stages) > 1:
-        with at(monkeypatch, (loop._Report, "add"), 4, die), pytest.raises(Stop):
+        with at(monkeypatch, (Records, "add"), 4, die), pytest.raises(Stop):
             loop.train(stages, tmp_path / "run")
     state = loop.train(stages, tmp_path / "run")
     assert state.step == 2

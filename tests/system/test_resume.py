@@ -17,7 +17,9 @@ from dinojax.config import ConfigError
 from dinojax.data import tiles
 from dinojax.distributed.interrupt import Interrupted, StorageError
 from dinojax.runs.scalars import read_metrics
-from dinojax.train import loop
+from dinojax.train import finish, loop, trainer
+from dinojax.train.periodic import Saves
+from dinojax.train.records import Records
 from dinojax.train.stage import check_data
 from tests.programs.kill_and_compare import SMALLER, kill_and_compare
 from tests.support import small
@@ -51,7 +53,7 @@ def cheap():
     """Few tiles, no comparison at the end, and one compile for all runs: none is tested here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiles, "SPLITS", dict.fromkeys(tiles.SPLITS, 240))
-        patch.setattr(loop.finish, "finish", lambda *args, **options: None)
+        patch.setattr(finish, "finish", lambda *args, **options: None)
         small.share_programs(patch)
         yield
 
@@ -110,7 +112,7 @@ def ask():
 @pytest.mark.slow
 def test_a_killed_run_ends_like_one_that_was_not(config, whole, tmp_path, monkeypatch, step):
     """Killed before the first checkpoint, between two, and right after one."""
-    with at(monkeypatch, (loop._Report, "add"), step, die), pytest.raises(Stop):
+    with at(monkeypatch, (Records, "add"), step, die), pytest.raises(Stop):
         loop.train(config, tmp_path / "run")
     state = loop.train(config, tmp_path / "run")
     same_state(state, whole[1])
@@ -120,11 +122,11 @@ def test_a_killed_run_ends_like_one_that_was_not(config, whole, tmp_path, monkey
 @pytest.mark.parametrize(
     ("where", "number"),
     [
-        ((loop, "_compile"), 1),
+        ((trainer, "compile_step"), 1),
         ((loop.DataWait, "__next__"), 3),
-        ((loop._Report, "add"), 2),
-        ((loop, "_evaluate"), 4),
-        ((loop.Saves, "save"), 1),
+        ((Records, "add"), 2),
+        ((trainer.Trainer, "evaluate"), 4),
+        ((Saves, "save"), 1),
     ],
     ids=["compile", "data wait", "step", "evaluation", "save"],
 )
@@ -160,7 +162,7 @@ def test_a_loader_that_hangs_does_not_keep_the_run(config, tmp_path, monkeypatch
 
 @pytest.mark.slow
 def test_a_torn_checkpoint_is_set_aside(config, whole, tmp_path, monkeypatch):
-    with at(monkeypatch, (loop._Report, "add"), 5, die), pytest.raises(Stop):
+    with at(monkeypatch, (Records, "add"), 5, die), pytest.raises(Stop):
         loop.train(config, tmp_path / "run")
     newest = max((tmp_path / "run/checkpoints/pretrain").iterdir(), key=lambda p: int(p.name))
     (newest / COMMITTED).unlink()
@@ -210,7 +212,7 @@ def test_saving_by_minutes_comes_before_saving_by_steps(tmp_path, monkeypatch):
             original(self, state, step=step, meta=meta),
         ),
     )
-    monkeypatch.setattr(loop, "_evaluate", lambda *args, **options: None)
+    monkeypatch.setattr(trainer.Trainer, "evaluate", lambda self: None)
     loop.train(config, tmp_path / "run")
     assert saved == list(range(1, STEPS + 1))
 

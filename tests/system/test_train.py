@@ -19,6 +19,7 @@ from dinojax.eval.features import EvalTransform
 from dinojax.eval.knn import knn_accuracy
 from dinojax.runs.scalars import read_metrics
 from dinojax.train import loop
+from dinojax.train.records import Records
 from dinojax.weights import libraries
 from tests.support import small
 from tests.support.library_models import needs
@@ -67,14 +68,15 @@ def run(tmp_path_factory):
         if name == "/jax/core/compile/backend_compile_duration":
             compiled.append(name)
 
-    class Report(loop._Report):
-        def add(self, *args):
-            after_step.append(len(compiled))
-            super().add(*args)
+    add = Records.add
+
+    def counted(self, *args):
+        after_step.append(len(compiled))
+        add(self, *args)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "_Report", Report)
+        patch.setattr(Records, "add", counted)
         state = loop.train(config(), directory)
     return directory, state, after_step
 

@@ -17,8 +17,9 @@ from dinojax.distributed.interrupt import Interrupted
 from dinojax.eval import checkpoints as measure
 from dinojax.runs.files import read_run, read_whole
 from dinojax.runs.scalars import read_metrics
-from dinojax.train import loop
+from dinojax.train import finish, loop, trainer
 from dinojax.train.program import Program
+from dinojax.train.records import Records
 from tests.support import small
 from tests.system.test_resume import Stop, ask, at, die, rows, same_state
 
@@ -49,8 +50,8 @@ def cheap():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiles, "SPLITS", dict.fromkeys(tiles.SPLITS, 64))
-        patch.setattr(loop.finish, "finish", lambda *args, **options: None)
-        patch.setattr(loop, "_compile", compile_once)
+        patch.setattr(finish, "finish", lambda *args, **options: None)
+        patch.setattr(trainer, "compile_step", compile_once)
         patch.setattr(Program, "new_state", new_state_once)
         yield
 
@@ -115,7 +116,7 @@ def test_weights_and_optimizer_are_handed_over_as_each_stage_says(whole, monkeyp
 
     like = _shapes(last)
     for stage in ("gram", "highres"):
-        monkeypatch.setattr(loop, "_compile", lambda built, stage=stage: look(built, stage))
+        monkeypatch.setattr(trainer, "compile_step", lambda built, stage=stage: look(built, stage))
         copy = directory.parent / f"copy-{stage}"
         _copy_without(directory, copy, stage)
         with pytest.raises(Stop):
@@ -170,7 +171,7 @@ def _copy_without(directory: Path, copy: Path, stage: str) -> None:
 @pytest.mark.parametrize("step", [2, 4, 6])
 def test_a_run_killed_in_any_stage_ends_like_one_that_was_not(whole, tmp_path, monkeypatch, step):
     """Killed in the middle of the first, the second (after a refresh) and the last stage."""
-    with at(monkeypatch, (loop._Report, "add"), step, die), pytest.raises(Stop):
+    with at(monkeypatch, (Records, "add"), step, die), pytest.raises(Stop):
         loop.train(stages(), tmp_path / "run")
     state = loop.train(stages(), tmp_path / "run")
     same_state(state, whole[1])
@@ -179,7 +180,7 @@ def test_a_run_killed_in_any_stage_ends_like_one_that_was_not(whole, tmp_path, m
 
 @pytest.mark.slow
 def test_asked_to_stop_in_the_second_stage_it_goes_on_there(whole, tmp_path, monkeypatch):
-    with at(monkeypatch, (loop._Report, "add"), 3, ask), pytest.raises(Interrupted) as stopped:
+    with at(monkeypatch, (Records, "add"), 3, ask), pytest.raises(Interrupted) as stopped:
         loop.train(stages(), tmp_path / "run")
     assert stopped.value.step == 1
     assert json.loads((tmp_path / "run/config.json").read_text())["config"]["stage"] == "gram"
@@ -194,7 +195,7 @@ def test_a_finished_stage_is_not_run_again_and_one_can_be_run_alone(whole, tmp_p
         loop.train(stages(), tmp_path / "run", stage="gram")
     loop.train(stages(), tmp_path / "run", stage="pretrain")
     assert read_metrics(tmp_path / "run/metrics.jsonl")[-1]["stage"] == "pretrain"
-    with at(monkeypatch, (loop._Report, "add"), 1, die), pytest.raises(Stop):
+    with at(monkeypatch, (Records, "add"), 1, die), pytest.raises(Stop):
         loop.train(stages(), tmp_path / "run")
     assert json.loads((tmp_path / "run/config.json").read_text())["config"]["stage"] == "gram"
     with pytest.raises(ConfigError, match=r"another config in stage pretrain:\n  seed: 0 there, 7"):

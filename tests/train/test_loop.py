@@ -1,9 +1,8 @@
-"""What the loops give to what, one call at a time: stand-ins record it, nothing is trained.
+"""What trainer and loop give to what, one call at a time: stand-ins record it, nothing is trained.
 
 The slow tests of whole runs see the same, and much later.
 """
 
-import contextlib
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -14,6 +13,7 @@ import pytest
 
 from dinojax.checkpoint.locate import Place
 from dinojax.config.stages import EMA, Anchor
+from dinojax.distributed import process_group
 from dinojax.sharding import mesh
 from dinojax.train import initialize, periodic, trainer
 from dinojax.train import loop as train
@@ -55,21 +55,25 @@ def run(**parts):
     program = SimpleNamespace(
         embed=lambda: None, layout=mesh.make("dp", 1), now=lambda number: {"of step": number}
     )
+    program.abstract_state, program.teacher_forward = lambda: "shapes", MagicMock()
     made = MagicMock(
         program=program, num_steps=STEPS, anchor=None, pictures=False, draw=lambda number: 0
     )
+    made.programs, made.processes, made.matmul = [program], process_group.current(), "default"
     made.watch.ended, made.every.minutes, made.every.checkpoint = False, None, 100
+    made.every.knn, made.config.batch_size = None, 1
+    made.checkpoints.latest = lambda: None
+    made.hang = {"factor": 10.0, "minutes": 1.0, "seconds": 60.0}
     for name, part in parts.items():
         setattr(made, name, part)
     return made
 
 
 @pytest.fixture
-def looped(monkeypatch):
-    """(number of the state, schedules) of every step of a loop, and the ends of its refreshes."""
-    seen = SimpleNamespace(steps=[], renewed=[])
+def opened(monkeypatch):
+    """A trainer of a run, whose state counts its steps; what is written down is in `_records`."""
 
-    def step(state, batch, now):
+    def step(state, batch, now, *features):
         seen.steps.append((state.step, now))
         return SimpleNamespace(step=state.step + 1), {}
 
@@ -77,30 +81,52 @@ def looped(monkeypatch):
         seen.renewed.append(state.step)
         return state
 
-    def loop(begin: int = 0, **parts) -> SimpleNamespace:
-        images = {"images": np.zeros((1, 4, 4, 1), np.uint8), "sizes": np.ones((1, 2), np.int32)}
-        report = MagicMock(batches=iter([images] * STEPS))
-        report.autopsy.suspicious = False
-        monkeypatch.setattr(train, "_prepare", lambda run, state: (None, [step], renewed))
-        monkeypatch.setattr(train, "_evaluate", lambda *_, **__: None)
-        first = SimpleNamespace(step=begin)
-        interrupt, made = MagicMock(due=set()), run(**parts)
-        made.watch.is_look = lambda number: False
-        train._loop(made, first, MagicMock(), report=report, interrupt=interrupt, clock=MagicMock())
-        return seen
+    def restore(shapes, number):
+        assert shapes == "shapes"
+        return SimpleNamespace(step=number)
 
-    return loop
+    def opened(begin: int = 0, *, meta=None, teacher=None, **parts) -> trainer.Trainer:
+        made = run(**parts)
+        if begin:
+            made.checkpoints.latest = lambda: begin
+            made.checkpoints.restore_meta = {begin: meta}.get
+        made.checkpoints.restore = restore
+        options = dict(interrupt=MagicMock(), watchdog=MagicMock(), compiles=MagicMock())
+        trains = trainer.Trainer(made, teacher=teacher, **options)
+        trains.seen = seen
+        trains.compile()
+        return trains
+
+    seen = SimpleNamespace(steps=[], renewed=[])
+    monkeypatch.setattr(trainer, "check_data", lambda *_: None)
+    monkeypatch.setattr(trainer, "Records", MagicMock())
+    monkeypatch.setattr(trainer, "compile_step", lambda built: step)
+    monkeypatch.setattr(initialize, "first_state", lambda *_: SimpleNamespace(step=0))
+    monkeypatch.setattr(initialize, "refresh", lambda state: renewed)
+    return opened
+
+
+META = {"position": 96, "seconds": 1000.0}
+
+
+def looped(trains: trainer.Trainer) -> SimpleNamespace:
+    """(number of the state, schedules) of every step to the end, and the steps of refreshes."""
+    images = {"images": np.zeros((1, 4, 4, 1), np.uint8), "sizes": np.ones((1, 2), np.int32)}
+    while not trains.is_over:
+        trains.step(images)
+        trains.after_step(waited=0.0)
+    return trains.seen
 
 
 @pytest.mark.parametrize("begin", [0, 2])
-def test_a_step_gets_the_schedules_of_the_steps_done_before_it(looped, begin):
-    seen = looped(begin)
+def test_a_step_gets_the_schedules_of_the_steps_done_before_it(opened, begin):
+    seen = looped(opened(begin, meta=META))
     assert seen.steps == [(number, {"of step": number}) for number in range(begin, STEPS)]
 
 
-def test_the_anchor_is_renewed_once_as_many_steps_are_done_as_the_config_says(looped):
+def test_the_anchor_is_renewed_once_as_many_steps_are_done_as_the_config_says(opened):
     every = Anchor(EMA, anchor_step=1, refresh_every=3, refresh_from=3, max_refreshes=None)
-    assert looped(anchor=every).renewed == [1, 3]
+    assert looped(opened(anchor=every)).renewed == [1, 3]
 
 
 def test_a_renewed_anchor_is_the_ema():
@@ -117,20 +143,20 @@ def test_images_go_on_where_the_checkpoint_says(monkeypatch):
         given.update(options)
         raise Stop
 
-    monkeypatch.setattr(train, "_begin", lambda *_: (state(), {"position": 96, "seconds": 1.0}))
+    monkeypatch.setattr(train, "Trainer", lambda *_, **__: MagicMock(position=96))
     monkeypatch.setattr(train, "Loader", loader)
-    with pytest.raises(Stop):
-        train._train(run(loader_options={"batch_size": 32}), MagicMock(), (), is_last=True)
+    made = run(loader_options={"batch_size": 32}, programs=[])
+    with pytest.raises(Stop), train._at_work(made, MagicMock(), (), is_last=True):
+        pass
     assert given == {"batch_size": 32, "start": 96}
 
 
-def test_a_run_goes_on_from_all_that_its_checkpoint_holds():
-    meta = {"position": 96, "seconds": 1.0, "fingerprint": "a"}
-    made = run(source=SimpleNamespace(fingerprint="a"))
-    made.program.abstract_state = lambda: "shapes"
-    made.checkpoints.restore_meta = {3: meta}.get
-    made.checkpoints.restore = lambda *asked: {("shapes", 3): "of step 3"}[asked]
-    assert train._begin(made, 3, ()) == ("of step 3", meta)
+def test_a_run_goes_on_from_all_that_its_checkpoint_holds(opened):
+    trains = opened(3, meta=META)
+    assert (trains.state.step, trains.number, trains.position) == (3, 3, 96)
+    assert 1000.0 <= trains._clock.seconds() < 1100.0
+    looped(trains)
+    assert trains.position == 97
 
 
 def test_an_evaluation_looks_at_the_ema():
@@ -140,7 +166,7 @@ def test_an_evaluation_looks_at_the_ema():
     made.probe.look = lambda embed, params, step: looks.probe.append(value(params)) or {}
     made.knn.accuracy = lambda embed, params: looks.knn.append(value(params)) or {"cls": 50.0}
     made.mosaics.accuracy = lambda embed, params: looks.mosaics.append(value(params)) or 50.0
-    periodic.look(made, None, state(), 3, metrics=MagicMock())
+    periodic.evaluate(made, None, state(), 3, metrics=MagicMock())
     assert (looks.probe, looks.knn, looks.mosaics) == ([2.0], [2.0], [2.0])
 
 
@@ -193,30 +219,20 @@ def test_a_gradient_is_the_mean_of_those_of_the_micro_batches():
         assert (grads["w"], terms["total"]) == (want, 2 * want)
 
 
-def test_a_student_of_a_family_learns_the_step_that_it_is_at(monkeypatch):
+def test_a_student_of_a_family_learns_the_step_that_it_is_at(opened, monkeypatch):
     """The schedules, the row of metrics and the images of an autopsy are of one step."""
-    seen = []
-
-    def step(state, batch, now, heard):
-        seen.append((state, now))
-        return state + 1, {}
-
-    own = object.__new__(trainer.Trainer)
-    vars(own).update(
-        dict(run=run(), layout=None, state=0, number=0, _heads=None, _steps=[step], _pending=[])
-        | dict(_autopsy=MagicMock(), _at_work=contextlib.nullcontext, name="one")
-    )
-    own.run.program.teacher_forward = MagicMock()
     monkeypatch.setattr(trainer, "view_on", lambda batch, place: batch)
     monkeypatch.setattr(trainer, "for_student", lambda *_, **__: None)
+    own = opened(teacher=MagicMock())
     for _ in range(2):
-        own.learn(0, {}, None, {})
-    assert seen == [(number, {"of step": number}) for number in (0, 1)]
-    assert [(number, now) for number, _, now in own._pending] == [
+        own.step({}, {}, MagicMock())
+    assert own.seen.steps == [(number, {"of step": number}) for number in (0, 1)]
+    written = [call.args for call in own._records.add.call_args_list]
+    assert [(number, now) for number, _, now in written] == [
         (1, {"of step": 0}),
         (2, {"of step": 1}),
     ]
-    assert [call.args[0] for call in own._autopsy.keep.call_args_list] == [1, 2]
+    assert [call.args[0] for call in own._records.keep_images.call_args_list] == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -227,4 +243,4 @@ def test_a_look_is_not_repeated_at_a_resume_where_it_is_all_of_an_evaluation(knn
     rows = [{"step": 0, "probe/drift": 0.1}, {"step": 2, "total": 1.0}, {"step": 4}]
     rows[2] |= {"probe/drift": 0.1} if knn is mosaics else {"knn/cls" if knn else "dense/mosaic": 9}
     run = SimpleNamespace(knn=knn, mosaics=mosaics)
-    assert periodic.evaluated(SimpleNamespace(rows=lambda: rows), run) == done
+    assert periodic.evaluated_steps(SimpleNamespace(rows=lambda: rows), run) == done

@@ -10,7 +10,7 @@ from dinojax.sharding import mesh
 from dinojax.train import program
 from dinojax.train import stage as runs
 from dinojax.train.teacher import open_teacher
-from dinojax.train.teacher_forward import OwnTeacher
+from dinojax.train.teacher_forward import SharedTeacher, for_student
 from dinojax.weights import run
 from dinojax.weights.export import export
 from tests.support import small
@@ -157,6 +157,18 @@ def plain(teacher_features):
         return jax.jit(built.step)(state, small.images(built), now, teacher_features[1])
 
 
+def running(built):
+    """The teacher of one student, on its devices."""
+    place = built.teacher_forward.layout.sharding("image")
+    return SharedTeacher([built.teacher_forward], place)
+
+
+def features(teacher, built, number, batch):
+    """What the student's step takes of the teacher's forward pass."""
+    heads = teacher.heads(built.layout)
+    return for_student(teacher(0, number, batch), heads, built.layout, is_spread=True)
+
+
 @pytest.mark.slow
 def test_two_programs_on_eight_devices_take_the_step_of_one_program_on_one(
     teacher_features, plain, monkeypatch
@@ -167,9 +179,9 @@ def test_two_programs_on_eight_devices_take_the_step_of_one_program_on_one(
     config = student(str(teacher_features[0]), *places)
     built = program.build(config, mesh.from_section(config.mesh))
     with mesh.use(built.layout):
-        own_teacher = OwnTeacher([built.teacher_forward], built.layout)
+        teacher = running(built)
         state, batch = small.numbers(built), small.images(built)
-        teacher_features_now = own_teacher.of_step(0, small.STEP, batch)
+        teacher_features_now = features(teacher, built, small.STEP, batch)
         state, scalars = built.lower().compile()(
             state, batch, built.now(small.STEP), teacher_features_now
         )
@@ -185,14 +197,14 @@ def test_features_are_learned_and_the_teacher_is_the_same_after_a_hundred_steps(
     )
     built = program.build(config, mesh.from_section(config.mesh))
     with mesh.use(built.layout):
-        own_teacher = OwnTeacher([built.teacher_forward], built.layout)
+        teacher = running(built)
         state, batch = small.numbers(built), small.images(built)
-        before = jax.tree.map(np.asarray, own_teacher.params)
+        before = jax.tree.map(np.asarray, teacher.params)
         step, totals = built.lower().compile(), []
         now = built.now(small.STEP) | {"lr": np.float32(1e-2)}
         for number in range(small.STEP, small.STEP + 100):
-            state, scalars = step(state, batch, now, own_teacher.of_step(0, number, batch))
+            state, scalars = step(state, batch, now, features(teacher, built, number, batch))
             totals.append(float(scalars["total"]))
-    assert small.same(own_teacher.params, before)
+    assert small.same(teacher.params, before)
     assert 0 < scalars["dino_global"] < 2 and 0 < scalars["ibot"] < 2
     assert np.mean(totals[-10:]) < 0.9 * np.mean(totals[:10])
