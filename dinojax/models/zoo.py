@@ -173,9 +173,12 @@ def vit_spec(model, rope, *, channels: int, attention: str, dtype) -> VitSpec:
     )
 
 
-def head_spec(head, *, inputs: int, **dtypes) -> HeadSpec:
-    """The spec of a projection head from its config section; dtypes: `dtype` and `reduce`."""
-    return fill(HeadSpec, head, inputs=inputs, **dtypes)
+def head_spec(head, *, inputs: int, dtype, reduce=FLOAT32) -> HeadSpec:
+    """The spec of a projection head from its config section.
+
+    dtype: of its products; reduce: of gradients that cross devices.
+    """
+    return fill(HeadSpec, head, inputs=inputs, dtype=dtype, reduce=reduce)
 
 
 def fill(cls, section, **rest):

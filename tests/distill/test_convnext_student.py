@@ -253,7 +253,9 @@ def test_a_convnext_starts_from_weights_of_its_own_shape_only(teacher, tmp_path)
         initialize.check(config, tmp_path / "run", began=False)
 
     check("same")
-    with pytest.raises(ConfigError, match=r"model.depth: \(1, 2, 1, 1\) there, \(1, 1, 1, 1\) here"):
+    with pytest.raises(
+        ConfigError, match=r"model.depth: \(1, 2, 1, 1\) there, \(1, 1, 1, 1\) here"
+    ):
         check("deeper")
     with pytest.raises(ConfigError, match="holds a ViT, but model.name='convnext_tiny' is none"):
         check("vit")
