@@ -182,7 +182,7 @@ def test_small_sources_in_memory_are_fast():
 
 SCRIPT = """
 from dinojax.data.loader import Loader
-from tests.test_loader import NumberSource
+from tests.data.test_loader import NumberSource
 if __name__ == "__main__":
     loader = Loader(NumberSource(), batch_size=6, box_size=64, seed=0, num_workers=2)
     kept = next(loader)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from tests.fuzz_json import WHOLE, mutated, mutated_bytes, watched
+from tests.programs.fuzz_json import WHOLE, mutated, mutated_bytes, watched
 
 # Keys of theirs of every kind, in the layout of their files.
 THEIRS = {
