@@ -202,6 +202,9 @@ def test_of_a_sharded_convnext_only_weights_travel_whole(places):
     stages = [tree for name, tree in student["backbone"].items() if name.startswith("stages")]
     blocks = jax.tree.leaves((stages, eight.teacher[0]["backbone"]["blocks"]))
     params |= {small.travelling(leaf, whole=True) for leaf in blocks}  # one at a time
+    between = [tree for name, tree in student["backbone"].items() if name.startswith("downsample")]
+    convolutions = jax.tree.leaves(between)
+    params |= {small.travelling(leaf, whole=True, stacked=False) for leaf in convolutions}
     gathered = [found for name, found in small.collectives(eight.step) if name == "all-gather"]
     assert gathered
     assert {shape for found in gathered for shape in found} <= params

@@ -20,8 +20,8 @@ from dinojax.monitor.energy import summed
 from dinojax.train import loop, replay
 from dinojax.train.stage import check_data, open_metrics
 from dinojax.train.state import State
-from tests.programs.fuzz_json import in_the_way, mutated_bytes, mutated_json, mutated_lines, watched
 from tests.programs.fuzz_configs import checks_only
+from tests.programs.fuzz_json import in_the_way, mutated_bytes, mutated_json, mutated_lines, watched
 
 STEP = 30  # of the folder's checkpoint
 FILES = ("config.json", "env.json", "energy.json", "lock", "hosts.json", "stages/pretrain.json")

@@ -119,15 +119,16 @@ def sides(shape) -> tuple[int, ...]:
     return tuple(sorted(size for size in shape if size > 1))
 
 
-def travelling(leaf, *, whole: bool) -> tuple[int, ...]:
+def travelling(leaf, *, whole: bool, stacked: bool = True) -> tuple[int, ...]:
     """Sides of a block's weight on its way: a matrix of the rows that a device stores, of each.
 
-    leaf: of stacked blocks; whole: with those of all devices.
+    leaf: of stacked blocks, or of one module; whole: with those of all devices.
     """
-    shape = leaf.sharding.shard_shape(leaf.shape)[1:]
-    sharded = [i for i, place in enumerate(leaf.sharding.spec[1:]) if place is not None]
+    first = int(stacked)
+    shape = leaf.sharding.shard_shape(leaf.shape)[first:]
+    sharded = [i for i, place in enumerate(leaf.sharding.spec[first:]) if place is not None]
     num_rows = shape[sharded[0]] if sharded else 1
-    parts = math.prod(leaf.shape[1:]) // math.prod(shape) if whole else 1
+    parts = math.prod(leaf.shape[first:]) // math.prod(shape) if whole else 1
     return sides((parts, num_rows, math.prod(shape) // num_rows))
 
 

@@ -109,7 +109,7 @@ def test_metrics_have_a_row_per_step_and_knn_at_both_ends(run):
     knn = [row for row in rows if "knn/cls" in row]
     steps = [row for row in rows if "total" in row]
     assert [row["step"] for row in knn] == [0, 4]
-    assert all(set(row) == {"step", "knn/cls", "knn/patches", "knn/both"} for row in knn)
+    assert all(set(row) == {"step", "knn/cls", "knn/patches", "knn/both", "time"} for row in knn)
     assert [row["step"] for row in steps] == [1, 2, 3, 4]
     assert all(set(row) > {"step", "data_wait"} | TERMS | NORMS | NOW | HEALTH for row in steps)
     assert [row["step"] for row in rows if "probe/drift" in row] == [4]
@@ -145,7 +145,9 @@ def test_eval_knn_measures_the_checkpoint_of_a_run(run, capsys):
     assert "step 4, 48 images in the bank, 32 queries" in capsys.readouterr().out
     row = json.loads((directory / "eval" / "knn.jsonl").read_text())
     during = [r for r in read_metrics(directory / "metrics.jsonl") if "knn/cls" in r][-1]
-    assert {f"knn/{name}": row[name] for name in ("cls", "patches", "both")} | {"step": 4} == during
+    names = ("cls", "patches", "both")
+    assert during["step"] == row["step"] == 4
+    assert {name: during[f"knn/{name}"] for name in names} == {name: row[name] for name in names}
     assert main.main(["eval", "knn", "--run", str(directory), "--step", "3"]) == main.REFUSED
     assert "has no checkpoint 3; it has [2, 4]" in capsys.readouterr().err
 
