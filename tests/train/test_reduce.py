@@ -26,9 +26,9 @@ NUM_IMAGES = 16
 EXACT = {"xla_allow_excess_precision": False}
 
 
-def gradients(spec, reduce, layout):
-    """Of a backbone and a head in bfloat16, on the devices of a layout."""
-    own = {"dtype": HALF, "reduce": reduce}
+def gradients(spec, reduce, layout, dtype=HALF):
+    """Of a backbone and a head, computed in dtype, on the devices of a layout."""
+    own = {"dtype": dtype, "reduce": reduce}
     net = module(dataclasses.replace(spec, **own))
     sizes = {"num_layers": 2, "hidden": 16, "bottleneck": 8, "prototypes": 32}
     head = Head(HeadSpec(spec.width, **sizes, **own))
@@ -92,9 +92,11 @@ def test_the_dtype_of_the_sum_is_what_makes_them_equal(strategy, one):
 
 
 @pytest.mark.slow
-def test_of_a_convolution_every_device_rounds_its_own_part_once():
-    few, many = (gradients(CONVNEXT, FULL, mesh.make("dp", number)) for number in (1, 8))
-    assert largest_error(many, few) < 4e-3
+def test_gradients_of_a_convnext_on_eight_devices_are_as_near_to_float32_as_on_one():
+    """Its convolutions round differently by the number of images, so bits cannot be compared."""
+    want = gradients(CONVNEXT, FULL, mesh.make("dp", 1), dtype=FULL)
+    one, eight = (gradients(CONVNEXT, FULL, mesh.make("dp", number)) for number in (1, 8))
+    assert largest_error(eight, want) < 1.2 * largest_error(one, want) < 0.2
 
 
 def test_a_float32_gradient_is_not_rounded_on_its_way():
