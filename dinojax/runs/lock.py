@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dinojax.data import fields
+from dinojax.files import full
 from dinojax.files.drafts import open_append
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ def held(directory: Path, *, process: int = 0) -> Iterator[None]:
     try:
         file = open_append(path)
     except OSError as error:
+        if full.cause(error) is not None:  # has a sentence of its own
+            raise OSError(error.errno, error.strerror, str(directory)) from error
         raise OSError(
             error.errno, f"{directory} cannot be written to ({error.strerror}); use another --run"
         ) from error
