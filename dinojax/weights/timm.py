@@ -130,6 +130,7 @@ def refusals(spec: VitSpec) -> list[str]:
 
 # Arguments of timm's class, and the values with which it is DINOv3's network.
 FIXED = {
+    "norm_eps": (1e-5,),
     "rope_type": ("dinov3",),
     "rope_rotate_half": (True,),
     "use_rot_pos_emb": (True,),

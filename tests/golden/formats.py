@@ -33,6 +33,7 @@ def open_recorded(record: Record) -> load.Source:
     if config is None:
         name = record.meta["cls"].rpartition(".")[2]
         config = {"architecture": ARCHITECTURES[name], "model_args": record.meta["kwargs"]}
+        config["pretrained_cfg"] = {}  # pixels are not what is replayed
     return dataclasses.replace(load.open_source(file), config=config)
 
 
