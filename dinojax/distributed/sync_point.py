@@ -20,10 +20,9 @@ class SyncPoint:
         self._channel = channel
         self._taken = 0
         self._lock = threading.Lock()
-        self._asked: dict[str, str] = {}  # what -> why, in the order of asking
-        self._names: dict[str, str] = {}  # what -> name under which its turn is settled
-        self._sync_point: dict[str, int] = {}  # what -> turn after which it is due
         self._number = 0  # of things asked for
+        self._asked: dict[int, tuple[str, str]] = {}  # number -> (what, why), in that order
+        self._sync_point: dict[int, int] = {}  # number -> turn after which it is due
 
     def ask(self, what: str, why: str) -> None:
         """Ask all to do `what` at the same turn."""
@@ -32,33 +31,38 @@ class SyncPoint:
     def awaits(self, what: str) -> bool:
         """Whether it was asked for and is still to come."""
         with self._lock:
-            return what in self._asked
+            return any(asked == what for asked, _ in self._asked.values())
 
     def heard(self, content: dict[str, Any]) -> bool:
-        """Some process asked; whether it is new. From here on no turn is taken but to catch up."""
+        """Some process asked; whether it is new. From here on no turn is taken but to catch up.
+
+        What is asked for again has a turn of its own: one process may have done it already where
+        another has yet to, and all must settle the same things.
+        """
         what = content["ask"]
         with self._lock:
-            if what in self._asked:
-                return False
-            self._asked[what] = content["why"]
+            new = all(asked != what for asked, _ in self._asked.values())
             self._number += 1  # the same everywhere: notices have one order
-            self._names[what] = f"turn {self._number}"
-            self._channel.give(self._names[what], self._taken, max)
-        return True
+            self._asked[self._number] = (what, content["why"])
+            self._channel.give(f"turn {self._number}", self._taken, max)
+        return new
 
     def take(self) -> dict[str, str]:
         """{what: why} of what is due before this turn. Raises HostError if another is silent."""
-        due = {}
         while True:
             with self._lock:
-                unknown = [what for what in self._asked if what not in self._sync_point]
+                unknown = [number for number in self._asked if number not in self._sync_point]
                 if not unknown:
-                    for what in [w for w, turn in self._sync_point.items() if turn == self._taken]:
-                        due[what] = self._asked.pop(what)
-                        del self._sync_point[what], self._names[what]
-                    self._taken += 1
-                    return due
-                name = self._names[unknown[0]]
-            turn = self._channel.settled(name, seconds=SECONDS)
+                    return self._due()
+            turn = self._channel.settled(f"turn {unknown[0]}", seconds=SECONDS)
             with self._lock:
                 self._sync_point[unknown[0]] = turn
+
+    def _due(self) -> dict[str, str]:
+        due: dict[str, str] = {}
+        for number in [n for n, turn in self._sync_point.items() if turn == self._taken]:
+            what, why = self._asked.pop(number)
+            due.setdefault(what, why)
+            del self._sync_point[number]
+        self._taken += 1
+        return due

@@ -13,7 +13,6 @@ import gzip
 import hashlib
 import json
 import os
-import resource
 import shutil
 import signal
 import tempfile
@@ -27,7 +26,7 @@ from dinojax.data.decode import DecodeError, ReadOptions
 from dinojax.data.ranges import range_notes
 from dinojax.data.sources import SOURCES, kind_of
 from tests.programs.fuzz_images import mutated
-from tests.support import stored_data
+from tests.support import peak_memory, stored_data
 
 NUM, SECONDS, BYTES = 8, 20, 2**30
 KINDS = ("folder", "manifest", "tar", "arrayrecord", "parquet", "tiff")
@@ -263,17 +262,18 @@ def fuzz(seed: int, count: int, progress=lambda done, faults: None) -> dict:
                     happened.append(accident.__name__)
                 if is_swapped in map(globals().get, happened) and kind in ("folder", "tiff"):
                     truth = {}  # nobody could know
-                began = time.monotonic()
+                began, held = time.monotonic(), peak_memory.begin()
                 signal.alarm(SECONDS)
                 faulthandler.dump_traceback_later(3 * SECONDS, exit=True)  # no library waits longer
                 outcome, wrong = fault_of(path, kind, truth, channels)
                 signal.alarm(0)
                 faulthandler.cancel_dump_traceback_later()
                 longest = max(longest, time.monotonic() - began)
+                grown = peak_memory.grown(held)
             counts[outcome] += 1
-            before_it, peak = peak, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            if peak > BYTES >= before_it and not wrong:
-                wrong = f"{peak / 2**20:.0f} MiB"
+            peak = max(peak, grown)
+            if grown > BYTES and not wrong:
+                wrong = f"{grown / 2**20:.0f} MiB"
             if wrong:
                 faults.append(f"files {number} of seed {seed}, {kind} ({happened}): {wrong}")
             progress(number + 1, faults)

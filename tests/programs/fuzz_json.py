@@ -5,13 +5,13 @@ import copy
 import io
 import json
 import os
-import resource
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from dinojax.cli import main
+from tests.support import peak_memory
 
 # What a command may take for any input: processor time, time, and memory.
 SECONDS, WAITED, BYTES = 20.0, 120.0, 2**30
@@ -123,7 +123,7 @@ def in_the_way(path: Path, rng) -> None:
 
 def watched(words: list[str], fine: Callable[[str], bool], *, within=contextlib.nullcontext):
     """(exit code, faults) of a command. fine: whether what it says, when it refuses, will do."""
-    told, before, code = io.StringIO(), _peak(), main.FINISHED
+    told, held, code = io.StringIO(), peak_memory.begin(), main.FINISHED
     for alarm, timer, seconds in TIMERS:
         signal.signal(alarm, _end)
         signal.setitimer(timer, seconds)
@@ -142,8 +142,8 @@ def watched(words: list[str], fine: Callable[[str], bool], *, within=contextlib.
         faults.append(f"{words[0]}: exit code {code}: {said[-500:]}")
     elif code == main.REFUSED and not fine(said):
         faults.append(f"{words[0]}: refused without the file or key: {said[-500:]}")
-    if _peak() - before > BYTES:
-        faults.append(f"{words[0]}: {(_peak() - before) / 2**30:.1f} GiB")
+    if (grown := peak_memory.grown(held)) > BYTES:
+        faults.append(f"{words[0]}: {grown / 2**30:.1f} GiB")
     return code, faults
 
 
@@ -155,7 +155,3 @@ TIMERS = (
 
 def _end(*_):
     raise TooLong
-
-
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

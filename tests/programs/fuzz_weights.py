@@ -5,7 +5,6 @@ checksums, and values of a config that are as legal as the sound ones (ANOTHER).
 """
 
 import json
-import resource
 import shutil
 import signal
 import tempfile
@@ -22,6 +21,7 @@ from dinojax.weights.export import export
 from dinojax.weights.tensors import Tensors, held, open_tensors, write_safetensors
 from dinojax.weights.writers import reference_buffers
 from tests.programs.fuzz_images import mutated
+from tests.support import peak_memory
 from tests.support.networks_small import CONVNEXT, GATED, PLAIN, RELEASED, SMOOTH, random_network
 
 SECONDS, BYTES = 20, 2**30  # what one mutant may cost
@@ -240,7 +240,7 @@ def _leaves(node: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], str]
 
 def combine(sound: Sound, path: Path, may_differ: bool) -> tuple[str, str]:
     """("equal", "refused" or "other", what is wrong with that; empty if nothing)."""
-    began, before = time.monotonic(), _peak()
+    began, held = time.monotonic(), peak_memory.begin()
     signal.signal(signal.SIGALRM, _late)
     signal.alarm(SECONDS)
     try:
@@ -256,15 +256,11 @@ def combine(sound: Sound, path: Path, may_differ: bool) -> tuple[str, str]:
         verdict, wrong = "refused", f"uncaught {type(error).__name__}: {str(error)[:300]}"
     finally:
         signal.alarm(0)
-    if (grown := _peak() - before) > BYTES:
+    if (grown := peak_memory.grown(held)) > BYTES:
         wrong += f" took {grown:,} bytes"
     if time.monotonic() - began > SECONDS:
         wrong += f" took {time.monotonic() - began:.0f} s"
     return verdict, wrong
-
-
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _late(signum, frame):
