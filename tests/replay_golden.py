@@ -15,7 +15,15 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # float64 is replayed as well
 
 import numpy as np  # noqa: E402
 
-from tests.golden import formats, losses, masks, networks, optim, train  # noqa: E402
+from tests.golden import (  # noqa: E402
+    formats,
+    global_eval,
+    losses,
+    masks,
+    networks,
+    optim,
+    train,
+)
 from tests.golden.record import TINY, Check, Record, Skip  # noqa: E402
 
 
@@ -45,6 +53,17 @@ KINDS = {
     r"train_.*\.npz": Kind(r"grad_norm/backbone", train.replay_train),
     r"(hf|timm)_vit.*_io\.npz": Kind(r"out/(last_hidden_state|forward.*)", formats.replay_vit),
     r"(hf|timm)_convnext.*_io\.npz": Kind(r"out/(hidden_states/4|pooled)", formats.replay_convnext),
+    r"metrics_classification.*\.npz": Kind(r"in/anymatch_target", global_eval.replay_metrics),
+    r"metrics_imagenet_c.*\.npz": Kind(r"out/mce_15", global_eval.replay_imagenet_c),
+    r"knn_module.*\.npz": Kind(r"out64/topk_sims_\d+", global_eval.replay_knn),
+    r"linear_probe.*\.npz": Kind(r"out64/lr_after_last_step", global_eval.replay_probe),
+    r"logreg.*\.npz": Kind(r"out64/best_C", global_eval.replay_logistic),
+    r"fewshot_lsr.*\.npz": Kind(r"out64/acc_s\d+_l2_.+", global_eval.replay_few_shot),
+    r"eval_subsets.*\.npz": Kind(r"in/multilabels", global_eval.replay_subsets),
+    r"eval_transforms.*\.npz": Kind(r"in/multiscale_x", global_eval.replay_transforms),
+    r"retrieval_revisitop.*\.npz": Kind(r"out64/medium/aps", global_eval.replay_revisited),
+    r"retrieval_amstertime.*\.npz": Kind(r"out64/first_column_only", global_eval.replay_amstertime),
+    r"retrieval_met.*\.npz": Kind(r"out64/pca_P", global_eval.replay_met),
     r"name_maps.*\.json": Kind(r"(hf|timm)_vit_.+", formats.replay_name_maps),
     r"schedules.*\.json": Kind(r".+/world\d+", optim.replay_schedules),
     r"param_groups.*\.json": Kind(r".+/decay[\d.]+", optim.replay_param_groups),

@@ -99,7 +99,7 @@ def _vote(bank_ND, labels_N, queries_MD, temperature, *, neighbors: int, num_cla
     """Classes [M] of one chunk of queries; both inputs have unit length."""
     highest = jax.lax.Precision.HIGHEST
     similarities_MN = jnp.einsum("MD,ND->MN", queries_MD, bank_ND, precision=highest)
-    indexes_Mk = _nearest(similarities_MN, neighbors)
+    indexes_Mk = largest(similarities_MN, neighbors)
     nearest_Mk = jnp.take_along_axis(similarities_MN, indexes_Mk, axis=1)
     weights_Mk = jax.nn.softmax(nearest_Mk / temperature, axis=1)
     votes_MkC = jax.nn.one_hot(labels_N[indexes_Mk], num_classes, dtype=jnp.float32)
@@ -107,7 +107,7 @@ def _vote(bank_ND, labels_N, queries_MD, temperature, *, neighbors: int, num_cla
     return jnp.argmax(scores_MC, axis=1)
 
 
-def _nearest(similarities_MN: jax.Array, neighbors: int) -> jax.Array:
+def largest(similarities_MN: jax.Array, neighbors: int) -> jax.Array:
     """Indexes [M, k] of the largest similarities; among equal ones the lowest indexes.
 
     Which of several equal values top_k returns depends on the backend, so it is used for the k-th
