@@ -8,6 +8,8 @@ ImageNet-1k ViT-L recipe where stages differ), [P] DINOv3 paper (arXiv:2508.1010
 
 from ml_collections import ConfigDict
 
+from dinojax.eval import suite
+
 
 def schedule(start: float, peak: float, end: float, warmup: int = 0, cosine: int | None = None):
     """One value over steps: linear start -> peak, half-cosine peak -> end, then constant end."""
@@ -274,19 +276,9 @@ def get_config() -> ConfigDict:
     c.log.pictures = True  # crops, and PCA and similarity PNGs every knn.every steps; [ours]
     c.log.tensorboard = False  # event files in RUN/tensorboard/ as well; [ours]
 
-    c.knn = ConfigDict()  # weighted k-NN on the ema, when labels exist
-    c.knn.every = 12_500  # steps; also at step 0 and at the end; None = never; [R]
-    c.knn.bank = ""  # labelled folder to vote (class = first sub-folder); "" = data.path; [ours]
-    c.knn.query = ""  # labelled folder to classify; "" = the source's own split, if any; [ours]
-    c.knn.crop_size = 224  # pixels at evaluation; [R]
-    c.knn.resize_size = 256  # pixels of the short side before the centre crop; [R]
-    c.knn.neighbors = 20  # k; [R] one of 10, 20, 100, 200
-    c.knn.temperature = 0.07  # of the vote; [R]
-    c.knn.mosaics = 0  # of 4 images, for the dense metric dense/mosaic; 0 = none; [ours]
-    c.knn.alarm = None  # share of step 0's result that may be lost, None = no alarm; [ours]
-    c.knn.alarm_stops = False  # the alarm also ends the run, with exit code 3; [ours]
-    c.knn.features = "cls"  # cls [R] | patches (mean) | both
-    c.knn.batch_size = 256  # images per forward pass; [ours]
+    # Of each evaluation the keys that its file declares (dinojax/eval/suite.py): c.knn and others.
+    for section, keys in suite.defaults().items():
+        c[section] = ConfigDict(keys)
 
     c.lock()
     return c
@@ -322,5 +314,7 @@ def shrink(c: ConfigDict) -> ConfigDict:
     if c.gram.refresh_every is not None:
         c.gram.update(refresh_every=1, refresh_from=1, max_refreshes=1)
     c.checkpoint.update(every=1, keep_every=1)
-    c.knn.update(every=None, alarm=None, alarm_stops=False)
+    for section in suite.defaults():
+        c[section].every = None
+    c.knn.update(alarm=None, alarm_stops=False)
     return c

@@ -296,8 +296,8 @@ MUTATIONS = (
     # -- evaluation and plans
     Mutation(
         "eval_student_not_ema",
-        'params, drift, results = state.ema["backbone"], None, {}',
-        'params, drift, results = state.student["backbone"], None, {}',
+        'network = network_of(state.ema["backbone"])',
+        'network = network_of(state.student["backbone"])',
         ("test_an_evaluation_looks_at_the_ema",),
         ("test_eval_knn_measures_the_checkpoint_of_a_run",),
     ),

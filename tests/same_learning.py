@@ -24,9 +24,10 @@ from PIL import Image
 
 from dinojax import config as configs
 from dinojax.config import Config
-from dinojax.data.sources import open_knn_sources
 from dinojax.data.tiles import tiles
-from dinojax.eval.knn_evaluator import Knn, build_knn
+from dinojax.eval.contract import Setting
+from dinojax.eval.features import EvalTransform
+from dinojax.eval.knn_evaluator import Knn, build
 from dinojax.migrate.files import read_yaml, recipe_text
 from dinojax.migrate.translate import migrate
 from dinojax.runs.scalars import read_metrics
@@ -188,9 +189,10 @@ def run_reference(
 
 
 def _knn(config: Config) -> Knn:
-    sources = open_knn_sources(config.data, config.knn, channels=config.image.channels)
-    assert sources is not None
-    return build_knn(sources, image=config.image, knn=config.knn)
+    transform = EvalTransform.from_sections(image=config.image, knn=config.knn)
+    knn = build(config.knn, Setting(config, transform, config.model.patch_size))
+    assert knn is not None
+    return knn
 
 
 if __name__ == "__main__":

@@ -44,8 +44,13 @@ def imported_modules(source):
         yield from (name for name in names if name.startswith("dinojax."))
 
 
+# Which evaluations there are, and what their files declare: data, as recipes are, for everyone.
+TABLE = ("dinojax.eval.suite.", "dinojax.eval.row.")
+
+
 def imported_packages(source):
-    packages = {name.split(".")[1] for name in imported_modules(source)}
+    names = {name for name in imported_modules(source) if not f"{name}.".startswith(TABLE)}
+    packages = {name.split(".")[1] for name in names}
     return packages - {"configs"}  # recipes, which are data
 
 
@@ -98,6 +103,13 @@ def test_only_the_objective_knows_the_losses():
     outside = {path for path in users_of("dinojax.losses.") if not path.startswith("losses/")}
     sizes = "plan/compile.py"  # asks how large their blocks are, not what they compute
     assert outside == {"train/objective.py", "train/batch_types.py", sizes}
+
+
+def test_the_table_of_evaluations_imports_nothing():
+    """So that config, runs and monitor may read it, and no command waits for jax."""
+    for name in ("suite", "row"):
+        source = (PACKAGE / "eval" / f"{name}.py").read_text()
+        assert not imported_packages(source)
 
 
 def test_only_sharding_names_device_axes():

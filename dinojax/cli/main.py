@@ -22,6 +22,9 @@ from dinojax.cli import (
     data as cli_data,
 )
 from dinojax.cli import (
+    evaluate as cli_evaluate,
+)
+from dinojax.cli import (
     gram as cli_stages,
 )
 from dinojax.cli import output as cli_output
@@ -53,7 +56,7 @@ ACCEPT = {
 PROGRAMS = {
     "train": ("dinojax.train.loop", "train"),  # (config, run_dir)
     "distill": ("dinojax.distill.loop", "distill"),  # (students, run_dir)
-    "eval knn": ("dinojax.eval.checkpoints", "evaluate_knn"),  # (run_dir, overrides, step)
+    "eval": ("dinojax.eval.checkpoints", "evaluate"),  # (name, run_dir, overrides, step)
     "plan --words": ("dinojax.plan.describe", "words_command"),  # (recipe, overrides, num_images)
     "gram pick": ("dinojax.eval.checkpoints", "pick_anchor"),  # (run_dir, overrides)
     "doctor": ("dinojax.monitor.doctor", "main"),  # (run_dir)
@@ -66,7 +69,7 @@ PROGRAMS = {
 }
 
 # Commands that write, each in one process.
-ALONE = ("eval knn", "gram pick", "export", "import", "embed")
+ALONE = ("eval", "gram pick", "export", "import", "embed")
 
 START = """\
 examples:
@@ -110,14 +113,6 @@ examples:
   dinojax distill --config configs/distill_tiny.py --run runs/family --set distill.teacher=runs/tiny
   dinojax distill --config configs/distill_7b.py --run runs/family \\
       --set distill.teacher=runs/vit7b --set data.path=/data/images --set vits:distill.share=8
-"""
-KNN = """\
-Weighted k-NN classification with the frozen ema network of a run's checkpoint.
-
-examples:
-  dinojax eval knn --run runs/tiny
-  dinojax eval knn --run runs/vitl16 --step 125000 \\
-      --set knn.bank=/data/imagenet/train --set knn.query=/data/imagenet/val
 """
 INSPECT = """\
 What checkpoints hold, on a machine without the accelerator: step, position, devices, versions,
@@ -261,11 +256,6 @@ def _start(command: str, found, args: argparse.Namespace) -> None:
             program(found, Path(args.run), accept=accept, stage=args.stage, max_wall=left)
 
 
-def _knn(args: argparse.Namespace) -> None:
-    named = {} if args.stage is None else {"stage": args.stage}
-    _program("eval knn")(Path(args.run), args.set, args.step, **named)
-
-
 def _inspect(args: argparse.Namespace) -> None:
     _program("ckpt inspect")(Path(args.path), args.json)
 
@@ -309,12 +299,8 @@ def _parser() -> argparse.ArgumentParser:
         "--student", metavar="NAME", action="append", help="this one alone; may be given many times"
     )
 
-    evaluate = _group(commands, "eval", "evaluate a checkpoint of a run")
-    knn = _command(evaluate, "knn", "k-NN classification", KNN, _knn)
-    knn.add_argument("--run", metavar="DIR", required=True, help="run directory of a training run")
-    knn.add_argument("--stage", metavar="NAME", help="of the run; default: the one it is at")
-    knn.add_argument("--step", type=int, metavar="N", help="of the checkpoint; default: the last")
-    _set_option(knn)
+    evaluate = _group(commands, "eval", "evaluate a network", cli_evaluate.LIST)
+    cli_evaluate.add(evaluate, _command, _program, _set_option)
 
     weights.add(commands, _command, _program)
     plan.add(commands, _command, _program, _set_option)

@@ -1,5 +1,10 @@
 """The smallest and the largest value of every number of a config."""
 
+from typing import Any
+
+from dinojax.eval import suite
+from dinojax.eval.row import KINDS
+
 HEADS = ("dino_head", "ibot_head")
 SCHEDULES = tuple(
     f"schedules.{name}"
@@ -14,6 +19,15 @@ PIXELS, CHANNELS, IMAGES, COUNT = 2**14, 2**17, 2**20, 2**31 - 1
 FLOAT = 3.4e38  # float32, which every number on a device is
 SMALL = 1e-6  # for what is divided by
 
+
+def _closed(fields: dict[str, Any]) -> tuple[float, float]:
+    """Of a key of an evaluation, where None stands for no limit."""
+    low, high = fields["limits"]
+    kind = KINDS[fields["optional"]] if "optional" in fields else type(fields["default"])
+    most = COUNT if kind is int else FLOAT
+    return (-most if low is None else low), (most if high is None else high)
+
+
 # key -> (smallest, largest) value allowed, for every number; tuples element by element.
 LIMITS: dict[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 1),  # all that a random key takes of it
@@ -26,8 +40,6 @@ LIMITS: dict[str, tuple[float, float]] = {
     **{f"gram.{name}": (0, COUNT) for name in ("anchor_step", "refresh_from")},
     "crops.more_rates": (SMALL, 1),
     **{f"crops.more_{name}": (1, PIXELS) for name in ("global", "local", "gram", "box")},
-    "knn.mosaics": (0, IMAGES),
-    "knn.alarm": (0, 1),
     "data.box_size": (1, PIXELS),
     **{f"data.{name}": (1, 1024) for name in ("num_threads", "prefetch")},
     "data.num_workers": (0, 1024),
@@ -91,8 +103,5 @@ LIMITS: dict[str, tuple[float, float]] = {
     **{f"checkpoint.{name}": (1, COUNT) for name in ("every", "keep_last", "keep_every")},
     "checkpoint.minutes": (SMALL, FLOAT),
     "log.every": (1, COUNT),
-    **{f"knn.{name}": (1, COUNT) for name in ("every", "neighbors")},
-    **{f"knn.{name}": (1, PIXELS) for name in ("crop_size", "resize_size")},
-    "knn.batch_size": (1, IMAGES),
-    "knn.temperature": (SMALL, FLOAT),
+    **{key: _closed(fields) for key, fields in suite.keys() if "limits" in fields},
 }

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from dinojax.config.hints import nearest
 from dinojax.configs import base
+from dinojax.eval import suite
 
 FOLDER = Path(base.__file__).parent  # of the packaged recipes
 
@@ -175,12 +176,12 @@ def _config_of(found: Any, path: Path, function: str) -> ConfigDict:
 
 
 def comments() -> dict[str, str]:
-    """Comment of every line of configs/base.py that declares something.
+    """Comment of every line of configs/base.py that declares something; of evaluations as well.
 
     Keys are dotted for lines of get_config (`c.crops.aspect = ...`, sections included) and plain
     for the entries of the helper functions `schedule` and `head` (`"warmup": ...`).
     """
-    found = {}
+    found = suite.comments()
     with tokenize.open(base.__file__) as file:
         for token in tokenize.generate_tokens(file.readline):
             if token.type == tokenize.COMMENT:

@@ -7,6 +7,7 @@ from typing import Any
 from dinojax.config import data_rules, distill_rules, stage_rules, stages
 from dinojax.config.limits import COUNT, FLOAT, HEADS, LIMITS, SCHEDULES
 from dinojax.data.fields import shown
+from dinojax.eval import suite
 
 Values = Mapping[str, Any]  # dotted key -> value
 
@@ -42,7 +43,7 @@ CHOICES: dict[str, tuple] = {
     "precision.matmul": ("default", "highest"),
     "mesh.strategy": ("dp", "fsdp", "hsdp", "fsdp_tp"),
     "expect.platform": ("cpu", "gpu", "tpu"),
-    "knn.features": ("cls", "patches", "both"),
+    **{key: tuple(fields["choices"]) for key, fields in suite.keys() if "choices" in fields},
 }
 
 # Every key that may be None, and its type otherwise.
@@ -68,9 +69,8 @@ OPTIONAL: dict[str, type] = {
     **{f"expect.{name}": int for name in ("devices", "hosts")},
     "checkpoint.keep_every": int,
     "checkpoint.minutes": float,
-    "knn.every": int,
-    "knn.alarm": float,
     "until.left_chance": float,
+    **suite.types("optional"),
 }
 
 # Tuples of any length; all others have the length of their default.
@@ -87,6 +87,7 @@ ELEMENTS: dict[str, type] = {
     "data.value_range": float,
     "crops.more_rates": float,
     **{f"crops.more_{name}": int for name in ("global", "local", "gram", "box")},
+    **suite.types("many"),
 }
 
 
@@ -168,14 +169,16 @@ def _batch(values: Values) -> Iterator[str]:
 def _sizes(values: Values) -> Iterator[str]:
     names = ("crops.global_size", "crops.local_size", "crops.gram_size")
     patches = dict.fromkeys(names, stages.patch_of_crops(values))
-    patches["knn.crop_size"] = "model.patch_size", values["model.patch_size"]
+    cuts = [key for key, _ in suite.keys() if key.endswith(".crop_size")]
+    patches |= {key: ("model.patch_size", values["model.patch_size"]) for key in cuts}
     for name, (key, patch) in patches.items():
         size = values[name]
         if size is not None and size % patch:
             yield f"{name}={size} is not a multiple of {key}={patch}; use {_around(size, patch)}."
-    crop, resize = values["knn.crop_size"], values["knn.resize_size"]
-    if resize < crop:
-        yield f"knn.resize_size={resize} is smaller than knn.crop_size={crop}; use {crop} or more."
+    for key in cuts:
+        crop, other = values[key], key.replace(".crop_size", ".resize_size")
+        if crop is not None and values.get(other, crop) < crop:
+            yield f"{other}={values[other]} is smaller than {key}={crop}; use {crop} or more."
     channels = values["image.channels"]
     for name in ("image.mean", "image.std"):
         if values["image.normalize"] == "fixed" and len(values[name]) != channels:

@@ -1,8 +1,9 @@
-"""Measurements of a run's checkpoints: `dinojax eval knn` and `dinojax gram pick`."""
+"""Measurements of a run's checkpoints: `dinojax eval NAME` and `dinojax gram pick`."""
 
 import contextlib
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -10,10 +11,11 @@ import jax
 from dinojax import config as configs
 from dinojax.checkpoint.manager import COMMITTED, Checkpoints, open_checkpoints
 from dinojax.config import Config, ConfigError
-from dinojax.data.sources import open_knn_sources, open_source
-from dinojax.eval.features import Embed, embed
-from dinojax.eval.knn_evaluator import build_knn
-from dinojax.eval.mosaic import open_mosaics
+from dinojax.data.sources import open_source
+from dinojax.eval.contract import Setting, build
+from dinojax.eval.features import EvalTransform
+from dinojax.eval.network import Network, of_backbone
+from dinojax.eval.suite import SUITE
 from dinojax.files.drafts import open_append
 from dinojax.models import zoo
 from dinojax.models.convnext import ConvNextSpec
@@ -25,46 +27,53 @@ from dinojax.sharding.mesh import Layout
 MARGIN = 1.0  # points of the dense metric below which two checkpoints count as equal
 
 
-def evaluate_knn(
-    run_dir: str | Path, overrides: Sequence[str], step: int | None, *, stage: str | None = None
+def evaluate(
+    name: str,
+    run_dir: str | Path,
+    overrides: Sequence[str],
+    step: int | None,
+    *,
+    stage: str | None = None,
 ) -> None:
-    """`dinojax eval knn`: k-NN of the ema of a checkpoint; prints and appends to eval/knn.jsonl.
+    """`dinojax eval NAME`: of the ema of a checkpoint; prints and appends to eval/NAME.jsonl.
 
     stage: None = the one the run is at.
     """
-    directory = Path(run_dir)
+    directory, row = Path(run_dir), SUITE[name]
     config = configs.read(directory, overrides, stage=stage)
-    sources = open_knn_sources(config.data, config.knn, channels=config.image.channels)
-    if sources is None:
-        raise ConfigError("k-NN needs labels: --set knn.bank=FOLDER --set knn.query=FOLDER.")
-    knn = build_knn(
-        sources,
-        image=config.image,
-        knn=config.knn,
-        max_bad_share=config.data.max_bad_share,
-        directory=directory,
-    )
     layout = mesh.from_section(config.mesh)
+    evaluation = build(name, _setting(config, directory))
+    if evaluation is None:
+        raise ConfigError(f"{row.title} needs {row.needs}; set them, with --set KEY=VALUE.")
     checkpoints = open_checkpoints(config, directory, read_only=True)
-    with mesh.use(layout), contextlib.closing(checkpoints):
-        apply, like = _backbone(config, layout)
+    with (
+        mesh.use(layout),
+        jax.default_matmul_precision(config.precision.matmul),
+        contextlib.closing(checkpoints),
+    ):
+        network, like = _network(config, layout)
         step = checkpoints.restore_meta(step)["step"]
         ema = checkpoints.restore_parts(like, step)["ema"]
-        found = knn.accuracy(apply, ema["backbone"])
+        measured = evaluation.measure(network(ema["backbone"]))
     named = {"stage": config.stage} if len(configs.saved_stages(directory)) > 1 else {}
-    row = {
-        **named,
-        "step": step,
-        "neighbors": knn.neighbors,
-        "temperature": knn.temperature,
-        **found,
-    }
+    found = {column.removeprefix(row.prefix): value for column, value in measured.values.items()}
     (directory / "eval").mkdir(exist_ok=True)
-    with open_append(directory / "eval" / "knn.jsonl") as file:
-        file.write(json.dumps(row) + "\n")
-    print(f"step {step}, {len(knn.bank)} images in the bank, {len(knn.query)} queries")
-    for name, value in found.items():
-        print(f"  {name:8s} {value:5.1f}{'' if name == 'skipped' else ' %'}")
+    with open_append(directory / "eval" / f"{name}.jsonl") as file:
+        file.write(json.dumps({**named, "step": step, **found}) + "\n")
+    print(f"step {step}, {measured.told}")
+    for column, value in found.items():
+        print(f"  {column:8s} {row.shown(value) if column != 'skipped' else value:>7}")
+
+
+def _setting(config: Config, directory: Path) -> Setting:
+    """What evaluations of a run are built from; the images of training if they can be opened."""
+    return Setting(
+        config,
+        EvalTransform.from_sections(image=config.image, knn=config.knn),
+        patch_size=config.model.patch_size,
+        images=functools.partial(open_source, config.data, channels=config.image.channels),
+        directory=directory,
+    )
 
 
 def pick_anchor(run_dir: str | Path, overrides: Sequence[str], *, num: int) -> list[dict]:
@@ -76,12 +85,12 @@ def pick_anchor(run_dir: str | Path, overrides: Sequence[str], *, num: int) -> l
     directory = Path(run_dir)
     config = configs.read(directory, overrides)
     layout = mesh.from_section(config.mesh)
-    images = open_source(config.data, channels=config.image.channels)
-    mosaics = open_mosaics(config, images, num, directory)
+    config = config.replaced({"knn.mosaics": num})
+    mosaics = build("mosaics", _setting(config, directory))
     assert mosaics is not None
     rows: list[dict] = []
     with mesh.use(layout), jax.default_matmul_precision(config.precision.matmul):
-        apply, like = _backbone(config, layout)
+        network, like = _network(config, layout)
         for stage in configs.saved_stages(directory):
             folder = directory / "checkpoints" / stage
             steps = [path.parent for path in folder.glob(f"*/{COMMITTED}")]
@@ -90,7 +99,7 @@ def pick_anchor(run_dir: str | Path, overrides: Sequence[str], *, num: int) -> l
             with contextlib.closing(Checkpoints.reader(folder)) as checkpoints:
                 for step in sorted(int(path.name) for path in steps):
                     params = checkpoints.restore_parts(like, step)["ema"]["backbone"]
-                    dense = mosaics.accuracy(apply, params)
+                    dense = mosaics.measure(network(params)).values[SUITE["mosaics"].main]
                     rows.append({"stage": stage, "step": step, "dense": dense})
                     print(f"{stage}/{step}: {dense:.1f} % of patches told right")
     if not rows:
@@ -99,8 +108,8 @@ def pick_anchor(run_dir: str | Path, overrides: Sequence[str], *, num: int) -> l
     return rows
 
 
-def _backbone(config: Config, layout: Layout) -> tuple[Embed, dict]:
-    """The backbone of a run, as a function of images, and the shapes of its ema on the devices.
+def _network(config: Config, layout: Layout) -> tuple[Callable[[dict], Network], dict]:
+    """Of parameters the network of a run, and the shapes of its ema on the devices.
 
     Nothing of training is built: no heads, no losses, no optimizer, no teacher.
     """
@@ -119,7 +128,7 @@ def _backbone(config: Config, layout: Layout) -> tuple[Embed, dict]:
         shape = (images, tokens, spec.num_heads, spec.head_width)
         backbone = zoo.module(with_attention(spec, config.model.attention, [shape]))
     params = abstract_params(Networks(backbone, None, None), layout)
-    return embed(backbone, layout), {"ema": {"backbone": params["backbone"]}}
+    return of_backbone(backbone, layout), {"ema": {"backbone": params["backbone"]}}
 
 
 def advice(rows: Sequence[dict]) -> str:

@@ -150,6 +150,31 @@ def extract(
 ) -> dict:
     """{"cls": float32 [N, D], "patches": float32 [N, D] (their mean), "labels", "kept", "bad"}.
 
+    As `extract_outputs`, of a function that gives these two.
+    """
+    return extract_outputs(
+        lambda images_BHWC: dict(zip(("cls", "patches"), apply_fn(images_BHWC), strict=True)),
+        source,
+        transform=transform,
+        batch_size=batch_size,
+        num_threads=num_threads,
+        prefetch=prefetch,
+        shared=shared,
+    )
+
+
+def extract_outputs(
+    apply_fn: Callable[[np.ndarray], dict[str, Any]],
+    source: Source,
+    *,
+    transform: EvalTransform,
+    batch_size: int,
+    num_threads: int = 2,
+    prefetch: int = 2,
+    shared: bool = True,
+) -> dict:
+    """{name: float32 [N, ...]} of what `apply_fn` gives for images, "labels", "kept" and "bad".
+
     labels: int32 [N] or None. kept: int64 [N], indexes of the images in the source; those that
     cannot be read are left out and stand in bad, {index: reason}. Every batch has `batch_size`
     images, so `apply_fn` compiles once; the fill of the last batch is dropped. Rows are in the
@@ -165,16 +190,13 @@ def extract(
     options = grain.ReadOptions(
         num_threads=num_threads, prefetch_buffer_size=prefetch if num_threads else 0
     )
-    cls, patches = [], []
+    rows: dict[str, list[np.ndarray]] = {}
     bad: dict[int, str] = {}
     for number, (images_BHWC, num_real, reasons) in enumerate(batches.to_iter_dataset(options)):
         bad |= {number * batch_size + row: reason for row, reason in reasons.items()}
-        cls_BD, patches_BD = (
-            process_group.fetch(found).astype(np.float32, copy=False)
-            for found in apply_fn(images_BHWC)
-        )
-        cls.append(cls_BD[:num_real])
-        patches.append(patches_BD[:num_real])
+        for name, value in apply_fn(images_BHWC).items():
+            value = process_group.fetch(value).astype(np.float32, copy=False)
+            rows.setdefault(name, []).append(value[:num_real])
     if shared:
         everywhere = process_group.current().settle("bad images", list(bad.items()), _all_of)
         bad = dict(sorted((index, reason) for index, reason in everywhere))
@@ -182,8 +204,7 @@ def extract(
         raise ValueError(f"none of {len(bad)} images can be read, the first: {bad[0]}")
     kept = np.array([index for index in range(len(source)) if index not in bad])
     return {
-        "cls": _of(kept, np.concatenate(cls)),
-        "patches": _of(kept, np.concatenate(patches)),
+        **{name: _of(kept, np.concatenate(parts)) for name, parts in rows.items()},
         "labels": None if source.labels is None else source.labels[kept],
         "kept": kept,
         "bad": bad,

@@ -1,16 +1,76 @@
-"""Evaluation during and after training: k-NN of the ema, against random weights and raw pixels."""
+"""Evaluation by k-NN: of the ema in training and after, against random weights and raw pixels."""
 
 import dataclasses
 import logging
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from dinojax.data.example import Source
-from dinojax.data.quarantine import KNN_FILE, Skipped, note_skipped
+from dinojax.data.quarantine import Skipped, note_skipped
 from dinojax.distributed import process_group
+from dinojax.eval.contract import Measured, Setting
 from dinojax.eval.features import FEATURES, Embed, EvalTransform, extract, selected
-from dinojax.eval.knn import knn_accuracy, shared_labels
+from dinojax.eval.knn import knn_classes, shared_labels
+from dinojax.eval.network import Network
 
 log = logging.getLogger(__name__)
+
+# The section `knn`, which the mosaics share (mosaic.py).
+KEYS = {
+    "every": {
+        "default": 12_500,
+        "says": "steps; also at step 0 and at the end; None = never; [R]",
+        "optional": "int",
+        "limits": (1, None),
+    },
+    "bank": {
+        "default": "",
+        "says": 'labelled folder to vote (class = first sub-folder); "" = data.path; [ours]',
+    },
+    "query": {
+        "default": "",
+        "says": 'labelled folder to classify; "" = the source\'s own split, if any; [ours]',
+    },
+    "crop_size": {"default": 224, "says": "pixels at evaluation; [R]", "limits": (1, 16_384)},
+    "resize_size": {
+        "default": 256,
+        "says": "pixels of the short side before the centre crop; [R]",
+        "limits": (1, 16_384),
+    },
+    "neighbors": {
+        "default": 20,
+        "says": "k; [R] one of 10, 20, 100, 200",
+        "limits": (1, None),
+    },
+    "temperature": {"default": 0.07, "says": "of the vote; [R]", "limits": (1e-6, None)},
+    "mosaics": {
+        "default": 0,
+        "says": "of 4 images, for the dense metric dense/mosaic; 0 = none; [ours]",
+        "limits": (0, 1_048_576),
+    },
+    "alarm": {
+        "default": None,
+        "says": "share of step 0's result that may be lost, None = no alarm; [ours]",
+        "optional": "float",
+        "limits": (0, 1),
+    },
+    "alarm_stops": {
+        "default": False,
+        "says": "the alarm also ends the run, with exit code 3; [ours]",
+    },
+    "features": {
+        "default": "cls",
+        "says": "cls [R] | patches (mean) | both",
+        "choices": ("cls", "patches", "both"),
+    },
+    "batch_size": {
+        "default": 256,
+        "says": "images per forward pass; [ours]",
+        "limits": (1, 1_048_576),
+    },
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,18 +87,33 @@ class Knn:
     max_bad_share: float  # of images that cannot be read
     bad_list: Path | None = None  # file that lists them
 
-    def accuracy(self, embed: Embed, params: dict) -> dict[str, float]:
-        """Percent of queries whose class is right, by kind of features: cls, patches, both.
+    @property
+    def sources(self) -> tuple[Source, Source]:
+        return self.bank, self.query
 
-        With "skipped", the number of images of both sources that could not be read, if there are.
+    def measure(self, network: Network) -> Measured:
+        """Columns knn/cls, knn/patches, knn/both: percent of queries whose class is right.
+
+        With knn/skipped, the number of images of both sources that could not be read, if there are.
         """
-        found = self._extract(lambda x: embed(params, x)[:2])
+        found = self._extract(network)
         skipped = sum(len(part["bad"]) for part in found)
-        percent = {
-            name: self._percent(found, [selected(part, name) for part in found])
+        right = {
+            f"knn/{name}": self._are_right(found, [selected(part, name) for part in found])
             for name in FEATURES
         }
-        return {**percent, "skipped": skipped} if skipped else percent
+        values = {name: 100.0 * float(np.mean(right_M)) for name, right_M in right.items()}
+        return Measured(
+            {**values, "knn/skipped": skipped} if skipped else values,
+            num=len(found[1]["kept"]),
+            told=f"{len(self.bank)} images in the bank, {len(self.query)} queries",
+            samples={name: 100.0 * right_M for name, right_M in right.items()},
+        )
+
+    def accuracy(self, embed: Embed, params: dict) -> dict[str, float]:
+        """The same values without the prefix: cls, patches, both and perhaps skipped."""
+        values = self.measure(Network(embed, params)).values
+        return {name.removeprefix("knn/"): value for name, value in values.items()}
 
     def raw_accuracy(self) -> float:
         """The same percentage for the normalised pixels themselves: what a network must beat."""
@@ -47,20 +122,22 @@ class Knn:
             pixels = images_BHWC.reshape(len(images_BHWC), -1)
             return pixels, pixels[:, :1]
 
-        found = self._extract(flat, shared=False)
-        return self._percent(found, [part["cls"] for part in found])
+        found = self._extract(None, flat)
+        return 100.0 * float(np.mean(self._are_right(found, [part["cls"] for part in found])))
 
-    def _extract(self, apply, *, shared: bool = True) -> list[dict]:
-        """What `extract` finds in the bank and in the queries; what cannot be read is listed."""
+    def _extract(self, network: Network | None, apply=None) -> list[dict]:
+        """Features of the bank and of the queries; what cannot be read is listed.
+
+        apply: in place of a network, a function of images that needs no devices.
+        """
         found = []
+        how: dict[str, Any] = {"transform": self.transform, "batch_size": self.batch_size}
         for name, source in (("bank", self.bank), ("query", self.query)):
-            part = extract(
-                apply,
-                source,
-                transform=self.transform,
-                batch_size=self.batch_size,
-                shared=shared,
-            )
+            if network is None:
+                part = extract(apply, source, shared=False, **how)
+            else:
+                part = dict(network.extract(source, **how))
+                part["patches"] = part.pop("mean")
             found.append(part)
             note_skipped(
                 [Skipped(name, index, reason) for index, reason in part["bad"].items()],
@@ -71,18 +148,18 @@ class Knn:
             )
         return found
 
-    def _percent(self, found: list[dict], features: list) -> float:
+    def _are_right(self, found: list[dict], features: list) -> np.ndarray:
+        """Whether the class of each query is right, bool [M]."""
         bank_labels, query_labels, num_classes = shared_labels(self.bank, self.query)
-        share = knn_accuracy(
+        classes_M = knn_classes(
             features[0],
             bank_labels[found[0]["kept"]],
             features[1],
-            query_labels[found[1]["kept"]],
             neighbors=self.neighbors,
             temperature=self.temperature,
             num_classes=num_classes,
         )
-        return 100.0 * share
+        return classes_M == query_labels[found[1]["kept"]]
 
 
 def learned(knn: Knn, embed: Embed, *, random: dict, ema: dict) -> dict[str, float]:
@@ -99,29 +176,22 @@ def learned(knn: Knn, embed: Embed, *, random: dict, ema: dict) -> dict[str, flo
     }
 
 
-def build_knn(
-    sources: tuple[Source, Source],
-    *,
-    image,
-    knn,
-    max_bad_share: float,
-    directory: Path | None = None,
-) -> Knn:
-    """From (bank, query) and the config sections `image` and `knn`.
-
-    max_bad_share: of images that cannot be read, data.max_bad_share. directory: of the run, which
-    receives a list of them.
-    """
+def build(section, setting: Setting) -> Knn | None:
+    """The row `knn` of the table; None without labels."""
+    sources = setting.labelled()
+    if sources is None:
+        log.info("no k-NN, for want of labels: set knn.query (and knn.bank) to have it")
+        return None
     bank, query = sources
     shared_labels(bank, query)  # refuses classes that the bank lacks before anything is computed
     return Knn(
         bank=bank,
         query=query,
-        transform=EvalTransform.from_sections(image=image, knn=knn),
-        features=knn.features,
-        neighbors=knn.neighbors,
-        temperature=knn.temperature,
-        batch_size=knn.batch_size,
-        max_bad_share=max_bad_share,
-        bad_list=directory / KNN_FILE if directory else None,
+        transform=setting.transform,
+        features=section.features,
+        neighbors=section.neighbors,
+        temperature=section.temperature,
+        batch_size=section.batch_size,
+        max_bad_share=setting.max_bad_share,
+        bad_list=setting.bad_list,
     )

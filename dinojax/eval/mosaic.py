@@ -15,17 +15,18 @@ from pathlib import Path
 
 import numpy as np
 
-from dinojax.config import Config, ConfigError
+from dinojax.config import ConfigError
 from dinojax.data.example import Source
-from dinojax.data.quarantine import KNN_FILE, read_all
-from dinojax.data.sources import open_knn_sources
+from dinojax.data.quarantine import read_all
 from dinojax.distributed import process_group
+from dinojax.eval.contract import Measured, Setting
 from dinojax.eval.features import Embed, EvalTransform
 from dinojax.eval.knn import knn_classes, shared_labels
+from dinojax.eval.network import Network
 
 QUARTERS = 4
 SEED = 4517  # of which images meet in a mosaic; part of the metric's meaning
-NAME = "dense/mosaic"  # its column in metrics.jsonl
+NAME = "dense/mosaic"  # its column
 
 
 @dataclasses.dataclass
@@ -46,20 +47,32 @@ class Mosaics:
     def __post_init__(self):
         self._made: tuple | None = None
 
+    @property
+    def sources(self) -> tuple[Source, Source]:
+        return self.bank, self.query
+
     def accuracy(self, embed: Embed, params: dict) -> float:
         """Percent of the queries' patches that are told right."""
+        return self.measure(Network(embed, params)).values[NAME]
+
+    def measure(self, network: Network) -> Measured:
+        """The column dense/mosaic: percent of the queries' patches that are told right."""
         if self._made is None:
             self._made = self._make()
         (bank, bank_labels), (query, query_labels), num_classes = self._made
         found = knn_classes(
-            self._patches(embed, params, bank),
+            self._patches(network, bank),
             bank_labels,
-            self._patches(embed, params, query),
+            self._patches(network, query),
             neighbors=self.neighbors,
             temperature=self.temperature,
             num_classes=num_classes,
         )
-        return 100.0 * float(np.mean(found == query_labels))
+        # Patches of one mosaic are not independent, so that whole mosaics are drawn again.
+        right_NP = 100.0 * (found == query_labels).reshape(len(query), -1)
+        value = 100.0 * float(np.mean(found == query_labels))
+        told = f"{len(bank)} mosaics in the bank, {len(query)} queries"
+        return Measured({NAME: value}, num=len(found), told=told, samples={NAME: right_NP})
 
     def _make(self) -> tuple:
         rng = np.random.RandomState(SEED)  # whose numbers are the same in every release
@@ -107,40 +120,38 @@ class Mosaics:
         of_patch = np.broadcast_to(of_quarter, (num, 2, side, 2, side))
         return np.ascontiguousarray(pixels), of_patch.reshape(-1)
 
-    def _patches(self, embed: Embed, params: dict, pixels_NHWC: np.ndarray) -> np.ndarray:
+    def _patches(self, network: Network, pixels_NHWC: np.ndarray) -> np.ndarray:
         """Patches [N * P, D], in batches of one size so that one program is compiled."""
         found = []
         for first in range(0, len(pixels_NHWC), self.batch_size):
             part = pixels_NHWC[first : first + self.batch_size]
             fill = self.batch_size - len(part)
             whole = np.pad(part, ((0, fill), (0, 0), (0, 0), (0, 0)))
-            found.append(process_group.fetch(embed(params, whole)[2])[: len(part)])
+            found.append(process_group.fetch(network(whole)[2])[: len(part)])
         patches_NPD = np.concatenate(found)
         return patches_NPD.reshape(-1, patches_NPD.shape[-1])
 
 
-def open_mosaics(
-    config: Config, source: Source, num: int, directory: Path | None = None
-) -> Mosaics | None:
-    """The dense metric on labelled images if there are any, else on those of training.
-
-    directory: of the run, which receives a list of images that cannot be read.
-    """
-    if not num:
-        return None
-    found = open_knn_sources(config.data, config.knn, channels=config.image.channels)
-    bank, query = found or (source, source)
+def build(section, setting: Setting) -> Mosaics | None:
+    """The row `mosaics`: on labelled images if there are any, else on those of training."""
+    sources = setting.labelled()
+    if sources is None:
+        if setting.images is None:
+            return None
+        sources = (setting.images(),) * 2
+    bank, query = sources
+    num = section.mosaics
     if (least := min(len(bank), len(query))) < QUARTERS:
         raise ConfigError(f"knn.mosaics={num} puts {QUARTERS} images into one; there are {least}.")
     return Mosaics(
         bank,
         query,
-        transform=EvalTransform.from_sections(image=config.image, knn=config.knn),
-        patch_size=config.model.patch_size,
+        transform=setting.transform,
+        patch_size=setting.patch_size,
         num=num,
-        neighbors=config.knn.neighbors,
-        temperature=config.knn.temperature,
-        batch_size=min(num, config.knn.batch_size),
-        max_bad_share=config.data.max_bad_share,
-        bad_list=directory / KNN_FILE if directory else None,
+        neighbors=section.neighbors,
+        temperature=section.temperature,
+        batch_size=min(num, section.batch_size),
+        max_bad_share=setting.max_bad_share,
+        bad_list=setting.bad_list,
     )

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dinojax.config import stages
+from dinojax.eval import suite
 from dinojax.monitor import diagnostics
 from dinojax.monitor.diagnostics import FEWEST_ROWS, Finding, median
 from dinojax.runs import early_stopping
@@ -30,7 +31,8 @@ def diagnose(run: RunFiles) -> list[Finding]:
         found += grave + [finding for rule in rules for finding in rule(run)]
     order = ("problem", "warning", "note")
     return sorted(
-        [*found, *_knn(run), *_watched(run)], key=lambda finding: order.index(finding.severity)
+        [*found, *_evaluated(run), *_watched(run)],
+        key=lambda finding: order.index(finding.severity),
     )
 
 
@@ -183,11 +185,19 @@ def _from_random(run: RunFiles) -> bool:
     return source == stages.NOTHING or (source == stages.PREVIOUS and run.stage == run.stages[0])
 
 
-def _knn(run: RunFiles) -> Iterator[Finding]:
+def _evaluated(run: RunFiles) -> Iterator[Finding]:
+    """How the first evaluation of the table that is watched and was measured went."""
     if run.values["optim.freeze_backbone"]:
         return  # cannot change
-    name = f"knn/{run.values['knn.features']}"
-    rows = [(row["step"], row[name]) for row in run.evaluations if row.get(name) is not None]
+    for name, evaluation in suite.watched(run.values).items():
+        rows = [(row["step"], row[name]) for row in run.evaluations if row.get(name) is not None]
+        if rows:
+            yield from _went(run, name, evaluation.title, rows)
+            return
+
+
+def _went(run: RunFiles, name: str, title: str, rows: list) -> Iterator[Finding]:
+    """rows: (step, percent) of each evaluation."""
     if len(rows) < 2:
         return
     (first_step, first), (step, last) = rows[0], rows[-1]
@@ -207,16 +217,16 @@ def _knn(run: RunFiles) -> Iterator[Finding]:
     ):
         yield Finding(
             "warning",
-            "k-NN does not rise",
+            f"{title} does not rise",
             told,
             "Training has not made the features more useful than those of random weights.",
-            "Read the other findings first; if there are none, the run may be too short, or k-NN's"
+            "Read the other findings first; if there are none, the run may be too short, or the"
             " classes may be told apart by what augmentations remove (colour, scale).",
         )
     elif last < best - max(2.0, 0.05 * best) and best_step != step:
         yield Finding(
             "warning",
-            "k-NN falls",
+            f"{title} falls",
             f"{name} {best:.1f} % at step {best_step}, {last:.1f} % at step {step}",
             "The features were better before.",
             "If it goes on for three evaluations, go back to that checkpoint with a lower"

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from dinojax.eval.suite import SUITE
 from dinojax.files.drafts import write_text
 from dinojax.monitor.doctor import Finding, diagnose, verdict
 from dinojax.monitor.report_style import STYLE
@@ -128,8 +129,6 @@ def _section(title: str, content: str) -> str:
 def _summary(run: RunFiles) -> str:
     step = run.rows[-1]["step"] if run.rows else 0
     num_steps = run.values["num_steps"]
-    kind = f"knn/{run.values['knn.features']}"
-    knn = [row[kind] for row in run.evaluations if kind in row]
     tiles = {
         "step": f"{step:,} of {num_steps:,}",
         "recipe": f"{run.recipe}, {run.values['stage']}",
@@ -139,8 +138,10 @@ def _summary(run: RunFiles) -> str:
         tiles["loss"] = (
             "not finite" if run.rows[-1]["total"] is None else short(run.rows[-1]["total"])
         )
-    if knn:
-        tiles["k-NN"] = f"{knn[-1]:.1f} %"
+    for evaluation in SUITE.values():
+        main = evaluation.main_column(run.values)
+        if found := [row[main] for row in run.evaluations if row.get(main) is not None]:
+            tiles[evaluation.title] = evaluation.shown(found[-1])
     items = "".join(
         f"<div><b>{html.escape(str(value))}</b><span>{name}</span></div>"
         for name, value in tiles.items()
@@ -171,18 +172,15 @@ def _charts(run: RunFiles) -> Iterator[str]:
         chart = draw({term: run.column(term) for term in terms}, marks=marks)
         yield _chart(title, "Chance: a student that says nothing.", chart)
     rows = run.evaluations
-    names = sorted({n for row in rows for n, v in row.items() if n.startswith("knn/") and v})
-    knn = {n[4:]: [(row["step"], row[n]) for row in rows if n in row] for n in names}
-    yield _chart("k-NN", "Percent right, by features.", draw(knn, unit="%"))
-    dense = {
-        "mosaic": [
-            (row["step"], row["dense/mosaic"])
-            for row in rows
-            if row.get("dense/mosaic") is not None
-        ]
-    }
-    note = "Percent of the patches of mosaics told right (dinojax/eval/mosaic.py)."
-    yield _chart("Dense", note, draw(dense, unit="%"))
+    for evaluation in SUITE.values():
+        curves = {
+            name.removeprefix(evaluation.prefix): [
+                (row["step"], row[name]) for row in rows if row.get(name) is not None
+            ]
+            for name in evaluation.columns(rows)
+        }
+        title = evaluation.title[:1].upper() + evaluation.title[1:]
+        yield _chart(title, evaluation.note, draw(curves, unit=evaluation.unit))
     for title, (note, columns, unit, log_scale) in CHARTS.items():
         lines = {name: run.column(name) for name in columns if name != "probe/drift"}
         if "probe/drift" in columns:

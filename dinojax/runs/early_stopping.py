@@ -10,6 +10,7 @@ from typing import Any
 
 from dinojax.config.stage_rules import IN_A_ROW
 from dinojax.distributed.interrupt import Alarm
+from dinojax.eval import suite
 from dinojax.runs.loss_ranges import loss_ranges
 
 log = logging.getLogger(__name__)
@@ -18,7 +19,6 @@ Values = Mapping[str, Any]  # dotted key -> value
 Row = Mapping[str, Any]  # of metrics.jsonl
 
 TERMS = {"losses.dino": ("dino_local", "dino_global"), "losses.ibot": ("ibot",)}
-DENSE = "dense/mosaic"
 
 
 def left_chance(values: Values, rows: Iterable[Row]) -> int | None:
@@ -71,11 +71,13 @@ def never_left(values: Values, rows: Sequence[Row]) -> str | None:
 def fallen(values: Values, evaluations: Iterable[Row]) -> str | None:
     """What the last evaluation of a stage lost against that of its step 0, if it is too much.
 
-    k-NN where there are labels, else the dense metric. evaluations: rows of k-NN, in order.
+    k-NN where there are labels, else the dense metric: the first evaluation of the table that is
+    watched and has results. evaluations: rows of evaluations, in order.
     """
     if values["knn.alarm"] is None:
         return None
-    for column in (f"knn/{values['knn.features']}", DENSE):
+    found: list[tuple[int, float]] = []
+    for column in suite.watched(values):
         found = [(row["step"], row[column]) for row in evaluations if row.get(column) is not None]
         if found:
             break

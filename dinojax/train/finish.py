@@ -12,7 +12,7 @@ from dinojax.data.quarantine import KNN_FILE, read_all
 from dinojax.data.sources import EMBEDDED, open_source, source_name
 from dinojax.distributed import process_group
 from dinojax.eval.features import fixed_statistics
-from dinojax.eval.knn_evaluator import learned
+from dinojax.eval.knn_evaluator import Knn, learned
 from dinojax.files.drafts import write_json
 from dinojax.monitor import report as reports
 from dinojax.runs.scalars import duration
@@ -33,9 +33,10 @@ def finish(run: Run, state: State, *, train_seconds: float) -> None:
     if run.pictures:
         _draw_patches(run, embed, random, state.ema["backbone"])
     is_main = process_group.current().is_main
-    if source_name(config.data) in EMBEDDED and run.knn is not None:
+    knn = run.evaluations.get("knn")
+    if source_name(config.data) in EMBEDDED and isinstance(knn, Knn):
         test = open_source(config.data, channels=config.image.channels, split="test")
-        knn = dataclasses.replace(run.knn, query=test)
+        knn = dataclasses.replace(knn, query=test)
         found = learned(knn, embed, random=random, ema=state.ema["backbone"])
         if is_main:
             _write_quickstart(run, found, train_seconds)

@@ -107,8 +107,8 @@ def _opened(
         for run in runs:
             stack.callback(run.checkpoints.close)
             check_start(run)
-        knn = runs[0].knn
-        tell_of(runs[0].source, runs[0].config.batch_size, *((knn.bank, knn.query) if knn else ()))
+        others = [s for made in runs[0].evaluations.values() for s in made.sources]
+        tell_of(runs[0].source, runs[0].config.batch_size, *others)
         yield runs, interrupt
 
 

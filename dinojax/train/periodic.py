@@ -3,13 +3,15 @@
 import contextlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
 
 from dinojax.distributed import process_group
-from dinojax.eval.mosaic import NAME as MOSAIC
+from dinojax.eval.contract import draw
+from dinojax.eval.network import Network
+from dinojax.eval.suite import SUITE, is_result
 from dinojax.monitor.energy import EnergyMeter
 from dinojax.monitor.watchdog import Watchdog
 from dinojax.runs.scalars import MetricsLog, Progress
@@ -19,23 +21,30 @@ from dinojax.train.state import State
 
 log = logging.getLogger(__name__)
 
-EVALUATED = ("knn/", "dense/")  # columns of the last thing that an evaluation writes
-PROBED = ("probe/",)  # the same where there is no other
+PROBED = "probe/"  # columns of the last thing that is written where nothing is evaluated
 
 
 def evaluated_steps(metrics: MetricsLog, run: Run) -> set[int]:
     """Steps evaluated already, before the run was continued, according to its metrics."""
     rows = metrics.rows()
-    last = PROBED if run.knn is None and run.mosaics is None else EVALUATED
-    steps = [row["step"] for row in rows if any(name.startswith(last) for name in row)]
+    is_last = is_result if run.evaluations else _is_of_probe
+    steps = [row["step"] for row in rows if any(map(is_last, row))]
     return set(process_group.current().settle("evaluated steps", steps))
+
+
+def _is_of_probe(column: str) -> bool:
+    return column.startswith(PROBED)
 
 
 def is_evaluation_due(run: Run, number: int, done: set[int]) -> bool:
     """Whether a step is one to evaluate after. done: those that have been."""
-    every = run.every.knn
+    return number not in done and any(_is_due(run, number, n) for n in run.every.measuring)
+
+
+def _is_due(run: Run, number: int, every: int | None) -> bool:
+    """Of what comes at step 0, every so many steps, and at the end."""
     is_last = number == run.num_steps or run.watch.ended
-    return every is not None and number not in done and (number % every == 0 or is_last)
+    return every is not None and (number % every == 0 or is_last)
 
 
 def pauses(run: Run, number: int) -> bool:
@@ -45,31 +54,43 @@ def pauses(run: Run, number: int) -> bool:
     """
     every = run.every
     first = number == 1 and run.pictures
-    evaluates = every.knn is not None and number % every.knn == 0
+    evaluates = any(number % steps == 0 for steps in every.measuring)
     saves = number % every.checkpoint == 0 or number == run.num_steps
     return first or evaluates or saves or run.watch.is_due(number)
 
 
 def evaluate(
-    run: Run, embed, state: State, number: int, *, metrics: MetricsLog, who: str = ""
+    run: Run,
+    network_of: Callable[[dict], Network],
+    state: State,
+    number: int,
+    *,
+    metrics: MetricsLog,
+    who: str = "",
 ) -> None:
-    """Evaluate, write it down and say it; who: in front of what is said."""
-    params, drift, results = state.ema["backbone"], None, {}
-    if run.probe is not None:
-        drift = run.probe.look(embed, params, number + run.steps_before)
-    if run.knn is not None:
-        accuracy = run.knn.accuracy(embed, params)
-        results = {f"knn/{name}": value for name, value in accuracy.items()}
-    if run.mosaics is not None:
-        results[MOSAIC] = run.mosaics.accuracy(embed, params)
+    """What is due of the table, and the probe: measure the ema, write it down, say it.
+
+    network_of: of backbone parameters. who: in front of what is said.
+    """
+    drift: dict[str, float] | None = None
+    results: dict[str, float] = {}
+    network = network_of(state.ema["backbone"])
+    if run.probe is not None and _is_due(run, number, run.every.probe):
+        drift = run.probe.look(network, number + run.steps_before)
+    due = [n for n in run.evaluations if _is_due(run, number, run.every.evaluations[n])]
+    for name in due:
+        measured = run.evaluations[name].measure(network)
+        results |= measured.values
+        if run.processes.is_main:
+            draw(run.directory / "pictures", f"{name}-{number + run.steps_before:08d}", measured)
     if drift:  # written when all are there: an evaluation is repeated as a whole
         metrics.write(number, drift)
     if results:
         metrics.write(number, results)
-    if run.knn is not None:
-        log.info("%sstep %d: k-NN %.1f %%", who, number, results[f"knn/{run.knn.features}"])
-    if run.mosaics is not None:
-        log.info("%sstep %d: dense (mosaics) %.1f %%", who, number, results[MOSAIC])
+    for name in due:
+        row = SUITE[name]
+        main = results[row.main_column(run.config.values())]
+        log.info("%sstep %d: %s %s", who, number, row.title, row.shown(main))
     run.watch.add_evaluation(number, results)
 
 

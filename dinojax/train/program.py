@@ -13,6 +13,7 @@ import numpy as np
 from dinojax.augment.spec import ViewSpec
 from dinojax.config import Config, stages
 from dinojax.eval.features import Embed, EvalTransform, embed, features
+from dinojax.eval.network import Network, of_backbone
 from dinojax.models import zoo
 from dinojax.models.params import init_params
 from dinojax.models.vit import Vit
@@ -99,6 +100,10 @@ class Program:
     def embed(self) -> Embed:
         """The backbone's features of images; see `features.embed`."""
         return embed(self.step.objective.backbone, self.layout)
+
+    def network(self, wrap: Callable[[Callable], Callable]) -> Callable[[dict], Network]:
+        """backbone parameters -> what evaluations measure; wrap: put around each forward pass."""
+        return of_backbone(self.step.objective.backbone, self.layout, wrap=wrap)
 
 
 def build(

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 import jax
 
+from dinojax.config import saved_stages
 from dinojax.distributed import process_group
 from dinojax.monitor.autopsy import Autopsy
 from dinojax.monitor.compilation import Compiles
 from dinojax.runs.scalars import MetricsLog
 from dinojax.runs.tensorboard import EventLog
-from dinojax.train.stage import Run, open_metrics
+from dinojax.train.stage import Run
 
 
 class Row(NamedTuple):
@@ -121,3 +122,14 @@ class Pace:
         if before is not None and elapsed > 0:
             columns["images_per_second"] = (number - before) * self._batch_size / elapsed
         return columns
+
+
+def open_metrics(run: Run, resume_step: int | None) -> MetricsLog:
+    """metrics.jsonl, which one process writes; the rows of several stages say whose they are."""
+    names = saved_stages(run.directory)
+    return MetricsLog(
+        run.directory / "metrics.jsonl" if run.processes.is_main else None,
+        resume_step=resume_step,
+        stage=run.stage if len(names) > 1 else None,
+        is_first=run.stage == names[0],
+    )

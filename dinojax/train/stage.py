@@ -16,17 +16,16 @@ from dinojax.data.example import Source
 from dinojax.data.mixture import num_drawn, parts_of
 from dinojax.data.quarantine import Quarantine
 from dinojax.data.ranges import batch_notes, range_notes
-from dinojax.data.sources import open_knn_sources, open_source
+from dinojax.data.sources import open_source
 from dinojax.distributed import process_group, subgroup
+from dinojax.eval import suite
+from dinojax.eval.contract import Evaluation, Setting, build_asked
 from dinojax.eval.features import fixed_statistics
-from dinojax.eval.knn_evaluator import Knn, build_knn
-from dinojax.eval.mosaic import Mosaics, open_mosaics
 from dinojax.files.drafts import write_text
 from dinojax.models import zoo
 from dinojax.monitor import report as reports
 from dinojax.runs.directory import ACCEPT_DATA, environment
 from dinojax.runs.early_stopping import Watch
-from dinojax.runs.scalars import MetricsLog
 from dinojax.sharding import mesh
 from dinojax.sharding.batch import loaded_rows
 from dinojax.sharding.mesh import Layout
@@ -45,7 +44,13 @@ class Every:
     log: int  # steps
     checkpoint: int  # steps
     minutes: float | None  # between checkpoints, whichever comes first; None = steps alone
-    knn: int | None  # steps; None = never
+    probe: int | None  # steps between looks at the probe; None = never
+    evaluations: dict[str, int | None]  # steps of each that was asked for, by its name in the table
+
+    @property
+    def measuring(self) -> set[int]:
+        """Steps between all that evaluates the ema."""
+        return {every for every in (self.probe, *self.evaluations.values()) if every is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +64,7 @@ class Run:
     anchor: Anchor | None  # of a frozen gram network
     source: Source
     loader_options: dict
-    knn: Knn | None
+    evaluations: dict[str, Evaluation]  # name in the table -> what measures the ema
     checkpoints: Checkpoints
     num_steps: int
     every: Every
@@ -67,7 +72,6 @@ class Run:
     pictures: bool
     probe: Probe | None  # the images whose features are watched
     tensorboard: bool
-    mosaics: Mosaics | None  # the images of the dense metric
     watch: Watch
     hang: dict  # options of the watchdog
     processes: process_group.ProcessGroup  # the processes that work on it; the first of them writes
@@ -142,8 +146,7 @@ def open_run(
     together (process_group.acting); one that is none of them only looks.
     """
     processes = process_group.current()
-    data, channels = config.data, config.image.channels
-    sources = open_knn_sources(data, config.knn, channels=channels)
+    data = config.data
     if programs is None:
         programs = program.build_sizes(config, mesh.from_section(config.mesh))
     seed, boxes = programs[0].seed, tuple(built.batch_shape[1] for built in programs)
@@ -174,28 +177,28 @@ def open_run(
             rows=rows,
             num_hosts=config.batch_size // len(rows),
         ),
-        knn=build_knn(
-            sources,
-            image=config.image,
-            knn=config.knn,
-            max_bad_share=data.max_bad_share,
-            directory=directory,
-        )
-        if sources
-        else None,
+        evaluations=build_asked(
+            Setting(
+                config,
+                programs[0].eval_transform,
+                patch_size=config.model.patch_size,
+                images=lambda: source,
+                directory=directory,
+            )
+        ),
         checkpoints=_checkpoints(config, directory, processes),
         num_steps=config.num_steps,
         every=Every(
             log=config.log.every,
             checkpoint=config.checkpoint.every,
             minutes=config.checkpoint.minutes,
-            knn=config.knn.every,
+            probe=config.knn.every,
+            evaluations=_evaluation_steps(config),
         ),
         matmul=config.precision.matmul,
         pictures=config.log.pictures,
         probe=_probe(config, directory, programs[0], source) if config.log.pictures else None,
         tensorboard=config.log.tensorboard,
-        mosaics=open_mosaics(config, source, config.knn.mosaics, directory),
         watch=Watch(config.until, config.knn, values=config.values()),
         hang=dict(
             factor=config.hang.factor,
@@ -204,6 +207,12 @@ def open_run(
         ),
         processes=processes,
     )
+
+
+def _evaluation_steps(config: Config) -> dict[str, int | None]:
+    """Of the evaluations that are asked for, from the config alone."""
+    asked = {n: row for n, row in suite.SUITE.items() if row.is_asked(config.values())}
+    return {name: getattr(config, row.section).every for name, row in asked.items()}
 
 
 def _checkpoints(
@@ -229,17 +238,6 @@ def _probe(config: Config, directory: Path, built: Program, source: Source) -> P
 def open_train_source(config: Config) -> Source:
     """The images of a run. Raises ValueError or FileNotFoundError if there are none to read."""
     return open_source(config.data, channels=config.image.channels)
-
-
-def open_metrics(run: Run, resume_step: int | None) -> MetricsLog:
-    """metrics.jsonl, which one process writes; the rows of several stages say whose they are."""
-    names = saved_stages(run.directory)
-    return MetricsLog(
-        run.directory / "metrics.jsonl" if run.processes.is_main else None,
-        resume_step=resume_step,
-        stage=run.stage if len(names) > 1 else None,
-        is_first=run.stage == names[0],
-    )
 
 
 def check_teacher(meta: dict, fingerprint: str) -> None:
@@ -269,15 +267,15 @@ def check_data(meta: dict, source: Source, accept: Collection[str] = ()) -> None
 def check_start(run: Run) -> None:
     """Refuse what cannot start, and settings that nothing has read."""
     initialize.check(run.config, run.directory, began=run.checkpoints.latest() is not None)
-    without_knn = ("knn.",) if run.knn is None else ()
-    if without_knn:
-        log.info("no k-NN, for want of labels: set knn.query (and knn.bank) to have it")
-    if run.knn is None and run.mosaics is None and run.config.knn.alarm is not None:
+    # A recipe may hold settings of evaluations that this run does not make.
+    unmade = [f"{name}." for name in suite.sections() if name not in run.evaluations]
+    is_watched = any(suite.SUITE[name].is_watched for name in run.evaluations)
+    if not is_watched and run.config.knn.alarm is not None:
         raise ConfigError(
             f"knn.alarm={run.config.knn.alarm} has nothing to watch, for want of labels; set "
             "knn.query (and knn.bank), or knn.mosaics (128, for example), which needs no labels."
         )
-    besides = (*without_knn, *distill_rules.in_vain(run.config.values()))
+    besides = (*unmade, *distill_rules.in_vain(run.config.values()))
     run.config.check_all_read(besides=besides)
     layout = run.program.layout
     log.info(
@@ -291,7 +289,10 @@ def check_start(run: Run) -> None:
 
 
 def tell_of(source: Source, batch_size: int, *others: Source) -> None:
-    """Say what is left out of the images, and what is lost of their values. others: of the k-NN."""
+    """Say what is left out of the images, and what is lost of their values.
+
+    others: of evaluations.
+    """
     notes = [*source.notes, *range_notes(source), *batch_notes(source, batch_size)]
     for other in others:
         notes += [note for note in [*other.notes, *range_notes(other)] if note not in notes]

@@ -95,7 +95,7 @@ class Trainer:
             log.info("%scontinuing from step %d", self._who, begin)
         self._heads = None if self._teacher is None else self._teacher.heads(self.layout)
         self.number, self.position = int(self.state.step), meta["position"]
-        self._embed = stoppable(run.program.embed(), run.processes, self._interrupt)
+        self._network = run.program.network(self._stoppable)
         self._records = Records(run, begin, compiles=self._compiles, name=self.name)
         self._clock = Clock(meta["seconds"])
         self._saves = Saves(run, self._clock, self._watchdog)
@@ -217,7 +217,7 @@ class Trainer:
         self._records.flush()
 
     def evaluate(self) -> None:
-        """Probe and k-NN of the ema at step 0, every `knn.every` steps and at the end."""
+        """Probe and evaluations of the ema at step 0, every so many steps each, and at the end."""
         if not periodic.is_evaluation_due(self.run, self.number, self._evaluated):
             return
         self.flush()  # rows in the same order whether or not a signal ends the evaluation
@@ -226,13 +226,17 @@ class Trainer:
             self._meet("evaluating")
             try:
                 periodic.evaluate(
-                    *(self.run, self._embed, self.state, self.number),
+                    *(self.run, self._network, self.state, self.number),
                     metrics=self._records.metrics,
                     who=self._who,
                 )
             except PutOff:  # it is repeated as a whole when the run goes on
                 self._evaluated.discard(self.number)
                 self.is_put_off = True
+
+    def _stoppable(self, forward: Callable) -> Callable:
+        """A forward pass that a stop of the run ends between two batches."""
+        return stoppable(forward, self.run.processes, self._interrupt)
 
     def save(self) -> None:
         """Start a checkpoint of the step done last, unless there is one."""

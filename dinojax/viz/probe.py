@@ -37,15 +37,16 @@ class Probe:
         self._directory, self._patch_size = directory, patch_size
         self._images: np.ndarray | None = None
 
-    def look(self, embed: Callable, params: dict, step: int) -> dict[str, float]:
+    def look(self, network: Callable, step: int) -> dict[str, float]:
         """Draw the sheet of a step; scalars {"probe/drift"} from the second look on.
 
+        network: normalised images [B, H, W, C] -> (cls, mean of patches, patches [B, P, D]).
         Drift: root mean squared difference of the cosines between patches to those of the look
         before, over pairs of different patches of one image; 0 (same) to 2.
         """
         if self._images is None:
             self._images = self._read()
-        patches_BPD = process_group.fetch(embed(params, self._images)[2])
+        patches_BPD = process_group.fetch(network(self._images)[2])
         if not process_group.current().is_main:
             return {}
         rows, columns = (side // self._patch_size for side in self._images.shape[1:3])

@@ -44,10 +44,10 @@ def test_train_passes_the_resolved_config_and_the_run_directory(program, tmp_pat
 
 
 def test_eval_knn_passes_run_overrides_and_step(program, tmp_path):
-    calls = program("eval knn")
+    calls = program("eval")
     args = ["eval", "knn", "--run", str(tmp_path), "--step", "20", "--set", "knn.neighbors=5"]
     assert main.main(args) == main.FINISHED
-    assert calls == [(tmp_path, ["knn.neighbors=5"], 20)]
+    assert calls == [("knn", tmp_path, ["knn.neighbors=5"], 20)]
 
 
 def test_a_user_error_is_one_message_and_exit_code_2(capsys):

@@ -199,7 +199,7 @@ def test_an_evaluation_of_a_part_is_put_off_when_a_stop_is_asked_for(teams, monk
         student.run.hang = {"minutes": 1}
         student.layout, student._who, student._compiles = None, "one: ", Compiles()
         student._watchdog = Watchdog(lambda why: None, factor=None, seconds=1, minutes=1)
-        student._embed = stoppable(
+        student._network = stoppable(
             lambda params, images: images, student.run.processes, interrupt=None
         )
         if student.run.processes.has_me:

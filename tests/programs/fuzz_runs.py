@@ -18,7 +18,8 @@ from dinojax.checkpoint.manager import Checkpoints
 from dinojax.eval import checkpoints as measure
 from dinojax.monitor.energy import summed
 from dinojax.train import loop, replay
-from dinojax.train.stage import check_data, open_metrics
+from dinojax.train.records import open_metrics
+from dinojax.train.stage import check_data
 from dinojax.train.state import State
 from tests.programs.fuzz_configs import checks_only
 from tests.programs.fuzz_json import in_the_way, mutated_bytes, mutated_json, mutated_lines, watched
@@ -126,17 +127,17 @@ def reading_only() -> Iterator[None]:
     def reached(*_, **__):
         raise Reached
 
-    before = measure.program, replay.program, loop._at_work
+    before = measure._network, replay.program, loop._at_work
     stand_in = type("Program", (), {"build": reached, "build_sizes": reached})
     with checks_only([]):
-        measure.program = replay.program = stand_in  # type: ignore[assignment]
+        measure._network, replay.program = reached, stand_in  # type: ignore[assignment]
         loop._at_work = _begin  # type: ignore[assignment]
         try:
             yield
         except Reached:
             pass
         finally:
-            measure.program, replay.program, loop._at_work = before
+            measure._network, replay.program, loop._at_work = before
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import pytest
 from dinojax.checkpoint.locate import Place
 from dinojax.config.stages import EMA, Anchor
 from dinojax.distributed import process_group
+from dinojax.eval.contract import Measured
 from dinojax.sharding import mesh
 from dinojax.train import initialize, periodic, trainer
 from dinojax.train import loop as train
@@ -53,7 +54,7 @@ def value(tree) -> float:
 def run(**parts):
     """A run of STEPS steps in which nothing but them is due."""
     program = SimpleNamespace(
-        embed=lambda: None, layout=mesh.make("dp", 1), now=lambda number: {"of step": number}
+        network=lambda wrap: None, layout=mesh.make("dp", 1), now=lambda number: {"of step": number}
     )
     program.abstract_state, program.teacher_forward = lambda: "shapes", MagicMock()
     made = MagicMock(
@@ -61,7 +62,7 @@ def run(**parts):
     )
     made.programs, made.processes, made.matmul = [program], process_group.current(), "default"
     made.watch.ended, made.every.minutes, made.every.checkpoint = False, None, 100
-    made.every.knn, made.config.batch_size = None, 1
+    made.every.measuring, made.config.batch_size = set(), 1
     made.checkpoints.latest = lambda: None
     made.hang = {"factor": 10.0, "minutes": 1.0, "seconds": 60.0}
     for name, part in parts.items():
@@ -160,14 +161,30 @@ def test_a_run_goes_on_from_all_that_its_checkpoint_holds(opened):
 
 
 def test_an_evaluation_looks_at_the_ema():
-    looks = SimpleNamespace(probe=[], knn=[], mosaics=[])
-    made = run(steps_before=0)
-    made.knn.features = "cls"
-    made.probe.look = lambda embed, params, step: looks.probe.append(value(params)) or {}
-    made.knn.accuracy = lambda embed, params: looks.knn.append(value(params)) or {"cls": 50.0}
-    made.mosaics.accuracy = lambda embed, params: looks.mosaics.append(value(params)) or 50.0
-    periodic.evaluate(made, None, state(), 3, metrics=MagicMock())
-    assert (looks.probe, looks.knn, looks.mosaics) == ([2.0], [2.0], [2.0])
+    looks = []
+
+    class Looks:
+        def __init__(self, column):
+            self.column = column
+
+        def measure(self, network):
+            looks.append((self.column, value(network)))
+            return Measured({self.column: 50.0})
+
+    columns = {"knn": "knn/cls", "mosaics": "dense/mosaic"}
+    made = run(steps_before=0, evaluations={n: Looks(column) for n, column in columns.items()})
+    made.config.values = lambda: {"knn.features": "cls"}
+    made.every.probe, made.every.evaluations = 3, {"knn": 3, "mosaics": 2}
+    made.probe.look = lambda network, step: looks.append(("probe", value(network))) or {}
+    metrics = MagicMock()
+    periodic.evaluate(made, lambda params: params, state(), 3, metrics=metrics)
+    assert looks == [("probe", 2.0), ("knn/cls", 2.0)]  # each when it is due, and all at the end
+    periodic.evaluate(made, lambda params: params, state(), STEPS, metrics=metrics)
+    assert looks[2:] == [("probe", 2.0), ("knn/cls", 2.0), ("dense/mosaic", 2.0)]
+    assert [call.args for call in metrics.write.call_args_list] == [
+        (3, {"knn/cls": 50.0}),
+        (STEPS, {"knn/cls": 50.0, "dense/mosaic": 50.0}),
+    ]
 
 
 RESTORED = {
@@ -236,11 +253,11 @@ def test_a_student_of_a_family_learns_the_step_that_it_is_at(opened, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("knn", "mosaics", "done"), [(None, None, {0, 4}), (object(), None, {4}), (None, object(), {4})]
+    ("column", "done"), [("probe/drift", {0, 4}), ("knn/cls", {4}), ("dense/mosaic", {4})]
 )
-def test_a_look_is_not_repeated_at_a_resume_where_it_is_all_of_an_evaluation(knn, mosaics, done):
+def test_a_look_is_not_repeated_at_a_resume_where_it_is_all_of_an_evaluation(column, done):
     """Else metrics.jsonl gets one more row of it; with k-NN the whole evaluation is repeated."""
     rows = [{"step": 0, "probe/drift": 0.1}, {"step": 2, "total": 1.0}, {"step": 4}]
-    rows[2] |= {"probe/drift": 0.1} if knn is mosaics else {"knn/cls" if knn else "dense/mosaic": 9}
-    run = SimpleNamespace(knn=knn, mosaics=mosaics)
+    rows[2][column] = 9
+    run = SimpleNamespace(evaluations={} if column == "probe/drift" else {"some": object()})
     assert periodic.evaluated_steps(SimpleNamespace(rows=lambda: rows), run) == done

@@ -1,5 +1,6 @@
 """Colours that mean something: planted directions come back, and the PNGs show them."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -131,13 +132,13 @@ def looks(folder, *steps, num_patches=4):
         def read(self, index, box_size):
             return self[index]
 
-    def embed(step, images_BHWC):
+    def embed(images_BHWC, step):
         patches = np.random.default_rng(step).normal(size=(len(images_BHWC), num_patches, 5))
         return None, None, patches
 
     patch_size = 16 // round(num_patches**0.5)
     probe = Probe(Source(images), lambda pixels: pixels / 255.0, folder, patch_size=patch_size)
-    return [probe.look(embed, step, step) for step in steps]
+    return [probe.look(partial(embed, step=step), step) for step in steps]
 
 
 def test_a_look_repeated_after_a_kill_compares_with_the_same_one_before(tmp_path):

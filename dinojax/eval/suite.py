@@ -1,0 +1,81 @@
+"""The table of evaluations. docs/evaluation.md says how to add one: its file, and a row here.
+
+Config sections with their explanations and limits, columns of metrics, report, early stopping,
+progress, doctor and the command line read this table. It imports nothing but `row`.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from dinojax.eval.row import KINDS, Row, keys_of
+
+# Name -> row, in the order in which they are measured.
+SUITE: dict[str, Row] = {
+    "knn": Row(
+        module="dinojax.eval.knn_evaluator",
+        title="k-NN",
+        says="weighted k-NN on the ema, when labels exist",
+        needs="labelled images that vote (knn.bank) and that are classified (knn.query)",
+        costs="one forward pass over both",
+        prefix="knn/",
+        main="knn/{features}",
+        section="knn",
+        note="Percent right, by features.",
+        switch="",
+        is_watched=True,
+    ),
+    "mosaics": Row(
+        module="dinojax.eval.mosaic",
+        title="dense (mosaics)",
+        says="which of four images side by side a patch belongs to",
+        needs="images; labels are used where there are any",
+        costs="one forward pass over 2 x knn.mosaics images",
+        prefix="dense/",
+        main="dense/mosaic",
+        section="knn",
+        note="Percent of the patches of mosaics told right (dinojax/eval/mosaic.py).",
+        switch="mosaics",
+        is_watched=True,
+    ),
+}
+
+
+def sections() -> dict[str, Row]:
+    """Sections of the config that evaluations own, each with the row whose file declares it."""
+    return {name: row for name, row in SUITE.items() if row.section == name}
+
+
+def keys() -> Iterator[tuple[str, dict[str, Any]]]:
+    """(dotted key, its row of KEYS) of all evaluations."""
+    for section, row in sections().items():
+        for key, fields in keys_of(row.module).items():
+            yield f"{section}.{key}", fields
+
+
+def defaults() -> dict[str, dict[str, Any]]:
+    """Section -> key -> default."""
+    return {
+        section: {key: fields["default"] for key, fields in keys_of(row.module).items()}
+        for section, row in sections().items()
+    }
+
+
+def comments() -> dict[str, str]:
+    """Section or dotted key -> what it means; with its source, of a key."""
+    said = {section: row.says for section, row in sections().items()}
+    return said | {key: fields["says"] for key, fields in keys()}
+
+
+def types(field: str) -> dict[str, type]:
+    """Dotted key -> the type that a field of KEYS (optional, many) names."""
+    return {key: KINDS[fields[field]] for key, fields in keys() if field in fields}
+
+
+def watched(values: Mapping[str, Any]) -> dict[str, Row]:
+    """Main column -> row of what an alarm and the doctor judge by, the first that is there."""
+    return {row.main_column(values): row for row in SUITE.values() if row.is_watched}
+
+
+def is_result(column: str) -> bool:
+    """Whether a column of metrics.jsonl is of an evaluation."""
+    return any(row.owns(column) for row in SUITE.values())
