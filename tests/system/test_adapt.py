@@ -12,6 +12,7 @@ from dinojax.cli import main
 from dinojax.config import ConfigError
 from dinojax.data import tiles
 from dinojax.distributed.interrupt import ALARMED, Alarm
+from dinojax.eval.contract import Measured
 from dinojax.eval.knn_evaluator import Knn
 from dinojax.models.rope import RopeSpec
 from dinojax.runs import early_stopping
@@ -152,7 +153,8 @@ def test_an_alarm_that_stops_saves_and_stops_the_same_command_again(
     source, tmp_path, monkeypatch, capsys
 ):
     found = iter((50.0, 50.0, 30.0))
-    monkeypatch.setattr(Knn, "accuracy", lambda *args: dict.fromkeys(("cls", "both"), next(found)))
+    columns = ("knn/cls", "knn/both")
+    monkeypatch.setattr(Knn, "measure", lambda *_: Measured(dict.fromkeys(columns, next(found))))
     asked = ("knn.alarm=0.2", "knn.alarm_stops=True", "knn.every=1")
     for _ in range(2):
         with pytest.raises(Alarm, match="knn/both fell to 30.0 % at step 2, from 50.0 %"):
