@@ -16,13 +16,16 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # float64 is replayed as well
 import numpy as np  # noqa: E402
 
 from tests.golden import (  # noqa: E402
+    dense,
     formats,
     global_eval,
     losses,
     masks,
+    matching,
     networks,
     optim,
     train,
+    video,
 )
 from tests.golden.record import TINY, Check, Record, Skip  # noqa: E402
 
@@ -68,6 +71,8 @@ KINDS = {
     r"schedules.*\.json": Kind(r".+/world\d+", optim.replay_schedules),
     r"param_groups.*\.json": Kind(r".+/decay[\d.]+", optim.replay_param_groups),
 }
+for module in (dense, matching, video):
+    KINDS |= {name: Kind(*row) for name, row in module.KINDS.items()}
 
 
 # Recorded inputs, which a replay reads and does not compare.

@@ -14,6 +14,9 @@ FAST |= {"vit_storage_maskk", "vit_drop_path"}
 FAST |= {"metrics_classification", "metrics_imagenet_c", "metrics_imagenet_c_b", "fewshot_lsr"}
 FAST |= {"logreg_binary", "logreg_multiclass", "eval_subsets", "eval_transforms", "knn_module_b"}
 FAST |= {"retrieval_revisitop", "retrieval_amstertime", "retrieval_met", "linear_probe_sgd"}
+FAST |= {"seg_miou", "seg_losses"}
+FAST |= {"dense_schedules", "dense_transforms", "canopy_metrics", "correspondence_spair"}
+FAST |= {"objects_tokencut", "demo_pca_foreground", "video_davis_jf"}
 FILES = [
     pytest.param(path, id=path.stem, marks=[] if path.stem in FAST else [pytest.mark.slow])
     for path in sorted(GOLDEN.iterdir())

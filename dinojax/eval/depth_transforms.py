@@ -1,0 +1,97 @@
+"""What happens to an image and its depth before a depth head sees them.
+
+DINOv3's released transforms. Values are 0..1 here, where segmentation's are 0..255; only the
+colours work on 0..255.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from scipy import ndimage
+
+from dinojax.ops.interpolate import resize
+
+NYU_BOX = (43, 45, 608, 472)  # left, top, right, bottom of the part of 640 x 480 without a frame
+
+
+def scaled_box(box, height: int, width: int, of: tuple[int, int] = (480, 640)) -> tuple[int, ...]:
+    """(left, top, right, bottom) of a box of an image of size `of` in one of another size."""
+    left, top, right, bottom = box
+    x, y = (
+        [int(v / full * new) for v in pair]
+        for pair, full, new in (
+            ((left, right), of[1], width),
+            ((top, bottom), of[0], height),
+        )
+    )
+    return x[0], y[0], x[1], y[1]
+
+
+def depth_view(
+    image_HWC: np.ndarray, *, mean, std, size: tuple[int, int] | None = None
+) -> np.ndarray:
+    """Normalised float32 for evaluation; resized (antialiased bilinear, on floats) if asked to."""
+    values = image_HWC.astype(np.float32) / 255
+    if size is not None:
+        values = np.asarray(
+            resize(jnp.asarray(values)[None], size, method="bilinear", antialias=True)[0]
+        )
+    return (values - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
+
+
+def mean_of_flips(depth_BHW: np.ndarray, mirrored_BHW: np.ndarray) -> np.ndarray:
+    """Depth of images, averaged with that of the mirrored images turned back."""
+    return (depth_BHW + mirrored_BHW[:, :, ::-1]) / 2
+
+
+def coloured(image_HWC: np.ndarray, rng: Any, *, brightness: tuple[float, float]) -> np.ndarray:
+    """Values 0..1 with gamma, brightness and each channel changed.
+
+    Gamma bends values of 0..255, where 0.9 and 1.1 change the brightness a lot: so is it released.
+    """
+    bent_HWC = (image_HWC * 255) ** rng.uniform(0.9, 1.1) * rng.uniform(*brightness)
+    values = bent_HWC * np.array([rng.uniform(0.9, 1.1) for _ in range(image_HWC.shape[2])])
+    return np.clip(values, 0, 255) / 255
+
+
+@dataclasses.dataclass(frozen=True)
+class DepthTrainTransform:
+    """A random view of an image and its depth: (float32 [*crop, C], float32 [*crop])."""
+
+    crop: tuple[int, int]  # height and width
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    angle: float = 2.5  # degrees to both sides, at rate 0.5
+    brightness: tuple[float, float] = (0.9, 1.1)  # NYU: 0.75, 1.25
+    box: tuple[int, int, int, int] | None = None  # cut first; NYU_BOX
+
+    def __call__(self, image_HWC: np.ndarray, depth_HW: np.ndarray, rng: Any):
+        """Raises ValueError for an image smaller than the crop."""
+        if self.box is not None:
+            left, top, right, bottom = scaled_box(self.box, *depth_HW.shape)
+            image_HWC, depth_HW = (x[top:bottom, left:right] for x in (image_HWC, depth_HW))
+        if any(side < crop for side, crop in zip(depth_HW.shape, self.crop, strict=True)):
+            raise ValueError(
+                f"depth map of {depth_HW.shape} is smaller than a crop of {self.crop}."
+            )
+        image: np.ndarray = image_HWC.astype(np.float32) / 255
+        depth: np.ndarray = depth_HW.astype(np.float32)
+        if rng.random() < 0.5:
+            angle = rng.uniform(-self.angle, self.angle)
+            image = ndimage.rotate(image, angle, reshape=False, order=1)
+            depth = ndimage.rotate(depth, angle, reshape=False, order=0)  # 0 = no depth known
+        if rng.random() < 0.5:
+            image, depth = image[:, ::-1], depth[:, ::-1]
+        top, left = (
+            int(rng.integers(side - crop + 1))
+            for side, crop in zip(depth.shape, self.crop, strict=True)
+        )
+        image, depth = (
+            x[top : top + self.crop[0], left : left + self.crop[1]] for x in (image, depth)
+        )
+        if rng.random() < 0.5:
+            image = coloured(image, rng, brightness=self.brightness)
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        return ((image - mean) / std).astype(np.float32), depth
