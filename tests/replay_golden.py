@@ -16,6 +16,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # float64 is replayed as well
 import numpy as np  # noqa: E402
 
 from tests.golden import (  # noqa: E402
+    curation,
     dense,
     formats,
     global_eval,
@@ -71,7 +72,7 @@ KINDS = {
     r"schedules.*\.json": Kind(r".+/world\d+", optim.replay_schedules),
     r"param_groups.*\.json": Kind(r".+/decay[\d.]+", optim.replay_param_groups),
 }
-for module in (dense, matching, video):
+for module in (curation, dense, matching, video):
     KINDS |= {name: Kind(*row) for name, row in module.KINDS.items()}
 
 

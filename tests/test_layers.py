@@ -17,7 +17,7 @@ LEVELS = [
     {"checkpoint"},
     {"weights", "runs"},
     {"eval", "monitor"},
-    {"train"},
+    {"train", "curate"},
     {"distill"},
     {"plan"},
     {"cli"},

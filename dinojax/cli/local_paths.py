@@ -13,6 +13,7 @@ OPTIONS = {
     "weights": "--weights",
     "config": "--config",
     "words": "--words",
+    "recipe": "RECIPE",
     "folder": "the folder",
     "file": "the file",
     "a": "the first config",

@@ -19,6 +19,9 @@ from dinojax.cli import (
     weights,
 )
 from dinojax.cli import (
+    curate as cli_curate,
+)
+from dinojax.cli import (
     data as cli_data,
 )
 from dinojax.cli import (
@@ -329,6 +332,9 @@ def _parser() -> argparse.ArgumentParser:
 
     data = _group(commands, "data", cli_data.SUMMARY, cli_data.DATA)
     cli_data.add(data, _command, _config_options)
+
+    curate = _group(commands, "curate", cli_curate.SUMMARY, cli_curate.CURATE)
+    cli_curate.add(curate, _command, _function)
     return parser
 
 

@@ -17,6 +17,8 @@ FAST |= {"retrieval_revisitop", "retrieval_amstertime", "retrieval_met", "linear
 FAST |= {"seg_miou", "seg_losses"}
 FAST |= {"dense_schedules", "dense_transforms", "canopy_metrics", "correspondence_spair"}
 FAST |= {"objects_tokencut", "demo_pca_foreground", "video_davis_jf"}
+FAST |= {"curation_allocation", "curation_batch_mixing", "curation_kmeans_b"}
+FAST |= {"curation_dedup_own_truth"}
 FILES = [
     pytest.param(path, id=path.stem, marks=[] if path.stem in FAST else [pytest.mark.slow])
     for path in sorted(GOLDEN.iterdir())

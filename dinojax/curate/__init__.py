@@ -1,0 +1,1 @@
+"""From a pool of images to a clean, balanced set that `train` reads (docs/curation.md)."""
