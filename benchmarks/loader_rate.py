@@ -5,7 +5,7 @@
 The last line is JSON. value: images per second of processor time through read, decode and box, on
 500x375 JPEGs. baseline: the same images through the usual multi-crop pipeline (two global and eight
 local crops, flip, colour jitter, grayscale, blur, solarise, normalise) in Pillow and NumPy with the
-parameters of configs/base.py. equal: our boxes hold Pillow's pixels. The rates of whole loaders
+parameters of configs/keys/. equal: our boxes hold Pillow's pixels. The rates of whole loaders
 with 1 and 2 worker processes are by the clock on the wall; memory is that of all processes.
 """
 

@@ -4,8 +4,8 @@
 # DINOJAX_TEST_TORCH=1 installs PyTorch, transformers and timm as well and compares with them.
 # DINOJAX_TEST_PLANS=1 plans for a TPU and a GPU, with the compilers of `dinojax plan` (860 MB) in an
 # environment of their own: a JAX that finds them looks for their devices everywhere.
-# DINOJAX_TEST_NEWEST=1 runs those of training, sharding, data and weights on another Python found
-# here as well, the newest one, with the newest releases it can have; =all runs every fast test.
+# DINOJAX_TEST_NEWEST=1 runs some of config, training, data and weights on another Python found here
+# as well, the newest one, with the newest releases it can have; =all runs every fast test.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 cd "$ROOT"

@@ -21,7 +21,7 @@ EPS = 1e-4  # least standard deviation of values in 0..1, for crops of one colou
 
 @dataclasses.dataclass(frozen=True)
 class Strengths:
-    """What `choose` may pick: sizes of colour changes, rates, and the blur; see configs/base.py."""
+    """What `choose` may pick: sizes of colour changes, rates, and the blur; see configs/keys/."""
 
     jitter_rate: float
     brightness: float  # the factor lies in [1 - b, 1 + b]; so for contrast and saturation

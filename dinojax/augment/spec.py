@@ -12,7 +12,7 @@ NUM_GLOBAL = 2  # G, global crops per image
 
 @dataclasses.dataclass(frozen=True)
 class ViewSpec:
-    """What `make_views` needs to know at compile time; hashable. Units as in configs/base.py."""
+    """What `make_views` needs to know at compile time; hashable. Units as in configs/keys/."""
 
     group_size: int  # V, images per group
     global_size: int  # of crops as they are cut, like all sizes here

@@ -49,7 +49,7 @@ class Checkpoint:
     disk_bytes: int
     meta: dict[str, Any]  # position, fingerprint and what else was saved beside the state
     versions: dict[str, str]
-    config: dict[str, dict]  # key that differs from configs/base.py -> {"saved", "base"}
+    config: dict[str, dict]  # key that differs from configs/keys/ -> {"saved", "base"}
     mesh: dict[str, int] | None  # of the array on most devices
     parts: dict[str, int]  # student, ema, opt_state, ...: bytes in memory
     arrays: list[Array]
@@ -196,7 +196,7 @@ def _array(path: str, leaf: ocp.metadata.ArrayMetadata) -> Array:
 
 
 def _changes(saved: dict) -> dict[str, dict]:
-    """Keys whose saved value is not that of configs/base.py; `base` is absent for unknown keys."""
+    """Keys whose saved value is not that of configs/keys/; `base` is absent for unknown keys."""
     default = json.loads(json.dumps(flat(base.get_config())))  # tuples as lists, as in JSON
     return {
         key: {"saved": value} | ({"base": default[key]} if key in default else {})
@@ -238,7 +238,7 @@ def _lines(found: list[Checkpoint | Torn], *, arrays: bool) -> Iterable[str]:
         if before is None or before.versions != one.versions:
             yield "  " + ", ".join(f"{name} {version}" for name, version in one.versions.items())
         if before is None or before.config != one.config:
-            yield f"  {len(one.config)} config keys differ from configs/base.py:"
+            yield f"  {len(one.config)} config keys differ from their defaults:"
             yield from (f"    {key} = {_change(values)}" for key, values in one.config.items())
         else:
             yield f"  config as in step {before.step}"

@@ -5,8 +5,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from dinojax.config import Config, ConfigError, diff, explain, load, read
-from dinojax.config.config import of_values
+from dinojax.cli.parser import Parser
+from dinojax.config import Config, ConfigError, diff, explain, load, of_values, read
+from dinojax.configs.keys.key import COUNT, FLOAT
 from dinojax.files.drafts import write_text
 from dinojax.migrate.files import read_yaml, recipe_text
 from dinojax.migrate.translate import migrate
@@ -37,8 +38,9 @@ examples:
 """
 
 
-def add(commands: Any, command: Any, config_options: Any) -> None:
-    """The parsers, made by the helpers of the command line."""
+def add_verb(commands: Any, parser: Parser) -> None:
+    command, config_options = parser.command, parser.config_options
+    commands = parser.group(commands, "config", SUMMARY, CONFIG)
     show = command(commands, "show", "every key, its value, and who set it", CONFIG, _show)
     config_options(show, required=True)
     show.add_argument("--stage", metavar="NAME", help="of the recipe; default: the first")
@@ -78,6 +80,11 @@ def _show(args: argparse.Namespace) -> None:
 def _explain(args: argparse.Namespace) -> None:
     told = explain(args.key)
     print(f"{told.key}: {told.meaning}\ndefault: {told.default!r}\nsource:  {told.source}")
+    if told.choices:
+        print(f"choices: {', '.join(map(repr, told.choices))}")
+    if told.limits is not None:
+        low, high = told.limits
+        print(f"range:   {low:g} {'and up' if high in (COUNT, FLOAT) else f'to {high:g}'}")
     if args.config is not None:
         config = load(args.config, args.set)
         print(f"here:    {config.values()[args.key]!r} ({config.sources[args.key]})")

@@ -1,9 +1,11 @@
 """`dinojax curate`: from a pool of images to a clean, balanced set that `train` reads."""
 
 import argparse
+import importlib
 from typing import Any
 
 from dinojax.cli import processes
+from dinojax.cli.parser import Parser
 from dinojax.distributed.interrupt import leaving
 
 SUMMARY = "a balanced training set from a pool of images"
@@ -29,18 +31,19 @@ STEPS = {
 }
 
 
-def add(commands: Any, command: Any, function: Any) -> None:
-    """A parser for each step. function: imports one by module and name."""
+def add_verb(commands: Any, shared: Parser) -> None:
+    """A parser for each step."""
+    commands = shared.group(commands, "curate", SUMMARY, CURATE)
 
     def program(args: argparse.Namespace) -> None:
         with leaving():
-            curate = function("dinojax.curate.run", "curate")
-            function("dinojax.monitor.compilation", "keep_programs")()
+            curate = importlib.import_module("dinojax.curate.run").curate
+            importlib.import_module("dinojax.monitor.compilation").keep_programs()
             with processes.joined(args):
                 curate(args.step, args.recipe, args.out, overrides=args.set, anew=args.anew)
 
     for name, summary in STEPS.items():
-        parser = command(commands, name, summary, CURATE, program)
+        parser = shared.command(commands, name, summary, CURATE, program)
         parser.set_defaults(step=name)
         parser.add_argument("recipe", metavar="RECIPE", help="a YAML file")
         parser.add_argument("--out", metavar="DIR", required=True, help="made if absent")

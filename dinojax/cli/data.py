@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dinojax.cli.parser import Parser
 from dinojax.config import Config, load
 from dinojax.data.decode import ReadOptions, WrongChannels
 from dinojax.data.example import Source
@@ -59,8 +60,9 @@ examples:
 """
 
 
-def add(commands: Any, command: Any, config_options: Any) -> None:
-    """The three parsers, made by the helpers of the command line."""
+def add_verb(commands: Any, shared: Parser) -> None:
+    command, config_options = shared.command, shared.config_options
+    commands = shared.group(commands, "data", SUMMARY, DATA)
     check = command(commands, "check", "what is in a data set", CHECK, _check)
     config_options(check, required=False)
     check.add_argument("--out", metavar="DIR", help="folder for report.json and crops.png")

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from dinojax.cli.parser import Parser
 from dinojax.eval import suite
 from dinojax.eval.row import Row
 
@@ -27,8 +28,9 @@ keys of {section} (--set {section}.KEY=VALUE; dinojax config explain {section}.K
 """
 
 
-def add(commands, command: Callable, program: Callable[[str], Callable], set_option) -> None:
-    """The parsers, made by the helpers of the command line."""
+def add_verb(commands, shared: Parser) -> None:
+    command, program, set_option = shared.command, shared.program, shared.set_option
+    commands = shared.group(commands, "eval", "evaluate a network", LIST)
     command(commands, "list", "what each needs, costs and reports", LIST, _list)
     for name, row in suite.SUITE.items():
         parser = command(commands, name, row.title, described(name, row), _evaluate(program, name))

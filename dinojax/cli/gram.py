@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from dinojax.cli.parser import Parser
+
 PICK = """\
 Score all checkpoints of a run by a dense metric and recommend the anchor of a Gram stage, or none.
 The metric: which of four images side by side a patch belongs to (docs/stages.md).
@@ -13,12 +15,12 @@ examples:
 """
 
 
-def add(gram, command, *, program, set_option) -> None:
-    """`pick` under the commands of `dinojax gram`; the rest are helpers of cli.py."""
-    pick = command(gram, "pick", "recommend an anchor", PICK, _pick(program))
+def add_verb(commands, parser: Parser) -> None:
+    gram = parser.group(commands, "gram", "help with Gram anchoring", PICK)
+    pick = parser.command(gram, "pick", "recommend an anchor", PICK, _pick(parser.program))
     pick.add_argument("run", metavar="RUN", type=Path, help="a run directory")
     pick.add_argument("--mosaics", type=int, default=128, metavar="N", help="default: 128")
-    set_option(pick)
+    parser.set_option(pick)
 
 
 def _pick(program):

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dinojax import config as configs
-from dinojax.config import ConfigError, recipe
-from dinojax.plan import partitioner_log, targets, waiting
+from dinojax.cli.parser import Parser
+from dinojax.config import ConfigError
+from dinojax.plan import compilers, partitioner_log, targets, waiting
 from dinojax.plan import report as reports
 from dinojax.plan.targets import replaced
 from dinojax.sharding import axes
@@ -74,8 +75,8 @@ COMPILED = (
 TIMEOUT = 3600  # seconds
 
 
-def add(commands, command, program, set_option) -> None:
-    """`plan` under the given commands; the others are helpers of cli.py."""
+def add_verb(commands, parser: Parser) -> None:
+    """`plan`, and `report` under `shard`."""
 
     def run_either(args: argparse.Namespace) -> None:
         if args.words is None:
@@ -85,18 +86,15 @@ def add(commands, command, program, set_option) -> None:
         if unread := [n for n in COMPILED if given[n] is not None and given[n] is not False]:
             flag = unread[0].replace("_", "-")
             raise ConfigError(f"--{flag} goes with --config; --words takes --set and --images.")
-        program("plan --words")(args.words, args.set, args.images)
+        parser.program("plan --words")(args.words, args.set, args.images)
 
-    plan = command(
+    plan = parser.command(
         commands, "plan", "what a recipe will do, and what it will take", PLAN, run_either
     )
-    options(plan, set_option)
-
-
-def add_shard(commands, command, config_options) -> None:
-    """`report` under `dinojax shard`."""
-    report = command(commands, "report", "where every parameter lives", SHARD, shard_report)
-    config_options(report, required=True)
+    options(plan, parser.set_option)
+    shard = parser.group(commands, "shard", "where arrays live on devices", SHARD)
+    report = parser.command(shard, "report", "where every parameter lives", SHARD, shard_report)
+    parser.config_options(report, required=True)
     _student_option(report, "of a recipe with students, which one")
     report.add_argument("--devices", type=int, metavar="N", help="default: mesh.devices or 1")
     report.add_argument("--compile", action="store_true", help="and tell what becomes whole")
@@ -144,7 +142,7 @@ def options(parser: argparse.ArgumentParser, set_option) -> None:
     """What `plan` takes."""
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--words", metavar="RECIPE", help="say it in words: a recipe, file or name")
-    what.add_argument("--config", metavar="RECIPE", help="compile it for --target")
+    what.add_argument("--config", metavar="RECIPE", help="or a run: compile it for --target")
     set_option(parser)
     parser.add_argument("--images", type=int, metavar="N", help="in the data, to tell epochs")
     parser.add_argument("--target", metavar="KIND:SIZES", help="see above")
@@ -174,7 +172,7 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError("--images goes with --words; of a step it is --images-per-device.")
     target = targets.parse(args.target)
     args.target = target.name
-    targets.check_compiler(target)
+    compilers.check_compiler(target)
     # What is wrong is told before any compiling.
     wanted = [_load(args, stage) for stage in _stages(args)]
     plans = []
@@ -200,12 +198,12 @@ def run(args: argparse.Namespace) -> None:
 
 def _stages(args) -> tuple[str | None, ...]:
     """Those to plan."""
-    return recipe.stages(recipe.find(args.config)) if args.stage == "all" else (args.stage,)
+    return configs.stage_names(args.config) if args.stage == "all" else (args.stage,)
 
 
 def _load(args, stage: str | None) -> configs.Config:
     """The config of a stage, of the first student if there are students."""
-    if not recipe.students(recipe.find(args.config)):
+    if not configs.student_names(args.config):
         if args.student:
             raise ConfigError(f"--student {args.student[0]}: {args.config} has no STUDENTS.")
         return configs.load(args.config, args.set, stage=stage)

@@ -3,6 +3,8 @@
 import argparse
 from collections.abc import Callable
 
+from dinojax.cli.parser import Parser
+
 EXPORT = """\
 Write a backbone for another library, with proof that it is the same network: OUT receives the
 weights, the library's own config, provenance.json and parity.json. Nothing is written if the
@@ -39,8 +41,8 @@ FORMATS = ("meta", "hf", "timm", "stablehlo")
 Program = Callable[[str], Callable]
 
 
-def add(commands, command: Callable, program: Program) -> None:
-    """Add the three commands. command: makes one parser; program: its function, imported late."""
+def add_verb(commands, parser: Parser) -> None:
+    command, program = parser.command, parser.program
     _export(command(commands, "export", "weights for PyTorch", EXPORT, _run_export(program)))
     _import(command(commands, "import", "weights of others to ours", IMPORT, _run_import(program)))
     _embed(command(commands, "embed", "features of a folder", EMBED, _run_embed(program)))

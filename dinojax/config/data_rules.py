@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-Values = Mapping[str, Any]  # dotted key -> value
+from dinojax.data.sources import EMBEDDED, SOURCES
 
-SOURCES = ("folder", "manifest", "tar", "arrayrecord", "tfds", "parquet", "tiles")
+Values = Mapping[str, Any]  # dotted key -> value
 
 
 def rules(values: Values) -> Iterator[str]:
@@ -24,7 +24,7 @@ def _mixture(values: Values) -> Iterator[str]:
             yield f"{where} is no name or there twice; use letters a-z, digits, - and _, once."
         if kind not in SOURCES:
             yield f"{where} has source {kind!r}; use {', '.join(map(repr, SOURCES))}."
-        if not path and kind != "tiles":
+        if not path and kind not in EMBEDDED:
             yield f"{where} has no path; give the one of its images, absolute or from data.path on."
         if weight < 0 or not 0 <= alone <= 1 or not weight + alone:
             yield (

@@ -1,32 +1,29 @@
-"""What configs/base.py says about a key."""
+"""What the row of a key says."""
 
 import re
 from typing import Any, NamedTuple
 
-from dinojax.config.recipe import ConfigError, comments, flat, unknown
-from dinojax.configs import base
+from dinojax.config.recipe import ConfigError, unknown
+from dinojax.configs.keys import KEYS
 
 
 class Explanation(NamedTuple):
-    """What configs/base.py says about a key."""
+    """What configs/keys/ says about a key."""
 
     key: str
     default: Any
     meaning: str
-    source: str  # [R], [P], [D2] or [ours], with what base.py adds to it
+    source: str  # [R], [P], [D2] or [ours], with what the row adds to it
+    choices: tuple  # the only values, beside None where it is optional; empty = any
+    limits: tuple[float, float] | None  # smallest and largest, of numbers
 
 
 def explain(key: str) -> Explanation:
-    """Default, meaning and source of a key, from the comments of configs/base.py."""
-    default = flat(base.get_config())
-    if key not in default:
-        raise ConfigError(unknown(key, default))
-    said = comments()
-    section, _, leaf = key.rpartition(".")
-    comment = said[key] if key in said else said[leaf]  # leaf: in a helper function
-    if section in said and key not in said:
-        comment = f"{said[section].split(';')[0].strip()}: {comment}".removeprefix(": ")
-    meaning, _, source = comment.rpartition(";")
+    """Default, meaning, source, choices and range of a key, from its row."""
+    if key not in KEYS:
+        raise ConfigError(unknown(key, KEYS))
+    row = KEYS[key]
+    meaning, _, source = row.says.rpartition(";")
     if not meaning:  # choices that each carry their own source
-        meaning, source = comment, " ".join(re.findall(r"\[\w+\]", comment))
-    return Explanation(key, default[key], meaning.strip(), source.strip())
+        meaning, source = row.says, " ".join(re.findall(r"\[\w+\]", row.says))
+    return Explanation(key, row.default, meaning.strip(), source.strip(), row.choices, row.limits)

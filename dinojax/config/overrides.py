@@ -1,8 +1,9 @@
-"""Values as text and as Python, in the types that configs/base.py declares."""
+"""Values as text and as Python, in the types that configs/keys/ declares."""
 
 import ast
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from dinojax.config import rules
@@ -10,6 +11,19 @@ from dinojax.config.recipe import ConfigError, unknown
 from dinojax.data.fields import shown
 
 KINDS = {bool: "True or False", int: "an integer", float: "a number", str: "text"}
+
+
+def settings(overrides: Mapping[str, Any] | Sequence[str]) -> list[str]:
+    """Texts `key=value` of values in Python, dotted key -> value, or such texts themselves.
+
+    Raises ConfigError for a lone text, which is a sequence of letters.
+    """
+    if isinstance(overrides, str):
+        raise ConfigError(f"overrides={overrides!r} is one text; give a list, or a dictionary.")
+    if not isinstance(overrides, Mapping):
+        return list(overrides)
+    texts = {key: v if isinstance(v, (str, Path)) else repr(v) for key, v in overrides.items()}
+    return [f"{key}={text}" for key, text in texts.items()]
 
 
 def parse(overrides: Sequence[str], default: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,13 +51,13 @@ _PYTHON_WORDS = {"true": "True", "false": "False", "none": "None", "null": "None
 
 
 def typed(key: str, value: Any, default: Mapping[str, Any], *, place: str) -> Any:
-    """The value in the type that configs/base.py declares for the key; else ConfigError."""
+    """The value in the type that configs/keys/ declares for the key; else ConfigError."""
     if key not in default:
         raise ConfigError(f"{place}{unknown(key, default)}")
     wanted, optional = default[key], key in rules.OPTIONAL
     if optional and value is None:
         return None
-    any_length = key in rules.ANY_LENGTH or key in rules.ELEMENTS
+    any_length = key in rules.MANY
     if key in rules.TABLES:
         rows = _rows(value, rules.TABLES[key])
         if rows is not None:
@@ -51,7 +65,7 @@ def typed(key: str, value: Any, default: Mapping[str, Any], *, place: str) -> An
         columns = ", ".join(KINDS[kind] for kind in rules.TABLES[key])
         expected = f"rows of ({columns})"
     elif isinstance(wanted, tuple):
-        kinds = {rules.ELEMENTS[key]} if key in rules.ELEMENTS else set(map(type, wanted))
+        kinds = {rules.MANY[key]} if any_length else set(map(type, wanted))
         many = isinstance(value, (tuple, list))
         same = many and (len(value) == len(wanted) or any_length)
         elements = [_number(element, kind) for kind in kinds for element in value] if same else []

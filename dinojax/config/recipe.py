@@ -1,10 +1,9 @@
-"""Run a recipe file, and read the comments of configs/base.py; errors carry file and line."""
+"""Run a recipe file; errors carry file and line."""
 
 import ast
 import contextlib
 import importlib.util
 import re
-import tokenize
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,7 +14,6 @@ from ml_collections import ConfigDict
 
 from dinojax.config.hints import nearest
 from dinojax.configs import base
-from dinojax.eval import suite
 
 FOLDER = Path(base.__file__).parent  # of the packaged recipes
 
@@ -56,16 +54,23 @@ def unknown(key: str, known: Iterable[str], *, section: bool = True) -> str:
     return f"{key} is not a key" + (f"; nearest: {near}" if near else "")
 
 
+def is_packaged(recipe: str | Path) -> bool:
+    """Whether it is the bare name of a recipe that comes with dinojax."""
+    path = Path(recipe)
+    named = path.name == str(recipe) and not path.suffix
+    return named and path.name not in _NOT_RECIPES and (FOLDER / f"{recipe}.py").is_file()
+
+
 def find(recipe: str | Path) -> Path:
     """The file of a recipe: a path, or the bare name of a packaged one."""
-    path = Path(recipe)
-    packaged = FOLDER / f"{recipe}.py"
-    if path.is_file():
-        return path
-    if path.name == str(recipe) and not path.suffix and packaged.is_file():
-        return packaged
+    if Path(recipe).is_file():
+        return Path(recipe)
+    if is_packaged(recipe):
+        return FOLDER / f"{recipe}.py"
     names = sorted(file.stem for file in FOLDER.glob("*.py") if file.stem not in _NOT_RECIPES)
-    raise ConfigError(f"no recipe {recipe}; give a file, or one of: {', '.join(names)}")
+    raise ConfigError(
+        f"no recipe {recipe}; give a file or a run directory, or one of: {', '.join(names)}"
+    )
 
 
 _NOT_RECIPES = ("__init__", "base")
@@ -172,22 +177,6 @@ def _config_of(found: Any, path: Path, function: str) -> ConfigDict:
             f"{path}: {function} returns a config without {min(lacking)}; change and return the "
             "one of base.get_config()."
         )
-    return found
-
-
-def comments() -> dict[str, str]:
-    """Comment of every line of configs/base.py that declares something; of evaluations as well.
-
-    Keys are dotted for lines of get_config (`c.crops.aspect = ...`, sections included) and plain
-    for the entries of the helper functions `schedule` and `head` (`"warmup": ...`).
-    """
-    found = suite.comments()
-    with tokenize.open(base.__file__) as file:
-        for token in tokenize.generate_tokens(file.readline):
-            if token.type == tokenize.COMMENT:
-                line = re.match(r'\s*(?:c\.([\w.]+) = |"(\w+)": )', token.line)
-                if line:
-                    found[line[1] or line[2]] = token.string.removeprefix("#").strip()
     return found
 
 

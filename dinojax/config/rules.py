@@ -5,90 +5,20 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dinojax.config import data_rules, distill_rules, stage_rules, stages
-from dinojax.config.limits import COUNT, FLOAT, HEADS, LIMITS, SCHEDULES
+from dinojax.configs.keys import KEYS
+from dinojax.configs.keys.key import COUNT, FLOAT
 from dinojax.data.fields import shown
 from dinojax.eval import suite
 
 Values = Mapping[str, Any]  # dotted key -> value
 
-# Every key with a closed list of values.
-CHOICES: dict[str, tuple] = {
-    "data.source": data_rules.SOURCES,
-    "start.what": ("ema", "state"),
-    "start.heads": ("keep", "new"),
-    "start.schedules": ("restart", "continue"),
-    "image.normalize": ("fixed", "per_crop"),
-    "model.ffn": ("mlp", "swiglu", "swiglu32", "swiglu64", "swiglu128", "swiglu_fused"),
-    "model.position": ("rope", "learned"),
-    "model.norm": ("layernorm", "layernorm_1e5", "rmsnorm"),
-    "model.attention": ("auto", "plain", "xla", "cudnn", "splash"),
-    "model.remat": ("none", "dots", "full"),
-    "rope.coords": ("separate", "max", "min"),
-    "rope.dtype": ("float32", "bfloat16"),
-    "rope.periods_dtype": ("float32", "bfloat16"),
-    **{f"{head}.prototype_norm": ("none", "unit", "weight_norm") for head in HEADS},
-    "losses.centering": ("sinkhorn", "softmax"),
-    "gram.teacher": ("frozen", "ema"),
-    "gram.clip": ("none", "both", "teacher"),
-    "gram.tokens": ("all", "masked", "unmasked"),
-    "gram.resize": ("bicubic", "bilinear"),
-    "optim.lr_scaling": ("sqrt_1024", "linear_256", "none"),
-    "schedules.version": (1, 2),
-    "distill.targets": ("heads", "features"),
-    "distill.place": ("auto", "apart", "turn"),
-    "distill.compute": ("bfloat16", "float32"),
-    "distill.strategy": ("dp", "fsdp", "hsdp", "fsdp_tp"),
-    "precision.compute": ("bfloat16", "float32"),
-    "precision.reduce": ("float32", "bfloat16"),
-    "precision.matmul": ("default", "highest"),
-    "mesh.strategy": ("dp", "fsdp", "hsdp", "fsdp_tp"),
-    "expect.platform": ("cpu", "gpu", "tpu"),
-    **{key: tuple(fields["choices"]) for key, fields in suite.keys() if "choices" in fields},
-}
-
-# Every key that may be None, and its type otherwise.
-OPTIONAL: dict[str, type] = {
-    **{f"crops.{name}": int for name in ("gram_size", "patch_size")},
-    **{f"gram.{name}": int for name in ("refresh_every", "max_refreshes")},
-    **{f"model.{name}": int for name in ("width", "depth", "num_heads")},
-    "model.ffn": str,
-    "model.position": str,
-    "model.ffn_ratio": float,
-    "model.qkv_bias": bool,
-    "model.layer_scale": float,
-    **{f"rope.{name}": float for name in ("base", "min_period", "max_period")},
-    **{f"rope.{name}": float for name in ("shift", "jitter", "rescale")},
-    "losses.koleo_group": int,
-    **{f"distill.{name}": str for name in ("compute", "strategy")},
-    "distill.share": int,
-    "optim.clip": float,
-    **{f"{name}.cosine": int for name in SCHEDULES},
-    **{f"mesh.{name}": int for name in ("devices", "replicas", "tensor")},
-    "expect.platform": str,
-    "hang.factor": float,
-    **{f"expect.{name}": int for name in ("devices", "hosts")},
-    "checkpoint.keep_every": int,
-    "checkpoint.minutes": float,
-    "until.left_chance": float,
-    **suite.types("optional"),
-}
-
-# Tuples of any length; all others have the length of their default.
-ANY_LENGTH = ("image.mean", "image.std", "adapter.targets")
-
-# Tuples of any number of rows: the types of a row's columns.
-TABLES: dict[str, tuple[type, ...]] = {
-    "data.mixture": (str, str, str, float, float),
-    "data.mixture_ranges": (str, float, float),
-}
-
-# Tuples that are empty by default may have any length, too: the type of their elements.
-ELEMENTS: dict[str, type] = {
-    "data.value_range": float,
-    "crops.more_rates": float,
-    **{f"crops.more_{name}": int for name in ("global", "local", "gram", "box")},
-    **suite.types("many"),
-}
+# What the rows of configs/keys/ say, by what they say: dotted key -> value.
+LIMITS = {key: row.limits for key, row in KEYS.items() if row.limits is not None}
+CHOICES = {key: row.choices for key, row in KEYS.items() if row.choices}
+OPTIONAL = {key: row.optional for key, row in KEYS.items() if row.optional is not None}
+MANY = {key: row.many for key, row in KEYS.items() if row.many is not None}
+TABLES = {key: row.columns for key, row in KEYS.items() if row.columns}
+SCHEDULES = tuple(key.removesuffix(".cosine") for key in KEYS if key.endswith(".cosine"))
 
 
 def violations(values: Values) -> list[str]:

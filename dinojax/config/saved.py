@@ -7,16 +7,17 @@ from typing import Any, NamedTuple
 
 from dinojax.config import rules
 from dinojax.config.overrides import typed
-from dinojax.config.recipe import ConfigError, flat
+from dinojax.config.recipe import ConfigError, flat, is_packaged
 from dinojax.configs import base
 from dinojax.data import fields
 from dinojax.files.drafts import write_json
 
 FILE = "config.json"
+FAMILY = "family.json"  # of the directory that holds those of students
 
 
 class Saved(NamedTuple):
-    """A saved config: dotted keys with values in the types of configs/base.py."""
+    """A saved config: dotted keys with values in the types of configs/keys/."""
 
     values: dict[str, Any]  # of every declared key; where the file lacks one, its default
     strange: dict[str, Any]  # values of keys that are not declared (any more)
@@ -57,6 +58,27 @@ def read(path: str | Path) -> Saved:
         raise
     except ValueError as error:
         raise ConfigError(f"{error} It is no config of a run of `dinojax train`.") from error
+
+
+def folder_of(recipe: str | Path) -> Path | None:
+    """The run directory, of `train` or `distill`, that stands where a recipe may; else None.
+
+    A bare name of a packaged recipe is that recipe, also beside a folder of that name.
+    """
+    folder = Path(recipe)
+    if is_packaged(recipe) or not any((folder / name).is_file() for name in (FILE, FAMILY)):
+        return None
+    return folder
+
+
+def family(folder: Path) -> tuple[str, ...]:
+    """Names of the students of a directory of `dinojax distill`; empty for any other run."""
+    path = folder / FAMILY
+    return (
+        tuple(fields.field(fields.read(path), "students", [str], where=path))
+        if path.is_file()
+        else ()
+    )
 
 
 def _refuse_other_shape(found: dict, default: dict, path: Path) -> None:

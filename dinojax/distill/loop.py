@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from dinojax.config import Config, ConfigError, pick
+from dinojax.config.saved import FAMILY
 from dinojax.distill.placement import Notes
 from dinojax.distill.stage import Stage
 from dinojax.distill.students import check_shared
@@ -18,7 +19,7 @@ from dinojax.distributed import process_group
 from dinojax.distributed.interrupt import Interrupt, within
 from dinojax.files.local import refuse_url
 from dinojax.runs import lock
-from dinojax.runs.directory import FAMILY, claim, enter, is_finished, name_of, occupy, refuse_links
+from dinojax.runs.directory import claim, enter, is_finished, name_of, occupy, refuse_links
 from dinojax.runs.scalars import RunLog
 from dinojax.train import preflight
 from dinojax.train.stage import open_train_source, tell_of

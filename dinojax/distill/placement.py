@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dinojax.config import Config, ConfigError
+from dinojax.config.saved import FAMILY
 from dinojax.data import fields
 from dinojax.data.example import Source
 from dinojax.distill import shares
@@ -18,7 +19,6 @@ from dinojax.distill.shares import Shares
 from dinojax.distributed import process_group, subgroup
 from dinojax.files.drafts import write_json
 from dinojax.ops.flops import count_flops
-from dinojax.runs.directory import FAMILY
 from dinojax.sharding import mesh
 from dinojax.sharding.mesh import Layout
 from dinojax.train import program

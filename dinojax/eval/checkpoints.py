@@ -5,6 +5,7 @@ import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -34,7 +35,7 @@ def evaluate(
     step: int | None,
     *,
     stage: str | None = None,
-) -> None:
+) -> dict[str, Any]:
     """`dinojax eval NAME`: of the ema of a checkpoint; prints and appends to eval/NAME.jsonl.
 
     stage: None = the one the run is at.
@@ -52,6 +53,7 @@ def evaluate(
         contextlib.closing(checkpoints),
     ):
         network, like = _network(config, layout)
+        config.check_settings_read(overrides)
         step = checkpoints.restore_meta(step)["step"]
         ema = checkpoints.restore_parts(like, step)["ema"]
         measured = evaluation.measure(network(ema["backbone"]))
@@ -63,6 +65,7 @@ def evaluate(
     print(f"step {step}, {measured.told}")
     for column, value in found.items():
         print(f"  {column:8s} {row.shown(value) if column != 'skipped' else value:>7}")
+    return {**named, "step": step, **found}
 
 
 def _setting(config: Config, directory: Path) -> Setting:
@@ -91,6 +94,7 @@ def pick_anchor(run_dir: str | Path, overrides: Sequence[str], *, num: int) -> l
     rows: list[dict] = []
     with mesh.use(layout), jax.default_matmul_precision(config.precision.matmul):
         network, like = _network(config, layout)
+        config.check_settings_read(overrides)
         for stage in configs.saved_stages(directory):
             folder = directory / "checkpoints" / stage
             steps = [path.parent for path in folder.glob(f"*/{COMMITTED}")]

@@ -1,13 +1,12 @@
-"""`dinojax embed`: features of every image of a folder, in parts, on all devices, resumable."""
+"""Features of every image of a source, in parts, on all devices, resumable."""
 
 import dataclasses
 import functools
 import json
 import math
-import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,13 @@ import jax
 import numpy as np
 
 from dinojax.data import fields
-from dinojax.data.decode import DecodeError, ReadOptions
+from dinojax.data.decode import DecodeError
 from dinojax.data.example import Source
-from dinojax.data.quarantine import FILE, Skipped, note_skipped, read_list
-from dinojax.data.ranges import range_notes
-from dinojax.data.sources import open_at
-from dinojax.eval.feature_files import WRITERS, need_pyarrow
+from dinojax.data.quarantine import FILE, Skipped, note_skipped
+from dinojax.eval.feature_files import WRITERS
 from dinojax.files.drafts import draft, is_empty, write_json
 from dinojax.models.zoo import Spec, module
 from dinojax.runs.scalars import duration
-from dinojax.weights import run
 from dinojax.weights.load import Backbone
 from dinojax.weights.preprocess import Preprocessing
 
@@ -92,7 +88,7 @@ def embed(backbone: Backbone, source: Source, out: str | Path, job: Job, origin:
             what="left out",
             num_read=done,
             max_share=job.max_bad_share,
-            path=out / _bad_list(),
+            path=out / bad_list(jax.process_index()),
         )
         with draft(_path(out, number, job)) as made:
             WRITERS[job.format](made, content)
@@ -102,8 +98,21 @@ def embed(backbone: Backbone, source: Source, out: str | Path, job: Job, origin:
     return len(todo)
 
 
-def _bad_list() -> str:
-    index = jax.process_index()
+def embed_part(
+    backbone: Backbone, source: Source, indexes: range, job: Job
+) -> tuple[dict[str, np.ndarray], dict[int, str]]:
+    """Of some images what a part of `embed` holds, and why any of them (by index) is missing."""
+    transform = _transform(backbone)
+    return _part(_apply(backbone.over(jax.local_devices()), job), source, transform, indexes, job)
+
+
+def part_files(out: str | Path, num_images: int, job: Job) -> list[Path]:
+    """The files that `embed` makes of so many images, in their order."""
+    return [_path(Path(out), n, job) for n in range(math.ceil(num_images / job.part_size))]
+
+
+def bad_list(index: int) -> str:
+    """The file in which a process lists the images that cannot be read."""
     return FILE if index == 0 else FILE.replace(".jsonl", f".{index}.jsonl")
 
 
@@ -239,50 +248,3 @@ def _batches(
                 yield [future.result() for future in ahead.pop(0)]
         for futures in ahead:
             yield [future.result() for future in futures]
-
-
-def embed_command(
-    weights: str,
-    data: str,
-    out: str,
-    *,
-    outputs: str,
-    format: str,
-    batch_size: int,
-    part_size: int,
-    max_bad_share: float,
-    value_range: Sequence[float] | None,
-    max_pixels: int | None,
-    overrides: Sequence[str],
-    prefix: str = "",
-) -> None:
-    """`dinojax embed`. value_range, max_pixels: None = those of the run that the weights are of."""
-    job = Job(tuple(outputs.split(",")), format, batch_size, part_size, max_bad_share)
-    if format == "parquet":
-        need_pyarrow()
-    backbone = run.load(weights, overrides=run.parse_overrides(overrides), prefix=prefix)
-    print(backbone.report)
-    options = _options(weights, backbone, value_range, max_pixels)
-    source = open_at(data, channels=backbone.spec.channels, key="--data", options=options)
-    for note in [*source.notes, *range_notes(source)]:
-        print(note.replace("--set 'data.value_range=(", "--value-range '("))
-    origin = " ".join([os.path.abspath(weights), *([prefix] if prefix else [])])
-    computed = embed(backbone, source, out, job, origin)
-    bad = len(read_list(Path(out) / _bad_list()))
-    told = f"{len(source) - bad} of {len(source)}, {bad} cannot be read and are listed in {FILE},"
-    print(f"{told if bad else len(source)} images in {out}, {computed} parts computed")
-
-
-def _options(
-    weights: str,
-    backbone: Backbone,
-    value_range: Sequence[float] | None,
-    max_pixels: int | None,
-) -> ReadOptions:
-    """How images become pixels: as the run did that the weights are of, unless told."""
-    own = run.read_options_of(weights)
-    return ReadOptions(
-        value_range=own.value_range if value_range is None else tuple(value_range),
-        max_pixels=own.max_pixels if max_pixels is None else max_pixels,
-        transparency=backbone.preprocessing.transparency,
-    )

@@ -7,7 +7,7 @@ progress, doctor and the command line read this table. It imports nothing but `r
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dinojax.eval.row import KINDS, Row, keys_of
+from dinojax.eval.row import Row, keys_of
 
 # Name -> row, in the order in which they are measured.
 SUITE: dict[str, Row] = {
@@ -58,17 +58,6 @@ def defaults() -> dict[str, dict[str, Any]]:
         section: {key: fields["default"] for key, fields in keys_of(row.module).items()}
         for section, row in sections().items()
     }
-
-
-def comments() -> dict[str, str]:
-    """Section or dotted key -> what it means; with its source, of a key."""
-    said = {section: row.says for section, row in sections().items()}
-    return said | {key: fields["says"] for key, fields in keys()}
-
-
-def types(field: str) -> dict[str, type]:
-    """Dotted key -> the type that a field of KEYS (optional, many) names."""
-    return {key: KINDS[fields[field]] for key, fields in keys() if field in fields}
 
 
 def watched(values: Mapping[str, Any]) -> dict[str, Row]:

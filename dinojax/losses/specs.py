@@ -1,6 +1,7 @@
 """What the losses are told by the config: its sections `losses` and `gram` as plain fields."""
 
 import dataclasses
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,6 +18,12 @@ class LossSpec:
     sinkhorn_iterations: int
     center_momentum: float
     koleo_group: int
+    # Keys of the section without a field above: a loss from outside needs no change of this file.
+    others: tuple[tuple[str, Any], ...] = ()
+
+    def other(self, name: str) -> Any:
+        """The value of a key of `others`. Raises KeyError for one that is not there."""
+        return dict(self.others)[name]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,7 +28,7 @@ class Migration:
     """What a file became. Every key of it is in exactly one of the last five."""
 
     flavour: str  # dinov3 | dinov2: whose defaults fill in what the file leaves out
-    values: Values  # of ours, where they differ from configs/base.py
+    values: Values  # of ours, where they differ from configs/keys/
     used: tuple[str, ...]
     ignored: dict[str, str]  # key -> reason
     refused: dict[str, str]  # key -> value, and what the run would need
@@ -273,6 +273,6 @@ def _any_of(key: str, patterns: Iterable[str]) -> bool:
 
 
 def _changed(ours: Values) -> Values:
-    """What differs from configs/base.py, in its order."""
+    """What differs from configs/keys/, in its order."""
     default = flat(base.get_config())
     return {key: ours[key] for key in default if key in ours and ours[key] != default[key]}

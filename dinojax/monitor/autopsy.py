@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from dinojax.configs.keys import ALL_TERMS
 from dinojax.distributed import process_group
 from dinojax.files.drafts import open_new, write_bytes, write_json
 
 log = logging.getLogger(__name__)
 
 MAX_IN_A_ROW = 3
-TERMS = ("dino_local", "dino_global", "ibot", "koleo", "gram")
 
 
 class NonFiniteError(ValueError):
@@ -96,7 +96,7 @@ class Autopsy:
 
 def culprits(scalars: Mapping[str, Any]) -> str:
     """In words, what of a bad step was not finite, most telling first."""
-    terms = [name for name in TERMS if name in scalars]
+    terms = [name for name in ALL_TERMS if name in scalars]
     bad = [name for name in terms if not math.isfinite(scalars[name])]
     if bad and len(bad) == len(terms):
         return "every loss term (the networks' outputs or the images)"

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from dinojax.configs.keys import ALL_TERMS
 from dinojax.eval.suite import SUITE
 from dinojax.files.drafts import write_text
 from dinojax.monitor.doctor import Finding, diagnose, verdict
@@ -21,9 +22,11 @@ log = logging.getLogger(__name__)
 MAX_PICTURES = 6  # looks at the probe, evenly over the run
 MAX_ROWS = 50  # of long tables
 
+# Terms of the loss without a chart of their own beside chance and floor.
+OTHER_TERMS = tuple(t for t in ALL_TERMS if t not in ("dino_local", "dino_global", "ibot"))
 # Title -> what it says, columns of metrics.jsonl, unit, logarithmic.
 CHARTS: dict[str, tuple[str, Sequence[str], str, bool]] = {
-    "KoLeo and Gram loss": ("KoLeo falls while images spread.", ("koleo", "gram"), "", False),
+    "Other losses": ("KoLeo falls while images spread.", OTHER_TERMS, "", False),
     "Entropy": (
         "Share of the maximum. A teacher at 1 says nothing, one at 0 shouts.",
         ("teacher_entropy/dino", "teacher_entropy/ibot")

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dinojax.config import Config, load_stages, load_students, stages
-from dinojax.config import recipe as recipe_files
+from dinojax.config import Config, load_stages, load_students, stages, student_names
 from dinojax.config.stage_rules import IN_A_ROW
+from dinojax.configs.keys import TERMS
 from dinojax.models import zoo
 from dinojax.runs.loss_ranges import loss_ranges
 from dinojax.train import optim
@@ -21,8 +21,7 @@ TIGHT = 0.5  # floor over chance above which a loss says little
 
 def words_command(recipe: str | Path, overrides: Sequence[str], num_images: int | None) -> None:
     """Print the plan of a recipe. num_images: in the data, for epochs."""
-    path = recipe_files.find(recipe)
-    if not recipe_files.students(path):
+    if not student_names(recipe):
         families = {"": load_stages(recipe, overrides)}
     else:
         families = dict(load_students(recipe, overrides))
@@ -148,8 +147,8 @@ def _sizes(config: Config) -> Iterator[str]:
 
 def _losses(config: Config) -> Iterator[str]:
     now, steps = _schedules(config), config.num_steps
-    fixed = {"dino": config.losses.dino, "ibot": config.losses.ibot, "koleo": config.losses.koleo}
-    told = ", ".join(f"{name} {weight:g}" for name, weight in fixed.items())
+    weights = {key: config.values()[key] for key in TERMS if key.startswith("losses.")}
+    told = ", ".join(f"{key.removeprefix('losses.')} {w:g}" for key, w in weights.items())
     yield f"  loss weights: {told}, local DINO terms x {_course(now, 'local_weight', steps)}"
     if config.gram.enabled:
         yield f"  gram weight: {_course(now, 'gram_weight', steps)}; on from step {_on(config)}"

@@ -9,7 +9,6 @@ those of a DGX, and of AWS's g6e.48xlarge for L40S. Times made from them are a m
 """
 
 import dataclasses
-import importlib.util
 import os
 import re
 from collections.abc import Sequence
@@ -71,11 +70,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
         **QUICK,
     },
     "cpu": QUICK,
-}
-# What a platform's compiler comes with: the module, and where to get it.
-NEEDS = {
-    "tpu": ("libtpu", "pip install 'dinojax[plan]'"),
-    "gpu": ("jax_plugins.xla_cuda12", "pip install 'dinojax[plan]'"),
 }
 
 
@@ -161,20 +155,6 @@ def parse(name: str) -> Target:
 def replaced(overrides: Sequence[str], changes: Sequence[str]) -> list[str]:
     """`key=value` overrides with those of the same key replaced: a config takes each key once."""
     return list({text.partition("=")[0].strip(): text for text in (*overrides, *changes)}.values())
-
-
-def check_compiler(target: Target) -> None:
-    """Raises ModuleNotFoundError if the target's compiler is not installed."""
-    module, remedy = NEEDS.get(target.chip.platform, (None, ""))
-    try:
-        missing = module is not None and importlib.util.find_spec(module) is None
-    except ModuleNotFoundError:
-        missing = True
-    if missing:
-        raise ModuleNotFoundError(
-            f"--target {target.name} needs the compiler in {module}, which works without the "
-            f"hardware: {remedy}. cpu:N needs nothing."
-        )
 
 
 def environment(target: Target) -> dict[str, str]:

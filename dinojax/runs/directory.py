@@ -35,7 +35,6 @@ FREE_KEYS = (
     "expect.",
     "hang.",
 )
-FAMILY = "family.json"  # of the directory that holds those of students (distill/placement.py)
 PACKAGES = ("dinojax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 HOSTS = "hosts.json"  # written by process 0 of a run of several
 # Files that a run opens where they are; all others are replaced by new ones.

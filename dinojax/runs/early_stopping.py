@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dinojax.config.stage_rules import IN_A_ROW
+from dinojax.configs.keys import ALL_TERMS, TERMS
 from dinojax.distributed.interrupt import Alarm
 from dinojax.eval import suite
 from dinojax.runs.loss_ranges import loss_ranges
@@ -17,8 +18,6 @@ log = logging.getLogger(__name__)
 
 Values = Mapping[str, Any]  # dotted key -> value
 Row = Mapping[str, Any]  # of metrics.jsonl
-
-TERMS = {"losses.dino": ("dino_local", "dino_global"), "losses.ibot": ("ibot",)}
 
 
 def left_chance(values: Values, rows: Iterable[Row]) -> int | None:
@@ -41,12 +40,16 @@ def left_chance(values: Values, rows: Iterable[Row]) -> int | None:
 
 
 def ways_gone(values: Values, row: Row) -> dict[str, float | None]:
-    """Loss term -> share of the way from chance (0) to its floor (1); None if it is not finite."""
+    """Loss term -> share of the way from chance (0) to its floor (1); None if it is not finite.
+
+    Of terms that have a weight, and a range to move in.
+    """
     ranges = loss_ranges(dict(values))
     terms = [term for weight, names in TERMS.items() if values[weight] for term in names]
     return {
         term: None if row[term] is None else 1.0 - ranges[term].position(row[term])
         for term in terms
+        if term in ranges
     }
 
 
@@ -156,8 +159,8 @@ class Watch:
 
     def add_losses(self, step: int, scalars: Mapping[str, Any]) -> None:
         """The losses of a step for which `is_due` holds."""
-        terms = [term for names in TERMS.values() for term in names]
-        self._looks.append({"step": step, **{term: float(scalars[term]) for term in terms}})
+        terms = {term: float(scalars[term]) for term in ALL_TERMS if term in scalars}
+        self._looks.append({"step": step, **terms})
         self.ended = left_chance(self._values, self._looks[-IN_A_ROW:]) is not None
         if self.ended:
             log.info("step %d: the losses have left chance, the stage ends", step)

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from dinojax.config import saved as saved_files
+from dinojax.config.saved import FAMILY
 from dinojax.data import fields
 from dinojax.data.quarantine import KNN_FILE
-from dinojax.runs.directory import FAMILY
 from dinojax.runs.finished import last_step, stage_file
 from dinojax.runs.scalars import read_metrics
 

@@ -1,6 +1,7 @@
 """The networks of a config and how they meet their losses: the objective."""
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -46,12 +47,20 @@ def build_objective(
         backbone=backbone,
         dino_head=head(config.dino_head),
         ibot_head=head(config.ibot_head),
-        losses=zoo.fill(LossSpec, config.losses, koleo_group=koleo_group),
+        losses=zoo.fill(
+            LossSpec, config.losses, koleo_group=koleo_group, others=_others(config.losses)
+        ),
         gram=zoo.fill(GramSpec, config.gram) if config.gram.enabled else None,
         group_size=config.group_size,
         frozen=frozen,
         heads_only=config.optim.freeze_backbone,
     )
+
+
+def _others(section: Config) -> tuple[tuple[str, Any], ...]:
+    """Keys of the section `losses` that have no field of their own."""
+    fields = {field.name for field in dataclasses.fields(LossSpec)}
+    return tuple((n, getattr(section, n)) for n in section.to_dict() if n not in fields)
 
 
 def _backbone(config: Config, images: int) -> Vit | ConvNext:

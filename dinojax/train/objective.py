@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from dinojax.augment.views import Views
+from dinojax.configs.keys import ALL_TERMS
 from dinojax.losses import blockwise
 from dinojax.losses.dino import pair_mean
 from dinojax.losses.gram import by_group, gram_loss, resize_patches
@@ -165,6 +166,7 @@ class Objective:
         if targets.gram_BGPD is not None:
             patches_BGPD = whole.patches.reshape(targets.gram_BGPD.shape)
             terms["gram"] = self._gram(patches_BGPD, targets.gram_BGPD, views)
+        assert terms.keys() <= set(ALL_TERMS), "configs/keys/ names the terms that others watch"
         total = self._total(terms, now, num_global, num_local=views.local_BLHWC.shape[1])
         for name, (_, entropy) in found.items():
             if entropy.size:

@@ -18,8 +18,8 @@ import numpy as np
 from dinojax import config as configs
 from dinojax.checkpoint.manager import Checkpoints
 from dinojax.config import Config, ConfigError, stages
+from dinojax.configs.keys import ALL_TERMS
 from dinojax.data import fields
-from dinojax.monitor.autopsy import TERMS
 from dinojax.sharding import mesh
 from dinojax.sharding.batch import global_batch, split_batch
 from dinojax.train import initialize, program
@@ -122,7 +122,7 @@ def _print(found: dict, seen: dict) -> None:
         "the weights of then" if not apart else f"weights {apart} updates away (no nearer one)"
     )
     print(f"step {found['step']} with {weights}; it was: {seen['culprit']}")
-    for name in (*TERMS, "total"):
+    for name in (*ALL_TERMS, "total"):
         if name in found["scalars"]:
             then, again = seen["scalars"][name], float(found["scalars"][name])
             print(f"  {name:12s} then {float(then):.6g}  again {again:.6g}")

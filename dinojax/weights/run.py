@@ -20,6 +20,7 @@ from dinojax.models import zoo
 from dinojax.weights import inflate as inflation
 from dinojax.weights import jsons, meta, specs
 from dinojax.weights import load as files
+from dinojax.weights.certificate import TOLERANCE
 from dinojax.weights.export import export, from_source
 from dinojax.weights.load import Backbone
 from dinojax.weights.preprocess import Preprocessing
@@ -42,19 +43,16 @@ def load(
     overrides: Mapping[str, Any] | None = None,
     allow: Sequence[str] = (),
     prefix: str = "",
+    stage: str | None = None,
     step: int | None = None,
 ) -> Backbone:
-    """A backbone from a .pth or .safetensors file, a folder with one, or a run directory.
-
-    format: meta, hf, timm or dinojax; None = told from names and config.json. overrides: fields
-    of the spec, such as num_heads, norm or rope.base. allow: patterns of names that may be missing
-    or unexpected. prefix: taken off all names. step: of a run's checkpoint, None = the last.
-    Raises ValueError when a file is not, in every tensor, this backbone; FileNotFoundError.
-    """
+    """See `dinojax.load`."""
     if not is_run(path):
+        if (stage, step) != (None, None):
+            raise ValueError(f"{path} is no run; stage and step choose of one, leave them out.")
         return files.load(path, format=format, overrides=overrides, allow=allow, prefix=prefix)
     _refuse_prefix(path, prefix)
-    network = network_of_run(path, step=step, overrides=overrides or {})
+    network = network_of_run(path, stage=stage, step=step, overrides=overrides)
     params = files.materialize(network.tensors, network.spec, str(path))
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     report = LoadReport("dinojax", len(network.tensors), (), (), 0, size, 1.0, ())
@@ -146,34 +144,31 @@ def _refuse_prefix(path: str | Path, prefix: str) -> None:
         raise ValueError(f"{path} is a run, whose names have no prefix; leave out {prefix!r}.")
 
 
-def export_command(
+def export_any(
+    source: str | Path,
+    out: str | Path,
     *,
-    run: str | None,
-    weights: str | None,
-    out: str,
     format: str,
-    dtype: str | None,
-    with_heads: bool,
-    network: str,
-    stage: str | None,
-    step: int | None,
-    overrides: Sequence[str],
-    certify: bool,
-    tolerance: float,
+    dtype: str | None = None,
+    with_heads: bool = False,
+    network: str = "ema",
+    stage: str | None = None,
+    step: int | None = None,
     prefix: str = "",
-) -> None:
-    """`dinojax export`: writes a folder, says what the proof found and how to use it."""
-    fields = parse_overrides(overrides)
-    if run is not None:
-        if not is_run(run):
-            raise FileNotFoundError(f"--run {run} is no run directory; for files give --weights.")
-        _refuse_prefix(run, prefix)
-        found = network_of_run(run, stage=stage, step=step, network=network, overrides=fields)
+    overrides: Mapping[str, Any] | None = None,
+    certify: bool = True,
+    tolerance: float = TOLERANCE,
+) -> dict[str, Any]:
+    """See `dinojax.export`; says what the proof found and how to use what was written."""
+    if is_run(source):
+        _refuse_prefix(source, prefix)
+        found = network_of_run(source, stage=stage, step=step, network=network, overrides=overrides)
+    elif (stage, step, network) != (None, None, "ema"):
+        raise ValueError(
+            "--stage, --step and --network choose a checkpoint of a --run; leave them out."
+        )
     else:
-        assert weights is not None
-        if stage is not None or step is not None:
-            raise ValueError("--stage and --step choose a checkpoint of a --run; leave them out.")
-        found = _network(weights, format=None, overrides=fields, allow=(), prefix=prefix)
+        found = _network(source, format=None, overrides=overrides or {}, allow=(), prefix=prefix)
     parity = export(
         found,
         out,
@@ -188,10 +183,21 @@ def export_command(
         print(f"preprocessing: {note}")
     if found.preprocessing.normalize == "per_crop":
         print(
-            "each image is normalised by its own mean and deviation: by lines below, not a library"
+            "each image is normalised by its own mean and deviation: by lines below, not libraries"
         )
-    print(f"\nwritten to {out}. To use it:\n")
-    print(snippet(out, format, found.spec))
+    print(f"\nwritten to {out}. To use it:\n\n{snippet(out, format, found.spec)}")
+    return parity
+
+
+def export_command(
+    *, run: str | None, weights: str | None, out: str, overrides: Sequence[str], **options: Any
+) -> None:
+    """The command line's: a run or weights, settings as text."""
+    if run is not None and not is_run(run):
+        raise FileNotFoundError(f"--run {run} is no run directory; for files give --weights.")
+    source = weights if run is None else run
+    assert source is not None
+    export_any(source, out, overrides=parse_overrides(overrides), **options)
 
 
 def _say(parity: dict[str, Any]) -> None:

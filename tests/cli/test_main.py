@@ -37,10 +37,11 @@ def test_train_passes_the_resolved_config_and_the_run_directory(program, tmp_pat
         ["train", "--config", "tiny", "--run", str(tmp_path), "--set", "seed=3"]
         + ["--set", "optim.clip=none", "--stage", "pretrain", "--accept-new-data"]
     )
-    (((config,), run_dir, options),) = calls
-    assert options == {"accept": ["new-data"], "stage": "pretrain", "max_wall": None}
+    (((config,), options),) = calls
+    asked = {"accept": ["new-data"], "stage": "pretrain", "max_wall": None}
+    assert options == {**asked, "run": str(tmp_path)}
     assert code == main.FINISHED
-    assert config.seed == 3 and config.optim.clip is None and run_dir == tmp_path
+    assert config.seed == 3 and config.optim.clip is None
 
 
 def test_eval_knn_passes_run_overrides_and_step(program, tmp_path):
@@ -98,7 +99,9 @@ def test_stopping_has_its_own_exit_codes(program, capsys, monkeypatch):
     assert "step 3 stands" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("args", [[], ["train"], ["trian"], ["train", "--config", "tiny"]])
+@pytest.mark.parametrize(
+    "args", [[], ["train"], ["trian"], ["train", "--config", "tiny"], ["plan"]]
+)
 def test_wrong_usage_exits_with_2(args, capsys):
     with pytest.raises(SystemExit) as caught:
         main.main(args)

@@ -23,7 +23,7 @@ def planned(monkeypatch, answer):
         return {**found, **answer(overrides)}
 
     monkeypatch.setattr(cli_plan, "one", one)
-    monkeypatch.setattr(cli_plan.targets, "check_compiler", lambda target: None)
+    monkeypatch.setattr(cli_plan.compilers, "check_compiler", lambda target: None)
     return asked
 
 

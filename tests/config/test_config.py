@@ -10,10 +10,13 @@ import pytest
 
 from dinojax import config
 from dinojax.config import recipe, rules
-from dinojax.configs import base
+from dinojax.configs import base, keys
+from dinojax.data import sources
+from dinojax.sharding import axes
 
 ROOT = Path(__file__).parent.parent.parent
 KEYS = recipe.flat(base.get_config())
+TABLES = (tuple(sources.SOURCES), tuple(axes.TABLE))  # named elsewhere, not in what a row says
 
 
 def write(tmp_path, body, name="mine.py"):
@@ -109,7 +112,9 @@ def test_a_recipe_is_read_anew_however_soon_it_was_changed_and_leaves_nothing(
 
 def test_a_missing_recipe_lists_those_that_exist(tmp_path):
     message = refusal(tmp_path / "absent.py")
-    names = message.partition("absent.py; give a file, or one of: ")[2].split(", ")
+    names = message.partition("absent.py; give a file or a run directory, or one of: ")[2].split(
+        ", "
+    )
     assert names == sorted(names) and {"tiny", "vit7b16", "vitl16_in1k"} <= set(names)
     assert "base" not in names
 
@@ -286,29 +291,35 @@ def test_every_key_states_its_meaning_and_its_source(key):
     assert re.sub(r"\[\w+\]|\W", "", told.meaning)
 
 
-def test_the_tables_agree_with_the_comments_of_base():
-    comments = recipe.comments()
-    for key, default in KEYS.items():
-        leaf = key.rpartition(".")[2]
-        comment = comments[key] if key in comments else comments[leaf]
-        assert (default is None or "None" in comment) == (key in rules.OPTIONAL), key
-        assert (" | " in comment) == (key in rules.CHOICES), key
-        for choice in rules.CHOICES.get(key, ()):
-            assert re.search(rf"\b{choice}\b", comment), f"{key}: {choice}"
-    assert rules.OPTIONAL.keys() | rules.CHOICES.keys() | rules.LIMITS.keys() <= KEYS.keys()
+def test_a_row_says_what_its_choices_and_none_mean():
+    for key, row in keys.KEYS.items():
+        assert (row.default is None or "None" in row.says) == (row.optional is not None), key
+        assert row.choices or " | " not in row.says, key
+        told = [re.search(rf"\b{choice}\b", row.says) is not None for choice in row.choices]
+        assert all(told) or (not any(told) and row.choices in TABLES), key
+        assert row.default in row.choices or row.default is None or not row.choices, key
+
+
+def test_sources_strategies_and_terms_come_from_their_tables():
+    assert rules.CHOICES["data.source"] == tuple(sources.SOURCES)
+    assert rules.CHOICES["mesh.strategy"] == rules.CHOICES["distill.strategy"] == tuple(axes.TABLE)
+    assert {"dino_local", "dino_global", "ibot", "koleo", "gram"} <= set(keys.ALL_TERMS)
+    assert all(key.startswith("losses.") or key == "gram.enabled" for key in keys.TERMS)
 
 
 def test_every_key_is_read_somewhere():
-    """A leaf's name appears as an attribute in the package: a key nobody reads is a lie."""
-    attributes = {
-        node.attr
+    """A leaf's name appears in the package: a key nobody reads is a lie."""
+    nodes = [
+        node
         for path in (ROOT / "dinojax").rglob("*.py")
         if path.name not in ("config.py", "recipe.py", "rules.py", "cli.py")
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Attribute)
-    }
-    unread = [key for key in KEYS if key.rpartition(".")[2] not in attributes]
-    assert not unread
+    ]
+    named = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    for node in nodes:  # spec.other("toy")
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "other":
+            named |= {word.value for word in node.args if isinstance(word, ast.Constant)}
+    assert not [key for key in KEYS if key.rpartition(".")[2] not in named]
 
 
 def test_every_number_has_limits_that_its_default_is_within():

@@ -1,4 +1,4 @@
-"""Every config key that a message, a help text or a page names is one of configs/base.py."""
+"""Every config key that a message, a help text or a page names is one of configs/keys/."""
 
 import ast
 import re
@@ -20,8 +20,8 @@ NAMED = re.compile(rf"(?<![\w./-])(?:{'|'.join(TOP)})(?:\.[a-z_][a-z_0-9]*)+(?![
 FILES = re.compile(r"\.(safetensors|pth|py|txt|md|json|jsonl|html|yaml|png|tar|log|csv|npz|draft)$")
 
 
-# A prefix of keys, names of timm and of Hugging Face, and a member of a .pth file.
-NO_KEYS = ("data.num_", "model.head", "image.bytes", "data.pkl")
+# A prefix of keys, names of timm and of Hugging Face, a member of a .pth file, a worked example.
+NO_KEYS = ("losses.toy", "data.num_", "model.head", "image.bytes", "data.pkl")
 
 
 def strange(text):
@@ -48,7 +48,7 @@ def messages(path):
 
 
 PACKAGE = [p for p in sorted((ROOT / "dinojax").rglob("*.py")) if "migrate" not in p.parts]
-PACKAGE += sorted((ROOT / "configs").glob("*.py"))
+PACKAGE += sorted((ROOT / "configs").rglob("*.py"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 

@@ -221,3 +221,47 @@ def test_what_is_kept_of_a_stage():
     values |= {"checkpoint.keep_last": 2, "checkpoint.minutes": None}
     assert stages.kept_steps(values) == [6, 9, 10]
     assert stages.kept_steps(values | {"checkpoint.minutes": 5.0}) == [6, 10]
+
+
+def saved(folder: Path, found) -> Path:
+    """A run directory of these configs, as far as they are read."""
+    (folder / "stages").mkdir(parents=True)
+    names = [c.stage for c in found]
+    config.save(found[0], folder / "config.json", stages=names)
+    for one in found:
+        config.save(one, folder / "stages" / f"{one.stage}.json", stages=names)
+    return folder
+
+
+def test_a_run_gives_the_config_that_it_resolved(tmp_path):
+    found = load(tmp_path, "", "second:num_steps=300", "seed=3")
+    run = saved(tmp_path / "run", found)
+    assert config.load_stages(run) == found
+    first, second = config.load_stages(run, ["first:num_steps=500", "second:gram.anchor=first/500"])
+    assert (first.num_steps, second.start.steps_before, second.seed) == (500, 500, 3)
+    assert (first.sources["seed"], first.recipe) == ("--set", found[0].recipe)
+    assert config.stage_names(run) == ("first", "second") and config.student_names(run) == ()
+    with pytest.raises(ConfigError, match="has no STUDENTS; `dinojax train`"):
+        config.load_students(run)
+    with pytest.raises(ConfigError, match="first/501"):  # rules hold for it too
+        config.load_stages(run, ["second:gram.anchor=first/501"])
+
+
+def test_a_run_of_students_gives_all_of_theirs(tmp_path):
+    family = config.load_students("distill_tiny", ["distill.teacher=smoke:tiny", "shallow:seed=5"])
+    for name, found in family.items():
+        saved(tmp_path / name, found)
+    (tmp_path / "family.json").write_text('{"students": ["narrow", "shallow"]}')
+    assert config.load_students(tmp_path) == family
+    assert config.load_stages(tmp_path / "shallow")[0].seed == 5
+    with pytest.raises(ConfigError, match="is for several students .narrow, shallow."):
+        config.load_stages(tmp_path)
+
+
+def test_the_name_of_a_packaged_recipe_is_that_recipe_beside_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    saved(tmp_path / "tiny", config.load_stages("tiny", ["seed=8"]))
+    assert config.load("tiny").seed == 0 and config.load("./tiny").seed == 8
+    assert config.load_stages(config.of_run("tiny"))[0].seed == 8
+    with pytest.raises(ConfigError, match="absent holds no run to continue"):
+        config.of_run("absent")

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import sharding
 from dinojax.cli import plan
-from dinojax.plan import report, targets
+from dinojax.plan import compilers, report, targets
 
 BASELINES = Path(__file__).parent.parent.parent / "benchmarks" / "baselines" / "sharding.json"
 ROWS = [row for row in json.loads(BASELINES.read_text()) if not row["target"].startswith("cpu")]
@@ -29,7 +29,7 @@ def as_in_runs(monkeypatch):
 def compiler_of(target: str) -> None:
     """Skips, or fails if it was promised, where the compiler of a target is missing."""
     try:
-        targets.check_compiler(targets.parse(target))
+        compilers.check_compiler(targets.parse(target))
     except ModuleNotFoundError as error:
         if os.environ.get("DINOJAX_TEST_PLANS") == "1":
             raise

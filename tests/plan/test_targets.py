@@ -1,10 +1,12 @@
 """Names of machines, and what is refused."""
 
+import configparser
 import math
+from pathlib import Path
 
 import pytest
 
-from dinojax.plan import names, targets
+from dinojax.plan import compilers, names, targets
 from dinojax.plan.targets import CARDS, CHIPS, GIB, parse
 
 
@@ -89,13 +91,49 @@ def test_the_last_of_two_overrides_of_a_key_stays():
 
 
 def test_a_missing_compiler_is_named(monkeypatch):
-    monkeypatch.setitem(targets.NEEDS, "tpu", ("no_such_module", "pip install it"))
+    monkeypatch.setitem(compilers.NEEDS, "tpu", ("no_such_module", "none"))
     with pytest.raises(ModuleNotFoundError, match="v5e:4x4 needs the compiler in no_such_module"):
-        targets.check_compiler(parse("v5e:4x4"))
-    monkeypatch.setitem(targets.NEEDS, "gpu", ("no_such_module.inner", "pip install it"))
-    with pytest.raises(ModuleNotFoundError, match="works without the hardware: pip install it"):
-        targets.check_compiler(parse("h100:1x8"))
-    targets.check_compiler(parse("cpu:8"))
+        compilers.check_compiler(parse("v5e:4x4"))
+    monkeypatch.setitem(compilers.NEEDS, "gpu", ("no_such_module.inner", "none"))
+    with pytest.raises(ModuleNotFoundError, match="without the hardware: pip install 'dinojax.pl"):
+        compilers.check_compiler(parse("h100:1x8"))
+    compilers.check_compiler(parse("cpu:8"))
+
+
+@pytest.mark.parametrize(
+    ("target", "jax", "found", "told"),
+    [
+        ("v5e:4x4", "0.10.2", "0.0.42.1", None),
+        ("v5e:4x4", "0.12.0.1", "0.0.50", None),
+        ("v5e:4x4", "0.12.0.1", "0.0.42.1", r"libtpu 0.0.42.1 does not go .* \(libtpu 0.0.50 does"),
+        ("v5e:4x4", "0.11.0", "0.0.45", "none here is known to"),
+        ("h100:1x8", "0.10.2", "0.10.2", None),
+        ("h100:1x8", "0.12.0.1", "0.10.2", r"jax 0.12.0.1 \(jax-cuda12-plugin 0.12.0.1 does"),
+    ],
+)
+def test_a_compiler_of_another_jax_is_refused(monkeypatch, target, jax, found, told):
+    versions = {"jax": jax, "libtpu": found, "jax-cuda12-plugin": found}
+    monkeypatch.setattr(compilers.importlib.metadata, "version", versions.get)
+    monkeypatch.setattr(compilers.importlib.util, "find_spec", lambda name: name)
+    if told is None:
+        compilers.check_compiler(parse(target))
+        return
+    with pytest.raises(ModuleNotFoundError, match=told) as refused:
+        compilers.check_compiler(parse(target))
+    assert "pip install 'dinojax[plan]'" in str(refused.value)
+
+
+def test_the_extra_has_the_compilers_of_its_jax():
+    """setup.cfg, for the Pythons of both."""
+    extra = configparser.ConfigParser()
+    extra.read(Path(__file__).parent.parent.parent / "setup.cfg")
+    rows = extra["options.extras_require"]["plan"].split("\n")
+    for mark in ('python_version < "3.12"', 'python_version >= "3.12"'):
+        found = [row.partition(";")[0] for row in rows if row.endswith(mark)]
+        versions = dict(row.strip().split("==") for row in found)
+        assert versions.keys() == {"jax", "libtpu", "jax-cuda12-plugin"}
+        assert versions["jax"] == versions["jax-cuda12-plugin"]
+        assert versions["libtpu"] == compilers.LIBTPU[versions["jax"]] + "*"
 
 
 def test_a_process_for_cpus_sees_as_many(monkeypatch):

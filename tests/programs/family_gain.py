@@ -151,7 +151,7 @@ def recipes() -> dict[str, dict]:
 
 
 def _changed(config: Config) -> dict:
-    """Keys that differ from configs/base.py, but for those that change no result."""
+    """Keys that differ from configs/keys/, but for those that change no result."""
     defaults = configs.load("base").values()
     changed = {key: value for key, value in config.values().items() if value != defaults[key]}
     kept = {k: v for k, v in changed.items() if not k.startswith(FREE_KEYS) or "knn." in k}

@@ -41,7 +41,7 @@ def test_a_wheel_holds_one_name_with_every_recipe_and_page(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"dinojax"}
     for folder, ending in (("configs", ".py"), ("docs", ".md")):
-        here = {path.name for path in (ROOT / folder).glob(f"*{ending}")}
+        here = {path.name for path in (ROOT / folder).rglob(f"*{ending}")}
         there = {name.split("/")[-1] for name in names if name.startswith(f"dinojax/{folder}/")}
         assert here == there and here
 

@@ -10,6 +10,7 @@ import dinojax
 from dinojax import config as configs
 from dinojax.checkpoint.manager import Checkpoints
 from dinojax.cli import main
+from dinojax.config import ConfigError
 from dinojax.models.vit import Vit
 from dinojax.train import program
 from dinojax.weights import run as convert
@@ -66,6 +67,12 @@ def test_a_run_loads_as_its_ema(run):
     np.testing.assert_allclose(backbone(images).cls, expected.cls, atol=1e-5)
     assert backbone.preprocessing.normalize == config.image.normalize == "per_crop"
     assert backbone.preprocessing.crop_size == config.knn.crop_size
+
+
+def test_an_evaluation_refuses_a_key_that_it_does_not_read(run):
+    """Before anything is restored or computed."""
+    with pytest.raises(ConfigError, match="--set optim.clip: nothing here reads it; leave it out"):
+        dinojax.evaluate(run[0], overrides={"optim.clip": 1.0, "knn.neighbors": 5})
 
 
 @pytest.mark.parametrize("network", ["ema", "student"])
