@@ -1,4 +1,4 @@
-"""Commands that look ahead, `dinojax plan` and `dinojax shard report`; a process per compile."""
+"""`dinojax plan`: a process per compile."""
 
 import argparse
 import json
@@ -42,19 +42,6 @@ examples:
       --set distill.teacher=random:vitl16
   dinojax plan --config distill_7b --target h100:30x8 --set distill.teacher=random:vit7b16
 """
-SHARD = """\
-Where every parameter lives: its axes, its sharding and its bytes on one device. Large ones that
-are whole on every device are marked. Nothing is compiled but with --compile: then the step is, for
-as many simulated CPU devices, and what its compiler makes whole on every device on the way from one
-sharding to another (XLA calls it involuntary full rematerialization) is told.
-
-examples:
-  dinojax shard report --config vitl16_in1k --devices 8
-  dinojax shard report --config tiny --devices 8 --set mesh.strategy=fsdp --compile
-  dinojax shard report --config vit7b16 --devices 256 --set mesh.strategy=hsdp
-  dinojax shard report --config distill_7b --student vitl --devices 64 \\
-      --set distill.teacher=random:vit7b16
-"""
 # Changes tried when a step does not fit, cheapest first, with what they cost.
 CHANGES = (
     ("mesh.strategy=fsdp",),  # more bytes between devices
@@ -76,8 +63,6 @@ TIMEOUT = 3600  # seconds
 
 
 def add_verb(commands, parser: Parser) -> None:
-    """`plan`, and `report` under `shard`."""
-
     def run_either(args: argparse.Namespace) -> None:
         if args.words is None:
             run(args)
@@ -92,41 +77,9 @@ def add_verb(commands, parser: Parser) -> None:
         commands, "plan", "what a recipe will do, and what it will take", PLAN, run_either
     )
     options(plan, parser.set_option)
-    shard = parser.group(commands, "shard", "where arrays live on devices", SHARD)
-    report = parser.command(shard, "report", "where every parameter lives", SHARD, shard_report)
-    parser.config_options(report, required=True)
-    _student_option(report, "of a recipe with students, which one")
-    report.add_argument("--devices", type=int, metavar="N", help="default: mesh.devices or 1")
-    report.add_argument("--compile", action="store_true", help="and tell what becomes whole")
-    report.add_argument(
-        "--json",
-        action="store_true",
-        help="a JSON list; with --compile an object of `parameters` and `replicated`",
-    )
 
 
-def shard_report(args: argparse.Namespace) -> None:
-    """Print where the student's parameters live. Raises ValueError if they cannot be sharded."""
-    config = _load(args, None)
-    if args.student and len(args.student) > 1:
-        raise ConfigError(f"give --student one of {', '.join(args.student)}.")
-    number = args.devices or config.mesh.devices or 1
-    target = f"cpu:{number}"
-    name = args.student[0] if args.student else None
-    asked = {"recipe": args.config, "overrides": args.set, "student": name}
-    rows, _ = _process("dinojax.plan.shards", target, asked)
-    if not args.compile:
-        print(json.dumps(rows, indent=1) if args.json else reports.shards(rows, number))
-        return
-    alone = replaced(args.set, ["distill.place=turn"] if name else [])
-    found = one(args.config, target, alone, students=args.student)["replicated"]
-    if args.json:
-        print(json.dumps({"parameters": rows, "replicated": found}, indent=1))
-    else:
-        print(reports.shards(rows, number), *_replicated(found), sep="\n")
-
-
-def _replicated(found: list[str]) -> list[str]:
+def told_replicated(found: list[str]) -> list[str]:
     """In words."""
     if not found:
         return ["The compiler makes nothing else whole on every device."]
@@ -134,7 +87,7 @@ def _replicated(found: list[str]) -> list[str]:
     return [start, *(f"! {line}" for line in found)]
 
 
-def _student_option(parser: argparse.ArgumentParser, meaning: str) -> None:
+def student_option(parser: argparse.ArgumentParser, meaning: str) -> None:
     parser.add_argument("--student", metavar="NAME", action="append", help=meaning)
 
 
@@ -147,7 +100,7 @@ def options(parser: argparse.ArgumentParser, set_option) -> None:
     parser.add_argument("--images", type=int, metavar="N", help="in the data, to tell epochs")
     parser.add_argument("--target", metavar="KIND:SIZES", help="see above")
     parser.add_argument("--stage", metavar="NAME", help="of the recipe, or all; default: its first")
-    _student_option(parser, "of a recipe with students these alone; may be given many times")
+    student_option(parser, "of a recipe with students these alone; may be given many times")
     parser.add_argument(
         "--strategy",
         metavar="NAME",
@@ -174,7 +127,7 @@ def run(args: argparse.Namespace) -> None:
     args.target = target.name
     compilers.check_compiler(target)
     # What is wrong is told before any compiling.
-    wanted = [_load(args, stage) for stage in _stages(args)]
+    wanted = [load(args, stage) for stage in _stages(args)]
     plans = []
     for config in wanted:
         args.stage = config.stage if len(wanted) > 1 else args.stage
@@ -192,7 +145,7 @@ def run(args: argparse.Namespace) -> None:
         if "error" in plan:
             print(f"{plan['target']}, {plan['strategy']}: refused: {plan['error']}\n")
         else:
-            print(reports.details(plan), *_replicated(plan["replicated"]), "", sep="\n")
+            print(reports.details(plan), *told_replicated(plan["replicated"]), "", sep="\n")
     print(reports.summary(plans))
 
 
@@ -201,7 +154,7 @@ def _stages(args) -> tuple[str | None, ...]:
     return configs.stage_names(args.config) if args.stage == "all" else (args.stage,)
 
 
-def _load(args, stage: str | None) -> configs.Config:
+def load(args, stage: str | None) -> configs.Config:
     """The config of a stage, of the first student if there are students."""
     if not configs.student_names(args.config):
         if args.student:
@@ -295,11 +248,11 @@ def one(
     asked |= {"images": images, "stage": stage, "size": size, "keep": keep}
     asked |= {"students": list(students)} if students else {}
     module = "dinojax.plan.students" if students else "dinojax.plan.compile"
-    found, log = _process(module, target, asked, timeout=timeout)
+    found, log = process(module, target, asked, timeout=timeout)
     return found if keep else {**found, "replicated": partitioner_log.replicated(log)}
 
 
-def _process(module: str, target: str, asked: dict, *, timeout: int = TIMEOUT) -> tuple[Any, str]:
+def process(module: str, target: str, asked: dict, *, timeout: int = TIMEOUT) -> tuple[Any, str]:
     """The JSON that a module of ours prints and what it logs, where jax sees the target's devices.
 
     The compiler's warnings are wanted, so no program comes from a cache.

@@ -165,7 +165,7 @@ def export_any(
         found = network_of_run(source, stage=stage, step=step, network=network, overrides=overrides)
     elif (stage, step, network) != (None, None, "ema"):
         raise ValueError(
-            "--stage, --step and --network choose a checkpoint of a --run; leave them out."
+            "--stage, --step, --network choose a checkpoint of a --run; leave them out."
         )
     else:
         found = _network(source, format=None, overrides=overrides or {}, allow=(), prefix=prefix)

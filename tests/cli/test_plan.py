@@ -142,7 +142,7 @@ def test_what_cannot_be_planned_is_refused_before_compiling(options, message, ca
 
 def test_what_becomes_whole_on_every_device_is_told_by_operation_array_and_parts():
     """From the log of a real compiler, in a process of its own."""
-    _, log = cli_plan._process("tests.support.replicating", "cpu:8", {})
+    _, log = cli_plan.process("tests.support.replicating", "cpu:8", {})
     found = partitioner_log.replicated(log)
     assert found[0].startswith("jit(move)/layer/")
     assert found[0].endswith(": f32[8,16,4], from 2 x 1 x 4 parts to 1 x 8 x 1 parts")
@@ -157,7 +157,7 @@ def test_a_report_and_a_plan_tell_what_the_compiler_makes_whole(lines, monkeypat
     planned(monkeypatch, lambda overrides: {"replicated": lines})
     rows = [{"name": "kernel", "shape": [8], "axes": ["width"], "sharded": {}}]
     rows[0] |= {"bytes": 32, "device_bytes": 32}
-    monkeypatch.setattr(cli_plan, "_process", lambda *args, **options: (rows, ""))
+    monkeypatch.setattr(cli_plan, "process", lambda *args, **options: (rows, ""))
     report = ["shard", "report", "--config", "tiny", "--devices", "8"]
     plan = ["plan", "--config", "tiny", "--target", "cpu:8"]
     for argv in ([*report, "--compile"], plan):

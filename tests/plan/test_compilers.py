@@ -40,7 +40,7 @@ def compiler_of(target: str) -> None:
 def test_square_kernels_are_not_summed_whole(target):
     """Those of the 7B network, which is too large to be planned here."""
     compiler_of(target)
-    found, _ = plan._process("tests.support.square_kernels", target, {"target": target})
+    found, _ = plan.process("tests.support.square_kernels", target, {"target": target})
     sent, parts = found["sent"], found["parts"]
     assert sent["all-gather"] == sent["reduce-scatter"] == parts
     assert sent["all-reduce"] < 0.1 * parts, "of what is left of the parts, between copies"
@@ -51,7 +51,7 @@ def test_square_kernels_are_not_summed_whole(target):
 def test_no_sum_has_a_16_bit_total(target, kind):
     compiler_of(target)
     asked = {"target": target, "kind": kind}
-    found, _ = plan._process("tests.support.compiled_sums", target, asked)
+    found, _ = plan.process("tests.support.compiled_sums", target, asked)
     assert found == []
 
 
