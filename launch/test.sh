@@ -55,8 +55,8 @@ if [ "$newest" != 0 ]; then
         if [ "$newest" = all ]; then
             "${pytest[@]}"
         else
-            "${pytest[@]}" tests/{train/test_step,data/test_loader,augment/test_views,eval/test_embed,weights/test_load}.py
-            "${pytest[@]}" -m slow tests/system/test_train.py -k "not short_quickstart and not same_knn"
+            "${pytest[@]}" tests/{config/test_config,train/test_step,data/test_loader,augment/test_views,eval/test_embed,weights/test_load,plan/test_targets}.py
+            "${pytest[@]}" -m "not exhaustive" tests/test_api.py  # trains, measures, exports
         fi
         break
     done
