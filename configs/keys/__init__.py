@@ -96,7 +96,7 @@ STAGE_KEYS: dict[str, Key] = {
 
 def _of_evaluation(fields: dict[str, Any]) -> Key:
     """The row of a key that an evaluation declares in its file (dinojax/eval/row.py)."""
-    optional, many = (KINDS.get(fields.get(name)) for name in ("optional", "many"))
+    optional, many = (KINDS.get(fields.get(name, "")) for name in ("optional", "many"))
     limits = None
     if "limits" in fields:  # None in them: as far as its type goes
         low, high = fields["limits"]
