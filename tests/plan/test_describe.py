@@ -3,7 +3,7 @@
 import pytest
 
 from dinojax.cli import main
-from dinojax.config import load_stages
+from dinojax.config import load_stages, save
 from dinojax.plan.describe import stage_lines
 from tests.config.test_recipes import RECIPES
 
@@ -45,3 +45,12 @@ def test_schedules_that_continue_say_from_where(tmp_path):
     found = load_stages("tiny_stages", ["gram:start.schedules=continue"])
     told = "\n".join(stage_lines(found, 1))
     assert "count on from step 600; loss weights from 0" in told
+
+
+def test_a_run_is_said_as_the_recipe_that_it_resolved(tmp_path, capsys):
+    save(load_stages("tiny", ["batch_size=32"])[0], tmp_path / "config.json")
+    told = []
+    for recipe in ([str(tmp_path)], ["tiny", "--set", "batch_size=32"]):
+        assert main.main(["plan", "--words", *recipe, "--images", "4000"]) == main.FINISHED
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1] and "images" in told[0]
