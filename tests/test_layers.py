@@ -14,7 +14,7 @@ LEVELS = [
     {"sharding", "distributed", "data"},
     {"config", "ops", "viz"},
     {"models", "augment", "losses", "migrate", "checkpoint"},
-    {"weights", "runs"},
+    {"weights", "runs", "text"},
     {"eval", "monitor"},
     {"train", "curate"},
     {"distill"},
@@ -105,7 +105,8 @@ def test_only_the_objective_knows_the_losses():
     """`train/objective.py` alone says which output meets which loss."""
     outside = {path for path in users_of("dinojax.losses.") if not path.startswith("losses/")}
     sizes = "plan/compile.py"  # asks how large their blocks are, not what they compute
-    assert outside == {"train/objective.py", "train/batch_types.py", sizes}
+    objectives = {"train/objective.py", "train/text_objective.py"}
+    assert outside == {*objectives, "train/batch_types.py", sizes}
 
 
 def test_the_table_of_evaluations_imports_nothing():

@@ -29,7 +29,8 @@ def gram_loss(
     """
     if clip not in CLIPS:
         raise ValueError(f"gram.clip={clip!r} is not one of {', '.join(CLIPS)}.")
-    if student_BPD.shape != teacher_BPD.shape or (per_image and student_BPD.ndim != 3):
+    same = student_BPD.shape[:-1] == teacher_BPD.shape[:-1]  # channels are summed over
+    if not same or (per_image and student_BPD.ndim != 3):
         raise ValueError(
             f"gram.per_image={per_image} with student patches {student_BPD.shape} and teacher"
             f" patches {teacher_BPD.shape}: both must be [B, P, D]"

@@ -5,6 +5,7 @@ Crop sets (global, local) go through each block together, so that its weights ar
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -66,6 +67,7 @@ class VitSpec:
     rope: rope_lib.RopeSpec = rope_lib.RopeSpec()
     dtype: jnp.dtype = jnp.dtype(jnp.float32)
     reduce: jnp.dtype = jnp.dtype(jnp.float32)  # in which gradients of kernels cross devices
+    causal: ClassVar[bool] = False  # a token sees none behind it, as in text (CausalSpec)
 
     @property
     def head_width(self) -> int:
@@ -74,6 +76,12 @@ class VitSpec:
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches; what is left over at the right and bottom is not seen."""
         return height // self.patch_size, width // self.patch_size
+
+
+class CausalSpec(VitSpec):
+    """Blocks whose tokens see only those before them."""
+
+    causal: ClassVar[bool] = True
 
 
 def axes_of(init):
@@ -131,7 +139,9 @@ class Attention(nn.Module):
         if table is not None:
             sin, cos = table
             q_BNAE, k_BNAE = (rope_lib.rotate(t, sin, cos, spec.rope) for t in (q_BNAE, k_BNAE))
-        y_BNAE = attention(q_BNAE, k_BNAE, v_BNAE, implementation=spec.attention)
+        y_BNAE = attention(
+            q_BNAE, k_BNAE, v_BNAE, implementation=spec.attention, causal=spec.causal
+        )
         return Linear(
             (heads, head_width, width),
             ("heads", None, "width"),
@@ -199,3 +209,38 @@ def _on_subset(function, x_BND, table, kept_Uk):
     y = y * jnp.asarray(x_UbND.shape[1] / k, y.dtype)
     add = jax.vmap(lambda x, kept, y: x.at[kept].add(y, unique_indices=True))
     return add(x_UbND, kept_Uk, y).reshape(x_BND.shape)
+
+
+def init_blocks(spec: VitSpec, key):
+    """Parameters of all blocks of a spec, stacked along a leading axis named "depth".
+
+    They are made with plain attention, which has no part in them: not every kernel can be
+    mapped over (cuDNN's with lengths of sequences cannot, jax <= 0.10.2).
+    """
+    spec = dataclasses.replace(spec, attention="plain")
+    tokens = jnp.zeros((1, 2, spec.width), spec.dtype)
+
+    def init(key):
+        return Block(spec, parent=None).init(key, [tokens], [None], [None])["params"]
+
+    stacked = jax.vmap(init)(jax.random.split(key, spec.depth))
+    return nn.meta.add_axis(stacked, 0, {nn.PARTITION_NAME: "depth"})
+
+
+def run_blocks(spec: VitSpec, blocks, x_BND, subsets=None):
+    """Blocks whose tokens have no positions, as one scan over their stacked parameters.
+
+    blocks: as `init_blocks` makes them; subsets: int32 [depth, U, 2, k], or None to compute every
+    sequence.
+    """
+
+    def block(params, x_BND, subsets):
+        return Block(spec, parent=None).apply({"params": params}, [x_BND], [None], [subsets])[0]
+
+    def body(x_BND, inputs):
+        params, subsets = inputs
+        dtypes = {"dtype": spec.dtype, "reduce": spec.reduce}
+        return with_block(block, params, block_axes(spec), x_BND, subsets, **dtypes), None
+
+    body = jax.checkpoint(body, policy=REMAT[spec.remat], prevent_cse=False)
+    return jax.lax.scan(body, x_BND, (nn.meta.unbox(blocks), subsets))[0]

@@ -9,7 +9,7 @@ The model draws no random numbers: drop-path subsets and RoPE changes come in as
 that a block's weights are gathered once.
 """
 
-import dataclasses
+import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -19,7 +19,7 @@ from flax import struct
 
 from dinojax.models import positions
 from dinojax.models import rope as rope_lib
-from dinojax.models.block import REMAT, Block, VitSpec, block_axes, with_block
+from dinojax.models.block import REMAT, Block, VitSpec, block_axes, init_blocks, with_block
 from dinojax.models.layers import Norm, named, normal, product, spread
 from dinojax.sharding import gather, mesh
 
@@ -112,27 +112,12 @@ class Vit(nn.Module):
         if learned:
             table = (1 + (spec.position_size // spec.patch_size) ** 2, width)
             self.positions = self.param("positions", named(normal(0.02), [None, None]), table)
-        self.blocks = self.param("blocks", self._init_blocks)
+        self.blocks = self.param("blocks", functools.partial(init_blocks, spec))
         self.norm = Norm(spec.norm, spec.dtype)
         if spec.untie_cls_norm:
             self.cls_norm = Norm(spec.norm, spec.dtype)
         if spec.untie_local_cls_norm:
             self.local_cls_norm = Norm(spec.norm, spec.dtype)
-
-    def _init_blocks(self, key):
-        """Parameters of all blocks, stacked along a leading axis named "depth".
-
-        They are made with plain attention, which has no part in them: not every kernel can be
-        mapped over (cuDNN's with lengths of sequences cannot, jax <= 0.10.2).
-        """
-        spec = dataclasses.replace(self.spec, attention="plain")
-        tokens = jnp.zeros((1, 2, spec.width), spec.dtype)
-
-        def init(key):
-            return Block(spec, parent=None).init(key, [tokens], [None], [None])["params"]
-
-        stacked = jax.vmap(init)(jax.random.split(key, spec.depth))
-        return nn.meta.add_axis(stacked, 0, {nn.PARTITION_NAME: "depth"})
 
     def __call__(
         self,

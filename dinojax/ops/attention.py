@@ -27,11 +27,19 @@ class Choice:
     reasons: list[str]  # one line per implementation tried, for the log
 
 
-def attention(q_BNAE, k_BNAE, v_BNAE, *, implementation: str, num_valid: int | None = None):
+def attention(
+    q_BNAE,
+    k_BNAE,
+    v_BNAE,
+    *,
+    implementation: str,
+    num_valid: int | None = None,
+    causal: bool = False,
+):
     """Attention of every token to every valid token of its own sequence: [B, N, A, E].
 
     num_valid: tokens from this position on are padding. They have no influence at all (NaN is
-    fine), get no gradient, and their outputs are 0.
+    fine), get no gradient, and their outputs are 0. causal: a token sees none behind it.
     Raises ValueError for an unknown implementation or a num_valid outside 1..N.
     """
     _check_name(implementation, IMPLEMENTATIONS)
@@ -40,14 +48,14 @@ def attention(q_BNAE, k_BNAE, v_BNAE, *, implementation: str, num_valid: int | N
     if not 1 <= valid <= num_tokens:
         raise ValueError(f"num_valid={num_valid} is not within 1 to the {num_tokens} tokens.")
 
-    compute = IMPLEMENTATIONS[implementation]
+    compute = _compute(implementation, causal)
     if implementation in OPAQUE:  # the partitioner cannot look inside: one call per device
         compute = functools.partial(mesh.per_group, compute)
     out_BNAE = compute(q_BNAE[:, :valid], k_BNAE[:, :valid], v_BNAE[:, :valid])
     return _pad_tokens(out_BNAE, num_tokens)
 
 
-def plain(q_BNAE, k_BNAE, v_BNAE):
+def plain(q_BNAE, k_BNAE, v_BNAE, *, causal: bool = False):
     """The definition, with logits and softmax in at least float32.
 
     Heads are moved before tokens first: XLA's CPU backend takes a third less time then.
@@ -55,32 +63,40 @@ def plain(q_BNAE, k_BNAE, v_BNAE):
     wide = jnp.promote_types(q_BNAE.dtype, jnp.float32)
     q_BANE, k_BANE, v_BANE = (x.swapaxes(1, 2) for x in (q_BNAE, k_BNAE, v_BNAE))
     logits_BANM = jnp.einsum("bane,bame->banm", q_BANE, k_BANE, preferred_element_type=wide)
+    if causal:
+        seen_NM = jnp.tril(jnp.ones(logits_BANM.shape[-2:], bool))
+        logits_BANM = jnp.where(seen_NM[None, None], logits_BANM, -jnp.inf)
     probs_BANM = jax.nn.softmax(logits_BANM / math.sqrt(q_BNAE.shape[-1]))
     out_BANE = jnp.einsum("banm,bame->bane", probs_BANM.astype(v_BNAE.dtype), v_BANE)
     return out_BANE.swapaxes(1, 2)
 
 
-def xla(q_BNAE, k_BNAE, v_BNAE):
-    return jax.nn.dot_product_attention(q_BNAE, k_BNAE, v_BNAE, implementation="xla")
+def xla(q_BNAE, k_BNAE, v_BNAE, *, causal: bool = False):
+    return jax.nn.dot_product_attention(
+        q_BNAE, k_BNAE, v_BNAE, is_causal=causal, implementation="xla"
+    )
 
 
-def cudnn(q_BNAE, k_BNAE, v_BNAE):
+def cudnn(q_BNAE, k_BNAE, v_BNAE, *, causal: bool = False):
     """cuDNN's fused attention. float16 and bfloat16 on NVIDIA only."""
     B, N = q_BNAE.shape[:2]
     padded = math.ceil(N / 8) * 8  # its backward pass refuses odd lengths; 8 keeps rows aligned
     if padded == N:
-        return jax.nn.dot_product_attention(q_BNAE, k_BNAE, v_BNAE, implementation="cudnn")
+        return jax.nn.dot_product_attention(
+            q_BNAE, k_BNAE, v_BNAE, is_causal=causal, implementation="cudnn"
+        )
     lengths_B = jnp.full((B,), N, jnp.int32)
     out_BNAE = jax.nn.dot_product_attention(
         *(_pad_tokens(x_BNAE, padded) for x_BNAE in (q_BNAE, k_BNAE, v_BNAE)),
         query_seq_lengths=lengths_B,
         key_value_seq_lengths=lengths_B,
+        is_causal=causal,
         implementation="cudnn",
     )
     return out_BNAE[:, :N]
 
 
-def splash(q_BNAE, k_BNAE, v_BNAE, *, interpret: bool = False):
+def splash(q_BNAE, k_BNAE, v_BNAE, *, causal: bool = False, interpret: bool = False):
     """The splash attention TPU kernel. interpret: run its meaning on any backend, slowly."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
@@ -88,8 +104,9 @@ def splash(q_BNAE, k_BNAE, v_BNAE, *, interpret: bool = False):
     _, N, A, E = q_BNAE.shape
     padded = math.ceil(N / 128) * 128  # the kernel works on blocks of whole 128-wide registers
     block = next(size for size in (512, 384, 256, 128) if padded % size == 0)
+    mask = masks.CausalMask if causal else masks.FullMask
     attend = kernels.make_splash_mha(
-        masks.MultiHeadMask([masks.FullMask((padded, padded))] * A),
+        masks.MultiHeadMask([mask((padded, padded))] * A),
         block_sizes=kernels.BlockSizes(
             block_q=block,
             block_kv=block,
@@ -119,12 +136,18 @@ IMPLEMENTATIONS = {"plain": plain, "xla": xla, "cudnn": cudnn, "splash": splash}
 OPAQUE = ("cudnn", "splash")
 
 
+def _compute(implementation: str, causal: bool):
+    function = IMPLEMENTATIONS[implementation]
+    return functools.partial(function, causal=True) if causal else function
+
+
 def choose(
     requested: str,
     *,
     shapes: list[tuple[int, int, int, int]],
     dtype,
     platform: str | None = None,
+    causal: bool = False,
 ) -> Choice:
     """The implementation a run will use, and why.
 
@@ -143,7 +166,7 @@ def choose(
 
     reasons: list[str] = []
     for name in names:
-        fault = find_fault(name, shapes=shapes, dtype=dtype)
+        fault = find_fault(name, shapes=shapes, dtype=dtype, causal=causal)
         if fault is None:
             why = "first that works" if requested == "auto" else "requested"
             return Choice(name, [*reasons, f"attention: {name} chosen ({why} on {platform})"])
@@ -155,14 +178,15 @@ def choose(
     )
 
 
-def find_fault(implementation: str, *, shapes, dtype) -> str | None:
+def find_fault(implementation: str, *, shapes, dtype, causal: bool = False) -> str | None:
     """What is wrong with an implementation on these shapes, in one line; None if nothing is."""
     if implementation == "plain":
         return None  # it is the reference, and plain jax.numpy
     for shape in dict.fromkeys(tuple(shape) for shape in shapes):
         where = f"on (B, N, A, E) = {shape} in {jnp.dtype(dtype).name}"
         try:
-            error, allowed = _compare(IMPLEMENTATIONS[implementation], shape, dtype)
+            defined = _compute("plain", causal)
+            error, allowed = _compare(_compute(implementation, causal), defined, shape, dtype)
         except Exception as problem:  # noqa: BLE001 (a kernel may fail in any way; all are reported)
             lines = str(problem).splitlines() or [""]
             return f"{type(problem).__name__}: {lines[0][:200]} {where}"
@@ -173,7 +197,7 @@ def find_fault(implementation: str, *, shapes, dtype) -> str | None:
     return None
 
 
-def _compare(function, shape, dtype) -> tuple[float, float]:
+def _compare(function, defined, shape, dtype) -> tuple[float, float]:
     """(error, allowed error) of outputs and gradients, as shares of the largest true value.
 
     The batch repeats two images, so that the reference costs two images whatever B is.
@@ -186,9 +210,9 @@ def _compare(function, shape, dtype) -> tuple[float, float]:
     batch = [x[np.arange(B) % 2] for x in inputs]
 
     got = jax.jit(functools.partial(_with_gradients, function))(*batch)
-    same_dtype = jax.jit(functools.partial(_with_gradients, plain))(*inputs)
+    same_dtype = jax.jit(functools.partial(_with_gradients, defined))(*inputs)
     with jax.default_matmul_precision("highest"):
-        want = jax.jit(functools.partial(_with_gradients, plain))(*wide)
+        want = jax.jit(functools.partial(_with_gradients, defined))(*wide)
     error = _difference(got, [x[np.arange(B) % 2] for x in want])
     # Where float32 products are rounded by default (TPU, TF32), plain itself shows how much.
     rounding = _difference(same_dtype, want)

@@ -218,3 +218,18 @@ def test_cudnn_pads_to_a_multiple_of_eight_and_says_the_lengths(monkeypatch):
     out = module.cudnn(*arrays((2, 5, 1, 4), count=3))
     assert out.shape == (2, 5, 1, 4) and seen["shape"] == (2, 8, 1, 4)
     assert seen["key_value_seq_lengths"].tolist() == seen["query_seq_lengths"].tolist() == [5, 5]
+
+
+@pytest.mark.parametrize("implementation", ["plain", "xla"])
+def test_a_causal_token_sees_none_behind_it(implementation):
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(2, 5, 2, 4)), jnp.float32) for _ in range(3))
+    got = attention(q, k, v, implementation=implementation, causal=True)
+    for stop in range(1, 6):  # the last of a shorter sequence sees all of it
+        shorter = attention(*(x[:, :stop] for x in (q, k, v)), implementation="plain")
+        np.testing.assert_allclose(got[:, stop - 1], shorter[:, -1], atol=1e-6)
+
+
+def test_a_causal_kernel_is_compared_with_the_causal_definition():
+    shapes = [(2, 5, 2, 4)]
+    assert module.find_fault("xla", shapes=shapes, dtype=jnp.float32, causal=True) is None

@@ -1,0 +1,1 @@
+"""Text aligned with images: tokenizer, towers, and what they answer together (dino.txt)."""
