@@ -5,8 +5,9 @@ A record is either an image file as it is (no label), or one in our own envelope
 
     8 bytes   b"dinojax1"
     4 bytes   number of bytes of the header, unsigned, little-endian
-    header    JSON in UTF-8: {"name": str, "label": int or null}, and "unreadable": str, the
-              reason, of an image that could not be read when it was converted
+    header    JSON in UTF-8: {"name": str, "label": int or null}, "captions": [str] of an image
+              that has some, and "unreadable": str, the reason, of an image that could not be read
+              when it was converted
     the rest  the image file
 
 Beside its shards a conversion keeps `dataset.json` (counts, class names, whether it is complete)
@@ -48,7 +49,8 @@ _LENGTH = struct.Struct("<I")
 
 def pack(image: Encoded, *, unreadable: str = "") -> bytes:
     """A record in the envelope above."""
-    fields = {"name": image.name, "label": image.label}
+    fields: dict[str, Any] = {"name": image.name, "label": image.label}
+    fields |= {"captions": list(image.captions)} if image.captions else {}
     header = json.dumps(fields | ({"unreadable": unreadable} if unreadable else {})).encode()
     return MAGIC + _LENGTH.pack(len(header)) + header + image.data
 
@@ -66,7 +68,8 @@ def unpack(record: bytes, *, name: str) -> Encoded:
         header = fields.parse(record[start : start + length], where="its header")
         label = fields.field(header, "label", (int, None), where="its header")
         own = fields.field(header, "name", str, where="its header")
-        found = Encoded(record[start + length :], label=label, name=own)
+        told = fields.field(header, "captions", [str], where="its header", default=[])
+        found = Encoded(record[start + length :], label=label, name=own, captions=tuple(told))
     except (struct.error, ValueError) as error:
         raise OSError(f"{name}: its record is damaged ({error}).") from error
     if "unreadable" in header:

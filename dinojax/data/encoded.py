@@ -41,6 +41,7 @@ class EncodedSource:
     fingerprint: str
     options: ReadOptions = PLAIN
     notes: tuple[str, ...] = ()
+    captioned: bool = False  # an image without a caption cannot be read
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -58,6 +59,8 @@ class EncodedSource:
     def read(self, index: int, box_size: int | None = None) -> Example:
         """One decoded image. Raises DecodeError, OSError or ValueError; each names the file."""
         found = self.files.encoded(index)
+        if self.captioned and not found.captions:
+            raise DecodeError(f"{found.name} has no caption.")
         pixels = decode(
             found.data,
             name=found.name,
@@ -65,7 +68,7 @@ class EncodedSource:
             box_size=box_size,
             options=self.options,
         )
-        return Example(pixels=pixels, label=found.label, name=found.name)
+        return Example(pixels, label=found.label, name=found.name, captions=found.captions)
 
     def read_options(self, index: int) -> ReadOptions:
         return self.options

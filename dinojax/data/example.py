@@ -15,6 +15,7 @@ class Example:
     pixels: np.ndarray
     label: int | None
     name: str
+    captions: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Encoded:
     data: bytes
     label: int | None
     name: str
+    captions: tuple[str, ...] = ()
 
 
 class Source(Protocol):

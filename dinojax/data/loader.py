@@ -20,6 +20,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from dinojax.data.captions import CaptionReader
 from dinojax.data.decode import fit_into_box
 from dinojax.data.example import Source
 from dinojax.data.mixture import batch_ids
@@ -61,6 +62,7 @@ class ReadBatch:
     start: int  # images consumed before batch 0
     rows_B: np.ndarray  # of the global batch, those of this host
     replace: bool  # substitute images that cannot be read, else raise
+    captions: CaptionReader | None = None
 
     @property
     def largest_shape(self) -> tuple[int, int, int, int]:
@@ -84,6 +86,7 @@ class ReadBatch:
         )
         ids_B = whole_B[self.rows_B]
         bad: list[BadImage] = []
+        texts = []
         for row, index in enumerate(ids_B.tolist()):
             if self.replace:
                 example, found = read_or_replace(self.source, index, size)
@@ -94,7 +97,10 @@ class ReadBatch:
             height, width = pixels.shape[:2]
             images_BSSC[row, :height, :width] = pixels
             sizes_B2[row] = height, width
-        return {"images": images_BSSC, "sizes": sizes_B2, "ids": ids_B, BAD: bad}
+            if self.captions is not None:
+                texts.append(self.captions(example, position + int(self.rows_B[row])))
+        captions = {"tokens": np.stack(texts)} if texts else {}
+        return {"images": images_BSSC, "sizes": sizes_B2, **captions, "ids": ids_B, BAD: bad}
 
 
 class Loader(Iterator[Batch]):
@@ -103,6 +109,7 @@ class Loader(Iterator[Batch]):
     B = batch_size / num_hosts images of this host, each at the top left of its box, zeros
     elsewhere; sizes are true heights and widths; ids are indexes into the source. `position` is
     the number of images, over all hosts, in the batches handed out so far, counted from `start`.
+    With `captions` also "tokens", int32 [B, N]: one caption of each image.
 
     An image that cannot be read is replaced and told to `quarantine`, which may end the run; its
     row keeps its own id. Without a quarantine the error reaches the caller of next() and names the
@@ -125,6 +132,7 @@ class Loader(Iterator[Batch]):
         num_threads: int = 2,
         prefetch: int = 2,
         quarantine: Quarantine | None = None,
+        captions: CaptionReader | None = None,
     ):
         """`num_threads` per process decode `prefetch` batches ahead; 0 threads decode on demand.
 
@@ -154,6 +162,7 @@ class Loader(Iterator[Batch]):
             start=start,
             rows_B=rows,
             replace=quarantine is not None,
+            captions=captions,
         )
         self.position = start
         self._quarantine = quarantine

@@ -1,6 +1,7 @@
 """A table of images: CSV or Parquet with a column `path` and, where images have classes, `label`.
 
 A path is absolute, a URL, or relative to the manifest. Rows are images, in the order of the file.
+With a column `caption` rows of one path are captions of one image, which comes where its first is.
 """
 
 import csv
@@ -18,6 +19,7 @@ from dinojax.data.storage import MAX_BYTES, check_urls, is_url, read_bytes, show
 
 EXTENSIONS = (".csv", ".parquet")
 COLUMNS = ("path", "label")
+CAPTION = "caption"
 
 Columns = dict[str, list[str]]
 
@@ -29,6 +31,7 @@ class ManifestFiles:
     folder: str
     paths: tuple[str, ...]
     labels: np.ndarray | None
+    captions: tuple[tuple[str, ...], ...] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -37,7 +40,9 @@ class ManifestFiles:
         path = self.paths[index]
         place = path if is_url(path) or os.path.isabs(path) else f"{self.folder}/{path}"
         label = None if self.labels is None else int(self.labels[index])
-        return Encoded(data=read_bytes(place, max_bytes=MAX_BYTES), label=label, name=shown(path))
+        told = () if self.captions is None else self.captions[index]
+        data = read_bytes(place, max_bytes=MAX_BYTES)
+        return Encoded(data=data, label=label, name=shown(path), captions=told)
 
 
 def manifest(
@@ -65,17 +70,39 @@ def manifest(
     place = path if is_url(path) else os.path.abspath(os.path.expanduser(path))
     data = read_bytes(place)
     columns = _parquet(data, where) if path.lower().endswith(".parquet") else _csv(data, where)
+    captions = None
+    if CAPTION in columns:
+        columns, captions = _by_image(columns)
     paths, classes = _checked(columns, where)
     check_urls(paths, where)
     labels, class_names = (None, ()) if classes is None else numbered(classes)
     source = EncodedSource(
-        files=ManifestFiles(folder=place.rpartition("/")[0], paths=tuple(paths), labels=labels),
+        files=ManifestFiles(place.rpartition("/")[0], tuple(paths), labels, captions),
         channels=channels,
         class_names=class_names,
-        fingerprint=fingerprint(zip(paths, classes or [""] * len(paths), strict=True)),
+        fingerprint=fingerprint(_rows(paths, classes, captions)),
         options=options,
     )
     return check_one_decodes(source, where)
+
+
+def _rows(paths, classes, captions):
+    """What the fingerprint is of: path, class and captions of every image."""
+    for number, path in enumerate(paths):
+        told = captions[number] if captions else ()
+        yield path, classes[number] if classes else "", *told
+
+
+def _by_image(columns: Columns) -> tuple[Columns, tuple[tuple[str, ...], ...]]:
+    """The first row of every path, and the captions of all its rows, without empty ones."""
+    first: dict[str, int] = {}  # path -> its first row
+    captions: dict[str, list[str]] = {}
+    for row, path in enumerate(columns["path"]):
+        first.setdefault(path, row)
+        text = columns[CAPTION][row].strip()
+        captions.setdefault(path, []).extend([text] if text else [])
+    kept = {name: [values[row] for row in first.values()] for name, values in columns.items()}
+    return kept, tuple(map(tuple, captions.values()))
 
 
 def _csv(data: bytes, where: str) -> Columns:
@@ -110,7 +137,7 @@ def _parquet(data: bytes, where: str) -> Columns:
     try:
         file = parquet.ParquetFile(io.BytesIO(data))
         all_names = file.schema_arrow.names
-        names = [name for name in all_names if name in COLUMNS]
+        names = [name for name in all_names if name in (*COLUMNS, CAPTION)]
         _check_columns(all_names, where)
         table = file.read(columns=names)
     except _WrongColumns:

@@ -42,6 +42,12 @@ def image_index(seed: int, position: np.ndarray, num_images: int) -> np.ndarray:
     return index.astype(np.int64).reshape(position.shape)
 
 
+def pick(seed: int, position: int, num: int) -> int:
+    """One of `num` things for a position, the same in every run; evenly over positions."""
+    mixed = _mix(_mix(np.array([seed & _MASK], np.uint64)) ^ np.array([position], np.uint64))
+    return int(mixed[0]) % num
+
+
 def substitute(index: int, attempt: int, num_images: int) -> int:
     """Another image in place of `index`, the same in every run; attempts 0, 1, 2 ... differ.
 

@@ -2,9 +2,9 @@
 
 A column holds the image files, as a structure with the field `bytes` (Hugging Face's `Image`) or as
 plain bytes; a column `label` holds whole numbers or texts, whose names Hugging Face keeps beside
-the schema. Of a folder the files `train-*.parquet` are read, or all where none is named by a split.
-Reading one image reads its row group, some hundred images: in random order
-`dinojax data convert` is worth its while.
+the schema; a column `caption`, `captions` or `text` captions, a text or a list. Of a folder the
+files `train-*.parquet` are read, or all where none is named by a split. Reading one image reads its
+row group, some hundred images: in random order `dinojax data convert` is worth its while.
 """
 
 import bisect
@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from dinojax.data import captions
 from dinojax.data.decode import PLAIN, ReadOptions
 from dinojax.data.encoded import (
     EncodedSource,
@@ -44,6 +45,7 @@ class ParquetFiles:
     ends: tuple[int, ...]
     column: str  # of the images
     labels: np.ndarray | None
+    captions: str = ""  # their column, "" = there is none
 
     def __len__(self) -> int:
         return self.ends[-1]
@@ -56,6 +58,9 @@ class ParquetFiles:
         try:
             with _READING:
                 cell = _row_group(path, number, self.column)[place].as_py()
+                told = (
+                    _row_group(path, number, self.captions)[place].as_py() if self.captions else ()
+                )
         except Exception as error:  # pyarrow's errors share no base class
             raise OSError(f"cannot read {name}: {error}") from error
         data = cell.get("bytes") if isinstance(cell, dict) else cell
@@ -63,13 +68,16 @@ class ParquetFiles:
             elsewhere = isinstance(cell, dict) and cell.get("path")
             raise OSError(f"{name} holds no bytes{f' but the path {elsewhere}' * bool(elsewhere)}.")
         label = None if self.labels is None else int(self.labels[index])
-        return Encoded(data=data, label=label, name=name)
+        try:
+            return Encoded(data, label=label, name=name, captions=captions.of_value(told, name))
+        except ValueError as error:  # of this image alone
+            raise OSError(str(error)) from error
 
 
 _READING = threading.Lock()
 
 
-@functools.lru_cache(maxsize=4)  # row groups; of consecutive images each is read once
+@functools.lru_cache(maxsize=8)  # columns of row groups; of consecutive images each is read once
 def _row_group(path: str, number: int, column: str) -> Any:
     file = _pyarrow_parquet().ParquetFile(path)
     try:
@@ -126,7 +134,13 @@ def parquet(
     if not sum(counts):
         raise ValueError(f"{where} has no rows.")
     source = EncodedSource(
-        files=ParquetFiles(tuple(groups), tuple(itertools.accumulate(counts)), column, labels),
+        files=ParquetFiles(
+            tuple(groups),
+            tuple(itertools.accumulate(counts)),
+            column,
+            labels,
+            next((name for name in captions.COLUMNS if name in schema.names), ""),
+        ),
         channels=channels,
         class_names=class_names,
         fingerprint=fingerprint((*r, os.path.getsize(p)) for p, r in zip(files, rows, strict=True)),

@@ -1,15 +1,16 @@
 """The table of sources. A new kind of data set is one row: a function that builds a Source."""
 
+import dataclasses
 import os
 from collections.abc import Callable
 
-from dinojax.data import arrayrecord, manifest, parquet, tar, tfds
+from dinojax.data import arrayrecord, coco, manifest, parquet, tar, tfds
 from dinojax.data.decode import EXTENSIONS, PLAIN, ReadOptions
-from dinojax.data.encoded import extension_of, is_shard
+from dinojax.data.encoded import EncodedSource, extension_of, is_shard
 from dinojax.data.example import Source
 from dinojax.data.folder import folder
 from dinojax.data.mixture import Mixture, Part
-from dinojax.data.tiles import tiles
+from dinojax.data.tiles import TileSource, tiles
 
 # data.source: builder(path=, channels=, split=, key=, options=)
 SOURCES: dict[str, Callable[..., Source]] = {
@@ -19,11 +20,27 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "arrayrecord": arrayrecord.arrayrecord,
     "tfds": tfds.tfds,
     "parquet": parquet.parquet,
+    "coco": coco.coco,
     "tiles": tiles,
 }
 
 # Sources that come with the program. Given a data.path, they step aside for the data there.
 EMBEDDED = ("tiles",)
+
+
+def open_captioned(data, *, channels: int) -> Source:
+    """The same as `open_source`, with images that have no caption as ones that cannot be read."""
+    source = open_source(data, channels=channels)
+    if isinstance(source, Mixture):
+        parts = [dataclasses.replace(p, source=_captioned(p.source)) for p in source.parts]
+        return dataclasses.replace(source, parts=tuple(parts))
+    return _captioned(source)
+
+
+def _captioned(source: Source) -> Source:
+    if isinstance(source, (EncodedSource, TileSource)):
+        return dataclasses.replace(source, captioned=True)
+    return source
 
 
 def open_source(data, *, channels: int, split: str = "train") -> Source:
@@ -80,6 +97,8 @@ def kind_of(path: str) -> str:
 
     Raises ValueError for a folder that holds both shards and images, of which half would be read.
     """
+    if coco.NAME.fullmatch(os.path.basename(path)):
+        return "coco"
     here = os.path.expanduser(path)
     names = os.listdir(here) if os.path.isdir(here) else [os.path.basename(here)]
     if path.lower().endswith(manifest.EXTENSIONS):

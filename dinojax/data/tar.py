@@ -2,8 +2,9 @@
 
 Files whose paths agree up to the first dot of their name form a sample: `a/1.jpg`, `a/1.cls` and
 `a/1.json`. Every image file is an image; the class of its sample is the text of `.cls` or the field
-`label` of `.json`. The shards are indexed when they are opened (by their headers, in memory); an
-image is then read by its place in the file. That asks for uncompressed shards on a local path.
+`label` of `.json`, its captions are the lines of `.txt` or the field `caption` of `.json`. The
+shards are indexed when they are opened (by their headers, in memory); an image is then read by its
+place in the file. That asks for uncompressed shards on a local path.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dinojax.data import fields
+from dinojax.data import captions, fields
 from dinojax.data.decode import EXTENSIONS, PLAIN, ReadOptions
 from dinojax.data.encoded import (
     EncodedSource,
@@ -46,6 +47,7 @@ class TarFiles:
     names: tuple[str, ...]
     places_N3: np.ndarray
     labels: np.ndarray | None
+    captions: tuple[tuple[str, ...], ...] | None = None  # of each image; None where none has one
 
     def __len__(self) -> int:
         return len(self.names)
@@ -60,7 +62,8 @@ class TarFiles:
         if len(data) < size:
             raise OSError(f"{path} ends within {name}: it was cut since the run began.")
         label = None if self.labels is None else int(self.labels[index])
-        return Encoded(data=data, label=label, name=name)
+        told = () if self.captions is None else self.captions[index]
+        return Encoded(data=data, label=label, name=name, captions=told)
 
 
 @dataclasses.dataclass
@@ -71,6 +74,8 @@ class _Index:
     places: list[tuple[int, int, int]] = dataclasses.field(default_factory=list)
     samples: list[tuple[int, str]] = dataclasses.field(default_factory=list)
     classes: dict[tuple[int, str], str] = dataclasses.field(default_factory=dict)
+    captions: dict[tuple[int, str], tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    texts: list[tuple[int, str]] = dataclasses.field(default_factory=list)  # samples of .txt files
     others: list[str] = dataclasses.field(default_factory=list)  # extensions of other files
     members: set[str] = dataclasses.field(default_factory=set)  # names in the shard at hand
 
@@ -98,18 +103,22 @@ def tar(
     if not index.names:
         raise ValueError(f"{where}: no image in {len(files)} tar files.")
     labels, class_names = _labels(index, where)
+    told = tuple(index.captions.get(sample, ()) for sample in index.samples)
+    with_image = set(index.samples)
+    index.others += ["txt" for sample in index.texts if sample not in with_image]
     source = EncodedSource(
         files=TarFiles(
             shards=tuple(files),
             names=tuple(index.names),
             places_N3=np.array(index.places, np.int64),
             labels=labels,
+            captions=told if any(told) else None,
         ),
         channels=channels,
         class_names=class_names,
         fingerprint=fingerprint(
-            (os.path.basename(files[place[0]]), name, *place[1:])
-            for name, place in zip(index.names, index.places, strict=True)
+            (os.path.basename(files[place[0]]), name, *place[1:], *texts)
+            for name, place, texts in zip(index.names, index.places, told, strict=True)
         ),
         options=options,
         notes=(*notes, *(f"in the tar files: {note}" for note in skipped(index.others))),
@@ -179,9 +188,16 @@ def _add_member(index: _Index, number: int, archive: tarfile.TarFile, member: An
         index.names.append(member.name)
         index.places.append((number, member.offset_data, member.size))
         index.samples.append(sample)
-    elif extension in ("cls", "json"):
-        text = archive.extractfile(member).read()  # type: ignore[union-attr]
-        found = _class(text, extension, f"{archive.name!s}: {member.name}")
+    elif extension in ("cls", *captions.MEMBERS):
+        index.texts += [sample] if extension == "txt" else []
+        text, where = archive.extractfile(member).read(), f"{archive.name!s}: {member.name}"  # type: ignore[union-attr]
+        if extension in captions.MEMBERS:
+            told = captions.of_member(text, extension, where)
+            if told is None:
+                index.others.append("txt (not UTF-8)")
+            if told and (extension == "txt" or sample not in index.captions):
+                index.captions[sample] = told
+        found = _class(text, extension, where) if extension != "txt" else None
         if found is not None and (extension == "cls" or sample not in index.classes):
             index.classes[sample] = found
     else:

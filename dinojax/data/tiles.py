@@ -18,6 +18,7 @@ from PIL import Image
 
 from dinojax.data.decode import CONVERTED, PLAIN, ReadOptions
 from dinojax.data.example import Encoded, Example
+from dinojax.data.tile_captions import SUBJECTS, captions_of
 
 # Class name: package, path inside it. The order is the order of the labels.
 PHOTOGRAPHS = {
@@ -56,6 +57,7 @@ class TileSource:
     fingerprint: str
     split: str
     notes: tuple[str, ...] = ()
+    captioned: bool = False  # captions are made as tiles are read
 
     @property
     def channels(self) -> int:
@@ -69,15 +71,25 @@ class TileSource:
 
     def read(self, index: int, box_size: int | None = None) -> Example:
         """One tile; at 48 pixels it is left to the caller to fit it into a smaller box."""
-        label = int(self.labels[index])
-        return Example(pixels=self.pixels_NHWC[index], label=label, name=self._name(index))
+        label, told = int(self.labels[index]), self._captions(index) if self.captioned else ()
+        pixels_HWC = self.pixels_NHWC[index]
+        return Example(pixels_HWC, label=label, name=self._name(index), captions=told)
 
     def encoded(self, index: int) -> Encoded:
         """One tile as a PNG."""
         file = io.BytesIO()
         Image.fromarray(self.pixels_NHWC[index].squeeze()).save(file, "PNG")
         label = int(self.labels[index])
-        return Encoded(data=file.getvalue(), label=label, name=self._name(index))
+        told = self._captions(index)
+        return Encoded(file.getvalue(), label=label, name=self._name(index), captions=told)
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """Of every class, what its photograph shows, in the words of captions."""
+        return tuple(SUBJECTS[name] for name in self.class_names)
+
+    def _captions(self, index: int) -> tuple[str, ...]:
+        return captions_of(self.pixels_NHWC[index], self.subjects[self.labels[index]])
 
     def read_options(self, index: int) -> ReadOptions:
         return PLAIN

@@ -49,7 +49,7 @@ def test_a_path_is_all_it_takes_to_leave_the_embedded_tiles(images):
     assert len(source) == 1 and source[0].pixels.shape == (5, 5, 1)
 
 
-@pytest.mark.parametrize("kind", sorted(SOURCES))
+@pytest.mark.parametrize("kind", sorted(set(SOURCES) - {"coco"}))  # which has no classes
 def test_every_source_answers_alike(kind, stored):
     source = SOURCES[kind](path=stored[kind], channels=1, split="train")
     found, image = source.encoded(1), source.read(1, 3)

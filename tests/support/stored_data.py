@@ -80,6 +80,7 @@ def every_kind(root):
         "arrayrecord": str(records(root / "records", images)),
         "tfds": str(tfds_split(root / "tfds", images)),
         "parquet": str(parquet(root / "parquet" / "train.parquet", images)),
+        "coco": str(coco(root / "coco", images)),
         "tiles": "",
     }
 
@@ -113,6 +114,17 @@ def parquet(path, images, names=CLASSES):
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     parquet.write_table(table, path, row_group_size=2)
+    return path
+
+
+def coco(root, images):
+    """captions_train.json in `annotations`, images in `train`; each with one caption."""
+    folder(root / "train", images)
+    listed = [{"id": number, "file_name": name} for number, name in enumerate(images)]
+    told = [{"image_id": row["id"], "caption": f"a {row['file_name']}"} for row in listed]
+    path = root / "annotations" / "captions_train.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"images": listed, "annotations": told}))
     return path
 
 
