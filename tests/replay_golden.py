@@ -25,6 +25,7 @@ from tests.golden import (  # noqa: E402
     matching,
     networks,
     optim,
+    text,
     train,
     video,
 )
@@ -69,6 +70,12 @@ KINDS = {
     r"retrieval_amstertime.*\.npz": Kind(r"out64/first_column_only", global_eval.replay_amstertime),
     r"retrieval_met.*\.npz": Kind(r"out64/pca_P", global_eval.replay_met),
     r"name_maps.*\.json": Kind(r"(hf|timm)_vit_.+", formats.replay_name_maps),
+    r"dinotxt_clip_loss.*\.npz": Kind(r"truth64/grad_scale", text.replay_loss),
+    r"dinotxt_forward.*\.npz": Kind(r"out64/head_cls", text.replay_forward),
+    r"dinotxt_zeroshot.*\.npz": Kind(r"w/token_embedding_rows", text.replay_zeroshot),
+    r"dinotxt_openvocab.*\.npz": Kind(r"out64/slide", text.replay_dense),
+    r"dinotxt_tokenizer.*\.npz": Kind(r"out/n_bpe", text.replay_tokenizer),
+    r"dinotxt_train.*\.npz": Kind(r"grad1_64/logit_scale", text.replay_train),
     r"schedules.*\.json": Kind(r".+/world\d+", optim.replay_schedules),
     r"param_groups.*\.json": Kind(r".+/decay[\d.]+", optim.replay_param_groups),
 }

@@ -13,6 +13,7 @@ from dinojax.configs.keys.key import COUNT, FLOAT, IMAGES, SMALL, Key
 from dinojax.configs.keys.learning import LEARNING_KEYS
 from dinojax.configs.keys.model import MODEL_KEYS
 from dinojax.configs.keys.run import RUN_KEYS
+from dinojax.configs.keys.text import TEXT_KEYS
 from dinojax.eval import suite
 from dinojax.eval.row import KINDS
 from dinojax.sharding.axes import TABLE
@@ -115,7 +116,7 @@ def _of_evaluation(fields: dict[str, Any]) -> Key:
 EVALUATION_KEYS = {key: _of_evaluation(fields) for key, fields in suite.keys()}
 
 KEYS: dict[str, Key] = {**STAGE_KEYS, **IMAGES_KEYS, **MODEL_KEYS, **LEARNING_KEYS, **RUN_KEYS}
-KEYS |= EVALUATION_KEYS
+KEYS |= TEXT_KEYS | EVALUATION_KEYS
 
 # Key that weighs or enables terms of the loss -> their columns in metrics.jsonl.
 TERMS: dict[str, tuple[str, ...]] = {key: row.terms for key, row in KEYS.items() if row.terms}

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dinojax.config import data_rules, distill_rules, stage_rules, stages
+from dinojax.config import data_rules, distill_rules, stage_rules, stages, text_rules
 from dinojax.configs.keys import KEYS
 from dinojax.configs.keys.key import COUNT, FLOAT
 from dinojax.data.fields import shown
@@ -27,7 +27,8 @@ def violations(values: Values) -> list[str]:
     single = of_single_keys(values)
     own = (_batch, _sizes, _more_sizes, _rope, _steps, _pairs, _adapter, _precision)
     staged = (stage_rules.start_rules, stage_rules.freeze_rules, stage_rules.end_rules)
-    rules = (*own, data_rules.rules, distill_rules.rules, *staged, stage_rules.gram_rules)
+    others = (data_rules.rules, distill_rules.rules, stage_rules.gram_rules, text_rules.rules)
+    rules = (*own, *staged, *others)
     return single or [message for rule in rules for message in rule(values)]
 
 
@@ -173,6 +174,8 @@ def _rope(values: Values) -> Iterator[str]:
 
 def _steps(values: Values) -> Iterator[str]:
     for name in SCHEDULES:
+        if not text_rules.has_schedule(values, name):
+            continue
         steps = _length(values, name)
         warmup, cosine = values[f"{name}.warmup"], values[f"{name}.cosine"]
         if warmup > steps:
@@ -183,7 +186,7 @@ def _steps(values: Values) -> Iterator[str]:
                 f"use cosine={steps - warmup} or fewer, or None for all that remain."
             )
     freeze, steps = values["optim.freeze_last_layer"], _length(values, "schedules.lr")
-    if freeze > steps:
+    if freeze > steps and not values["text.enabled"]:
         yield f"optim.freeze_last_layer={freeze} exceeds num_steps={steps}; use {steps} or fewer."
 
 

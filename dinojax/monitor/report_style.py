@@ -39,7 +39,7 @@ svg { display: block; width: 100%; height: auto; }
 svg text { fill: var(--soft); font-size: 13px; }
 .grid { stroke: var(--line); stroke-width: 1; }
 line.mark { stroke: var(--soft); stroke-dasharray: 5 4; }
-text.mark { font-style: italic; }
+text[class=mark] { font-style: italic; }
 polyline { fill: none; stroke-width: 2; stroke-linejoin: round; }
 .legend { margin: 2px 0 0; display: flex; flex-wrap: wrap; gap: 2px 14px; }
 .legend b { color: var(--ink); font-weight: 600; }

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 
 from dinojax import config as configs
-from dinojax.config import Config, stages
+from dinojax.config import Config, ConfigError, stages
 from dinojax.files.drafts import write_text
 from dinojax.losses.blockwise_logits import num_blocks
 from dinojax.losses.sharded import Place
@@ -71,6 +71,11 @@ def plan(
     machine = targets.parse(target)
     config = load(recipe, machine, overrides, images=images, stage=stage)
     config, crops = sized(config, size)
+    if config.text.enabled:
+        raise ConfigError(
+            f"stage {config.stage} aligns text, whose steps are not planned; --words says what it "
+            "does."
+        )
     layout = mesh.from_section(config.mesh, targets.devices(machine))
     built = program.build(config, layout)
     found: dict[str, Any] = {

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dinojax.config import Config, load_stages, load_students, stages, student_names
+from dinojax.config import Config, load_stages, load_students, stages, student_names, text_rules
 from dinojax.config.stage_rules import IN_A_ROW
 from dinojax.configs.keys import TERMS
 from dinojax.models import zoo
@@ -44,6 +44,10 @@ def stage_lines(found: Sequence[Config], number: int, num_images: int | None = N
         *_teacher(values),
         f"  images: {batch:,} a step ({_micro(values)}), {steps * batch:,} in all{epochs}",
         *_ends(values),
+    ]
+    if values["text.enabled"]:
+        return [*lines, *_text(config), *_learning_rate(config)]
+    lines += [
         *_trains(values),
         *_sizes(config),
         *_losses(config),
@@ -124,6 +128,27 @@ def _trains(values: Mapping[str, Any]) -> Iterator[str]:
     elif values["adapter.rank"]:
         told = ", ".join(values["adapter.targets"])
         yield f"  trains: the heads, and adapters of rank {values['adapter.rank']} on {told}"
+
+
+def _text(config: Config) -> Iterator[str]:
+    """What a stage of text alignment trains, on what."""
+    text, patch = config.text, config.model.patch_size
+    tower = f"the text tower of {text.tower} frozen" if text.freeze_tower else "a text tower"
+    yield (
+        f"  trains: {text.vision_depth} blocks on the tokens of the frozen backbone, {tower} "
+        f"({text.depth} blocks of {text.width} channels, vocabulary {text.vocabulary})"
+        + (f", {text.head_depth} blocks on it" if text.head_depth else "")
+    )
+    side = config.crops.global_size
+    yield (
+        f"  crops: one of {side} px from boxes of {config.data.box_size} px; "
+        f"{(side // patch) ** 2:,} patches an image, {text.context} tokens a caption"
+    )
+    gram = f", gram {text.gram:g}" if text.gram else ""
+    yield (
+        f"  contrastive: over all {config.batch_size:,} pairs of a step, chance "
+        f"{math.log(config.batch_size):.2f} nats{gram}"
+    )
 
 
 def _sizes(config: Config) -> Iterator[str]:
@@ -222,7 +247,7 @@ def _floors(values: Mapping[str, Any]) -> Iterator[str]:
             )
 
 
-def _rates(config: Config) -> Iterator[str]:
+def _learning_rate(config: Config) -> Iterator[str]:
     rule, lr = config.optim.lr_scaling, config.schedules.lr
     key = "end" if lr.end > lr.peak else "peak"
     value = max(lr.peak, lr.end)
@@ -235,6 +260,11 @@ def _rates(config: Config) -> Iterator[str]:
     }[rule]
     yield f"  learning rate: {rule}, x {formula} = {factor:.4g}; {_course(now, 'lr', steps)}"
     yield f"    (schedules.lr.{key} {value:g} -> {value * factor:.4g})"
+
+
+def _rates(config: Config) -> Iterator[str]:
+    now, steps = _schedules(config), config.num_steps
+    yield from _learning_rate(config)
     yield f"  momentum: {_course(now, 'momentum', steps)}"
     yield f"  teacher temperature: {_course(now, 'teacher_temperature', steps)}"
     if config.optim.freeze_last_layer:
@@ -250,4 +280,5 @@ def _schedules(config: Config):
         freeze_last_layer=config.optim.freeze_last_layer,
         lr_scaling=config.optim.lr_scaling,
         steps_before=config.start.steps_before if on else 0,
+        **({"names": text_rules.SCHEDULES} if config.text.enabled else {}),
     )

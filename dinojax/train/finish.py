@@ -34,7 +34,7 @@ def finish(run: Run, state: State, *, train_seconds: float) -> None:
         _draw_patches(run, embed, random, state.ema["backbone"])
     is_main = process_group.current().is_main
     knn = run.evaluations.get("knn")
-    if source_name(config.data) in EMBEDDED and isinstance(knn, Knn):
+    if source_name(config.data) in EMBEDDED and isinstance(knn, Knn) and not config.text.enabled:
         test = open_source(config.data, channels=config.image.channels, split="test")
         knn = dataclasses.replace(knn, query=test)
         found = learned(knn, embed, random=random, ema=state.ema["backbone"])

@@ -27,6 +27,7 @@ from dinojax.models.zoo import Spec
 from dinojax.runs import early_stopping
 from dinojax.runs.directory import last_step, stage_before
 from dinojax.runs.finished import rows_of
+from dinojax.train import text_program, text_start
 from dinojax.train.program import Program
 from dinojax.train.state import State
 from dinojax.weights import load as files
@@ -65,6 +66,8 @@ def first_state(built: Program, config: Config, run_dir: Path) -> State:
             place_of = jax.tree.map(lambda leaf: leaf.sharding, state.opt_state)
             init = jax.jit(built.step.optimizer.init, out_shardings=place_of)
             state = dataclasses.replace(state, opt_state=init(state.student))
+    if config.text.enabled:
+        state = text_start.with_tower(state, config)
     if state.gram is not None:
         place = _anchor(config, run_dir)
         log.info("gram anchor: %s", "the ema of step 0" if place is None else place)
@@ -81,6 +84,8 @@ def check(config: Config, run_dir: Path, *, began: bool) -> None:
     Before any device work, so that a mistake in a later stage does not cost the earlier ones.
     began: the stage has a checkpoint of its own; then its sources may be gone.
     """
+    if config.text.enabled:
+        text_program.keep_vocabulary(config, run_dir)
     named = {"start.source": _text(config.start.source), "gram.anchor": ""}
     what, heads = config.start.what, config.start.heads
     if config.gram.enabled and config.gram.teacher == "frozen":
@@ -91,7 +96,8 @@ def check(config: Config, run_dir: Path, *, began: bool) -> None:
             continue
         place = find(path, key)
         if place.step is None:
-            if key == "start.source" and (what, heads) != ("ema", "new"):
+            needs_new = not config.text.enabled and (what, heads) != ("ema", "new")
+            if key == "start.source" and needs_new:
                 raise ConfigError(
                     f"start.source={path} is a file of weights and holds a backbone alone, but "
                     f"start.what={what!r}, start.heads={heads!r}; set start.what='ema' and "
@@ -115,10 +121,12 @@ def refresh(layout_of: State):
 
 def _hand_over(state: State, place: Place, *, what: str, heads: str) -> State:
     """The new state with weights of another; step, key and gram network stay its own."""
-    if place.step is None or heads == "new":
+    is_text = "backbone" not in state.student  # only the backbone goes on, and stays
+    if place.step is None or heads == "new" or (is_text and what == "ema"):
         backbone = _backbone(place, like=state.ema["backbone"])
         ema = {**state.ema, "backbone": backbone}
-        student = {**state.student, "backbone": _copied(backbone)}
+        own = {} if is_text else {"backbone": _copied(backbone)}
+        student = {**state.student, **own}
         return dataclasses.replace(state, student=student, ema=ema)
     if what == "ema":
         ema = _restored(place, {"ema": state.ema})["ema"]

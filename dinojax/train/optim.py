@@ -69,6 +69,7 @@ def schedules(
     freeze_last_layer: int,
     lr_scaling: str,
     steps_before: int = 0,
+    names: tuple[str, ...] = (*VERSIONED, *LOSS_WEIGHTS),
 ) -> Callable[[int], dict[str, float]]:
     """The scalars of a step, as a function of its number from 0; float64, on the host.
 
@@ -76,7 +77,7 @@ def schedules(
     freeze_last_layer steps), weight_decay, momentum, teacher_temperature, local_weight,
     gram_weight. lr_scaling multiplies the peak of lr, in version 2 also its end. steps_before:
     steps that the first four have behind them, of stages whose curves go on here; the weights of
-    losses always count from the start of their stage.
+    losses always count from the start of their stage. names: of those that are wanted, lr always.
 
     Raises ValueError for unknown versions and scalings, and parts longer than num_steps.
     """
@@ -90,10 +91,7 @@ def schedules(
             " below 0; use 0.0."
         )
     offsets = dict.fromkeys(VERSIONED, steps_before) | dict.fromkeys(LOSS_WEIGHTS, 0)
-    curves = {
-        name: _curve(section, name, num_steps=num_steps + before)
-        for name, before in offsets.items()
-    }
+    curves = {name: _curve(section, name, num_steps=num_steps + offsets[name]) for name in names}
     lr, factor = curves["lr"], LR_FACTORS[lr_scaling](batch_size)
     end = lr.end * factor if section.version == 2 else lr.end
     curves["lr"] = lr._replace(peak=lr.peak * factor, end=end)
@@ -169,6 +167,21 @@ def multipliers(
 
     over = jax.tree_util.tree_map_with_path
     return Multipliers(over(lr, params), over(weight_decay, params), over(is_last, params))
+
+
+def text_multipliers(params: Tree) -> Multipliers:
+    """Factors of the parts of a text stage (models/text_networks.py): one learning rate for all.
+
+    Weight decay: of kernels, embeddings of tokens and positions; none for biases, norms,
+    LayerScale and the scale of the logits.
+    """
+
+    def weight_decay(path, _):
+        return float(path[-1].key in ("kernel", "tokens", "positions"))
+
+    over = jax.tree_util.tree_map_with_path
+    ones, never = (jax.tree.map(lambda _, x=x: x, params) for x in (1.0, False))
+    return Multipliers(ones, over(weight_decay, params), never)
 
 
 def part_norms(grads: Tree) -> dict[str, jax.Array]:

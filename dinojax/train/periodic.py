@@ -75,6 +75,8 @@ def evaluate(
     drift: dict[str, float] | None = None
     results: dict[str, float] = {}
     network = network_of(state.ema["backbone"])
+    if run.config.text.enabled:
+        network.words = {**state.ema, **state.student}
     if run.probe is not None and _is_due(run, number, run.every.probe):
         drift = run.probe.look(network, number + run.steps_before)
     due = [n for n in run.evaluations if _is_due(run, number, run.every.evaluations[n])]

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinojax.augment.spec import ViewSpec
-from dinojax.config import Config, stages
+from dinojax.config import Config, stages, text_rules
 from dinojax.eval.features import Embed, EvalTransform, embed, features
 from dinojax.eval.network import Network, of_backbone
 from dinojax.models import zoo
@@ -20,7 +20,7 @@ from dinojax.models.vit import Vit
 from dinojax.sharding import compiler_options, mesh
 from dinojax.sharding.batch import check_groups
 from dinojax.sharding.mesh import Layout
-from dinojax.train import lora, optim
+from dinojax.train import lora, optim, text_program
 from dinojax.train import state as states
 from dinojax.train.lora import AdapterSpec, num_trained
 from dinojax.train.networks import build_objective
@@ -38,14 +38,18 @@ class Program:
     """What a config makes on a layout. Use its methods within `mesh.use(program.layout)`."""
 
     layout: Layout
-    step: Step
+    step: Step  # of a text stage a TextStep, which is called and compiled alike
     schedules: Callable[[int], dict[str, float]]  # step -> the scalars `now`
     seed: int
     batch_shape: tuple[int, int, int, int]  # B, S, S, C of the global batch
     eval_transform: EvalTransform
-    teacher_forward: TeacherForward | None = (
-        None  # of distillation: the frozen teacher's half of the step
-    )
+    teacher_forward: TeacherForward | None = None  # of distillation: its half of the step
+    context: int | None = None  # of a text stage: tokens of a caption
+
+    @property
+    def batch_names(self) -> tuple[str, ...]:
+        """What the step takes of a batch of the loader."""
+        return ("images", "sizes", *(("tokens",) if self.context else ()))
 
     def new_state(self) -> State:
         """The state before the first step, a function of the seed alone."""
@@ -66,7 +70,7 @@ class Program:
         images, scalar = self.layout.sharding("image"), self.layout.sharding()
         if self.teacher_forward is not None:
             images = self.teacher_forward.student_sharding(self.layout)
-        batch = abstract_batch(self.batch_shape, images)
+        batch = abstract_batch(self.batch_shape, images, self.context)
         now = {
             name: jax.ShapeDtypeStruct((), jnp.float32, sharding=scalar)
             for name in self.schedules(0)
@@ -118,6 +122,8 @@ def build(
     has all or a part, None = those of `layout`.
     Raises ValueError if groups do not fit the devices, or a part refuses its section.
     """
+    if config.text.enabled:
+        return _build_text(config, layout)
     _check_groups(config, layout)
     if config.distill.enabled and teacher is None:
         teacher = open_teacher(config)
@@ -132,22 +138,14 @@ def build(
     )
     for note in view_spec.notes(config.data.box_size):
         log.info("%s", note)
-    before = config.start.steps_before
-    schedules = optim.schedules(
-        config.schedules,
-        num_steps=config.num_steps,
-        batch_size=config.batch_size,
-        freeze_last_layer=config.optim.freeze_last_layer,
-        lr_scaling=config.optim.lr_scaling,
-        steps_before=before if config.start.schedules == "continue" else 0,
-    )
+    before, schedules = config.start.steps_before, _schedules(config)
     if config.gram.enabled:
         _check_gram_weight(schedules, config.gram.anchor_step)
     objective = build_objective(
         config, images_per_step=_images_at_once(config, layout), teacher=teacher
     )
     seed = stages.stage_seed(config.seed, before)
-    batch_shape = (config.batch_size, *[config.data.box_size] * 2, config.image.channels)
+    batch_shape = _batch_shape(config)
     teacher_forward = None
     if teacher is not None:
         forward = Forward(objective, view_spec, config.accumulate)
@@ -164,6 +162,43 @@ def build(
         teacher_forward=teacher_forward,
         eval_transform=EvalTransform.from_sections(image=config.image, knn=config.knn),
     )
+
+
+def _build_text(config: Config, layout: Layout) -> Program:
+    """The program of a text stage, which has no teacher and one size of crops."""
+    sizes = {"batch_size": config.batch_size, "group_size": config.group_size}
+    check_groups(layout, **sizes, accumulate=config.accumulate)
+    step = text_program.build_step(
+        config,
+        images_per_step=_images_at_once(config, layout),
+        num_ids=text_program.num_ids(config),
+    )
+    return Program(
+        layout=layout,
+        step=cast(Step, step),
+        schedules=_schedules(config, names=text_rules.SCHEDULES),
+        seed=stages.stage_seed(config.seed, config.start.steps_before),
+        batch_shape=_batch_shape(config),
+        eval_transform=EvalTransform.from_sections(image=config.image, knn=config.knn),
+        context=config.text.context,
+    )
+
+
+def _schedules(config: Config, **names) -> Callable[[int], dict[str, float]]:
+    before = config.start.steps_before
+    return optim.schedules(
+        config.schedules,
+        num_steps=config.num_steps,
+        batch_size=config.batch_size,
+        freeze_last_layer=0 if names else config.optim.freeze_last_layer,
+        lr_scaling=config.optim.lr_scaling,
+        steps_before=before if config.start.schedules == "continue" else 0,
+        **names,
+    )
+
+
+def _batch_shape(config: Config) -> tuple[int, int, int, int]:
+    return (config.batch_size, *[config.data.box_size] * 2, config.image.channels)
 
 
 def build_sizes(

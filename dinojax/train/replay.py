@@ -24,6 +24,7 @@ from dinojax.sharding import mesh
 from dinojax.sharding.batch import global_batch, split_batch
 from dinojax.train import initialize, program
 from dinojax.train.program import Program
+from dinojax.train.text_step import TextStep
 
 
 def replay(folder: str | Path) -> dict[str, Any]:
@@ -62,11 +63,12 @@ def replay(folder: str | Path) -> dict[str, Any]:
 def _look(built: Program, state, batch, now, teacher):
     """The scalars of the step, and for every array that goes in or comes out if it is finite."""
     step = built.step
+    if isinstance(step, TextStep):
+        return _look_at_text(step, state, batch)
     views = step.views(state, batch)
     parts = split_batch(step.inputs(state, views), step.accumulate)
     targets, _ = step.targets(state, parts, now, teacher)
     grads, terms = step.gradients(state.student, parts, targets, now)
-    fine = lambda x: jnp.all(jnp.isfinite(x))  # noqa: E731
     looked_at = {
         "crops": {"global": views.global_BGHWC, "local": views.local_BLHWC},
         "student weights": state.student,
@@ -74,7 +76,24 @@ def _look(built: Program, state, batch, now, teacher):
         "targets": {"dino": targets.dino, "ibot": targets.ibot},
         "gradients": grads,
     }
-    return terms, jax.tree.map(fine, looked_at)
+    return terms, jax.tree.map(_is_finite, looked_at)
+
+
+def _look_at_text(step: TextStep, state, batch):
+    views = step.views(state, batch)
+    parts = split_batch(step.inputs(state, views, batch), step.accumulate)
+    grads, terms = step.gradients(state.student, state.ema, parts)
+    looked_at = {
+        "crops": views.global_BGHWC,
+        "student weights": state.student,
+        "frozen weights": state.ema,
+        "gradients": grads,
+    }
+    return terms, jax.tree.map(_is_finite, looked_at)
+
+
+def _is_finite(x):
+    return jnp.all(jnp.isfinite(x))
 
 
 def _state(built: Program, folder: Path, number: int, config: Config):
@@ -106,7 +125,8 @@ def _batch(folder: Path) -> dict[str, np.ndarray]:
     if not paths:
         raise ConfigError(f"{folder} holds no batch-0.npz; without the images there is no replay.")
     parts = [np.load(path) for path in paths]
-    return {name: np.concatenate([part[name] for part in parts]) for name in ("images", "sizes")}
+    names = [name for name in ("images", "sizes", "tokens") if name in parts[0]]
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
 
 def _named(tree) -> list[tuple[str, bool]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 
 from dinojax.checkpoint.manager import Checkpoints, open_checkpoints
-from dinojax.config import Config, ConfigError, distill_rules, saved_stages
+from dinojax.config import Config, ConfigError, distill_rules, saved_stages, text_rules
 from dinojax.config.stages import Anchor, BoxDraw, SizeDraw
 from dinojax.data.example import Source
 from dinojax.data.mixture import num_drawn, parts_of
@@ -29,7 +29,7 @@ from dinojax.runs.early_stopping import Watch
 from dinojax.sharding import mesh
 from dinojax.sharding.batch import loaded_rows
 from dinojax.sharding.mesh import Layout
-from dinojax.train import initialize, program
+from dinojax.train import initialize, program, text_program
 from dinojax.train.program import Program
 from dinojax.train.state import State
 from dinojax.viz.probe import Probe
@@ -146,7 +146,7 @@ def open_run(
     together (process_group.acting); one that is none of them only looks.
     """
     processes = process_group.current()
-    data = config.data
+    data, hang = config.data, config.hang
     if programs is None:
         programs = program.build_sizes(config, mesh.from_section(config.mesh))
     seed, boxes = programs[0].seed, tuple(built.batch_shape[1] for built in programs)
@@ -176,6 +176,7 @@ def open_run(
             quarantine=quarantine,
             rows=rows,
             num_hosts=config.batch_size // len(rows),
+            captions=text_program.caption_reader(config, seed),
         ),
         evaluations=build_asked(
             Setting(
@@ -200,11 +201,7 @@ def open_run(
         probe=_probe(config, directory, programs[0], source) if config.log.pictures else None,
         tensorboard=config.log.tensorboard,
         watch=Watch(config.until, config.knn, values=config.values()),
-        hang=dict(
-            factor=config.hang.factor,
-            seconds=config.hang.seconds,
-            minutes=config.hang.minutes,
-        ),
+        hang=dict(factor=hang.factor, seconds=hang.seconds, minutes=hang.minutes),
         processes=processes,
     )
 
@@ -237,6 +234,8 @@ def _probe(config: Config, directory: Path, built: Program, source: Source) -> P
 
 def open_train_source(config: Config) -> Source:
     """The images of a run. Raises ValueError or FileNotFoundError if there are none to read."""
+    if config.text.enabled:
+        return text_program.open_pairs(config)
     return open_source(config.data, channels=config.image.channels)
 
 
@@ -275,7 +274,8 @@ def check_start(run: Run) -> None:
             f"knn.alarm={run.config.knn.alarm} has nothing to watch, for want of labels; set "
             "knn.query (and knn.bank), or knn.mosaics (128, for example), which needs no labels."
         )
-    besides = (*unmade, *distill_rules.in_vain(run.config.values()))
+    values = run.config.values()
+    besides = (*unmade, *distill_rules.in_vain(values), *text_rules.in_vain(values))
     run.config.check_all_read(besides=besides)
     layout = run.program.layout
     log.info(

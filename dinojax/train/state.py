@@ -8,6 +8,7 @@ from flax import struct
 from dinojax.models.params import _check, _placed, init_params
 from dinojax.sharding.mesh import Layout
 from dinojax.train.objective import Objective
+from dinojax.train.text_objective import TextObjective
 
 
 @struct.dataclass
@@ -17,33 +18,42 @@ class State:
     step: jax.Array  # int32, updates done
     key: jax.Array  # PRNG key of the seed
     student: dict  # {"backbone", "dino_head", "ibot_head"}: takes the gradient
-    ema: dict  # the student's moving average: gives targets, is evaluated and exported
+    # The student's moving average: gives targets, is evaluated and exported. Of a text stage the
+    ema: dict  # frozen parts instead, {"backbone"} and maybe {"text_tower"}
     gram: dict | None  # a frozen earlier ema, backbone only
     opt_state: tuple
     centers: dict  # {"dino" [K], "ibot" [K]} with softmax centering, else empty
     bad_steps: jax.Array  # int32, steps in a row, up to the last, that were not finite
 
 
-def _init(objective: Objective, optimizer, key: jax.Array) -> State:
+def _init(objective: Objective | TextObjective, optimizer, key: jax.Array) -> State:
+    if isinstance(objective, TextObjective):
+        return _new(key, *objective.init(key), optimizer, centers={}, gram=None)
     student = init_params(objective, key)
     centers = {}
     if objective.losses.centering == "softmax" and not objective.is_features:
         heads = {"dino": objective.dino_head, "ibot": objective.ibot_head}
         centers = {name: jnp.zeros(head.spec.prototypes) for name, head in heads.items()}
     frozen = objective.gram is not None and objective.gram.teacher == "frozen"
+    gram = jax.tree.map(jnp.copy, student["backbone"]) if frozen else None
+    ema = jax.tree.map(jnp.copy, student)
+    return _new(key, student, ema, optimizer, centers=centers, gram=gram)
+
+
+def _new(key, student, ema, optimizer, *, centers: dict, gram: dict | None) -> State:
     return State(
         step=jnp.zeros((), jnp.int32),
         key=key,
         student=student,
-        ema=jax.tree.map(jnp.copy, student),
-        gram=jax.tree.map(jnp.copy, student["backbone"]) if frozen else None,
+        ema=ema,
+        gram=gram,
         opt_state=optimizer.init(student),
         centers=centers,
         bad_steps=jnp.zeros((), jnp.int32),
     )
 
 
-def abstract(objective: Objective, optimizer, layout: Layout) -> State:
+def abstract(objective: Objective | TextObjective, optimizer, layout: Layout) -> State:
     """Shapes, dtypes and shardings of a State, without any memory.
 
     Raises ValueError if a parameter cannot be sharded over the mesh, naming all that cannot.
@@ -53,7 +63,7 @@ def abstract(objective: Objective, optimizer, layout: Layout) -> State:
     return _placed(layout, boxed)
 
 
-def create(objective: Objective, optimizer, layout: Layout, seed: int) -> State:
+def create(objective: Objective | TextObjective, optimizer, layout: Layout, seed: int) -> State:
     """A new State; every device makes only its own part."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract(objective, optimizer, layout))
 

@@ -127,12 +127,19 @@ class Forward:
         return self.objective.teacher_features(_outputs(self.objective, teacher, None, parts))
 
 
-def abstract_batch(shape: tuple[int, int, int, int], sharding) -> dict:
-    """What a step takes of images, as shapes and shardings. shape: B, S, S, C of all devices."""
-    return {
+def abstract_batch(shape: tuple[int, int, int, int], sharding, context: int | None = None) -> dict:
+    """What a step takes of images, as shapes and shardings. shape: B, S, S, C of all devices.
+
+    context: tokens of a caption, where images have some.
+    """
+    batch = {
         "images": jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=sharding),
         "sizes": jax.ShapeDtypeStruct((shape[0], 2), jnp.int32, sharding=sharding),
     }
+    if context is not None:
+        ids = (shape[0], context)
+        batch["tokens"] = jax.ShapeDtypeStruct(ids, jnp.int32, sharding=sharding)
+    return batch
 
 
 def _views(key: jax.Array, batch: dict, spec: ViewSpec) -> Views:

@@ -183,7 +183,8 @@ class Trainer:
     def _own_images(self, host_batch: Mapping[str, Any], batch: dict | None) -> dict:
         """The batch as the step takes it; batch: as the teacher's devices have it."""
         if batch is None:
-            return global_batch(self.layout, {n: host_batch[n] for n in ("images", "sizes")})
+            names = self.run.program.batch_names
+            return global_batch(self.layout, {name: host_batch[name] for name in names})
         forward = self.run.program.teacher_forward
         assert forward is not None
         return view_on(batch, forward.student_sharding(self.layout))

@@ -94,6 +94,7 @@ def network_of_run(
     heads = {
         f"{head}.{name}": tensor
         for head in ("dino_head", "ibot_head")
+        if head in trees  # a text stage has none
         for name, tensor in meta.lazily_from_ours(trees[head]).items()
     }
     origin = {"from": str(directory), "from_format": "run", "step": step, "network": network}

@@ -304,7 +304,8 @@ def test_sources_strategies_and_terms_come_from_their_tables():
     assert rules.CHOICES["data.source"] == tuple(sources.SOURCES)
     assert rules.CHOICES["mesh.strategy"] == rules.CHOICES["distill.strategy"] == tuple(axes.TABLE)
     assert {"dino_local", "dino_global", "ibot", "koleo", "gram"} <= set(keys.ALL_TERMS)
-    assert all(key.startswith("losses.") or key == "gram.enabled" for key in keys.TERMS)
+    weighs = ("losses.", "gram.enabled", "text.enabled")
+    assert all(key.startswith(weighs) for key in keys.TERMS)
 
 
 def test_every_key_is_read_somewhere():

@@ -96,6 +96,9 @@ COUNTS = {
 
 @pytest.fixture(scope="module")
 def shapes(built):
+    if built[1].text.enabled:
+        pytest.skip("counted in tests/text/test_released.py")
+
     def init():
         params = init_params(built[2].step.objective, jax.random.key(0))
         return nn.meta.unbox(params)

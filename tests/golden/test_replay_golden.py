@@ -10,7 +10,7 @@ from tests import replay_golden
 
 GOLDEN = Path(__file__).parent / "data"
 FAST = {"collate", "gram_resize", "param_groups", "schedules", "softmax_centering", "dino_head_n3"}
-FAST |= {"vit_storage_maskk", "vit_drop_path"}
+FAST |= {"vit_storage_maskk", "vit_drop_path", "dinotxt_clip_loss_n8"}
 FAST |= {"metrics_classification", "metrics_imagenet_c", "metrics_imagenet_c_b", "fewshot_lsr"}
 FAST |= {"logreg_binary", "logreg_multiclass", "eval_subsets", "eval_transforms", "knn_module_b"}
 FAST |= {"retrieval_revisitop", "retrieval_amstertime", "retrieval_met", "linear_probe_sgd"}

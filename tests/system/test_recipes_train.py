@@ -13,7 +13,8 @@ from tests.support import small
 from tests.system.test_resume import Stop, at, die
 
 TRAINED = ("vit7b16", "vitl16_in1k", "dinov2_vitl14", "adapt_vitl16_lora")
-ELSEWHERE = ("tiny", "tiny_stages", "adapt_tiny")  # test_train.py, test_start.py, test_adapt.py
+ELSEWHERE = ("tiny", "tiny_stages", "adapt_tiny", "dinotxt_tiny", "dinotxt_vitl16")
+# test_train.py, test_start.py, test_adapt.py, test_text.py
 # The network and optimizer of vitl16_in1k, which is trained, in the stages of vit7b16.
 LARGE = {
     "model.ffn",
