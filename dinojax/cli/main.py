@@ -40,6 +40,9 @@ PROGRAMS = {
     "export": ("dinojax.weights.run", "export_command"),
     "import": ("dinojax.weights.run", "import_command"),
     "embed": ("dinojax.eval.embed_folder", "embed_command"),
+    "describe": ("dinojax.eval.describe", "describe_command"),
+    "vocabulary": ("dinojax.text.vocabulary", "train_command"),
+    "export dinotxt": ("dinojax.eval.text_export", "export_command"),
     "ckpt inspect": ("dinojax.checkpoint.inspect", "inspect_command"),  # (path, as_json)
 }
 

@@ -9,7 +9,8 @@ EXPORT = """\
 Write a backbone for another library, with proof that it is the same network: OUT receives the
 weights, the library's own config, provenance.json and parity.json. Nothing is written if the
 library computes other features, or its format cannot hold the network. stablehlo is a program that
-runs with jax alone, on CPU, GPU and TPU, for any number of images of the training size.
+runs with jax alone, on CPU, GPU and TPU, for any number of images of the training size; dinotxt are
+both sides of a text stage in the released names of dino.txt.
 
 examples:
   dinojax export --run runs/vitl16 --format hf --out vitl16-hf
@@ -36,7 +37,7 @@ examples:
   dinojax embed --weights runs/vitl16 --data images --outputs cls,patches,layer=-4 --out features
 """
 
-FORMATS = ("meta", "hf", "timm", "stablehlo")
+FORMATS = ("meta", "hf", "timm", "stablehlo", "dinotxt")
 
 Program = Callable[[str], Callable]
 
@@ -69,6 +70,11 @@ def _export(parser: argparse.ArgumentParser) -> None:
 
 def _run_export(program: Program):
     def run(args: argparse.Namespace) -> None:
+        if args.format == "dinotxt":
+            if args.run is None:
+                raise ValueError("--format dinotxt writes both sides of a text stage; give --run.")
+            program("export dinotxt")(args.run, args.out, stage=args.stage, step=args.step)
+            return
         program("export")(
             run=args.run,
             weights=args.weights,

@@ -13,6 +13,7 @@ from dinojax import config as configs
 from dinojax.checkpoint.manager import COMMITTED, Checkpoints, open_checkpoints
 from dinojax.config import Config, ConfigError
 from dinojax.data.sources import open_source
+from dinojax.eval import text_model as text_models
 from dinojax.eval.contract import Setting, build
 from dinojax.eval.features import EvalTransform
 from dinojax.eval.network import Network, of_backbone
@@ -56,7 +57,10 @@ def evaluate(
         config.check_settings_read(overrides)
         step = checkpoints.restore_meta(step)["step"]
         ema = checkpoints.restore_parts(like, step)["ema"]
-        measured = evaluation.measure(network(ema["backbone"]))
+        measured_of = network(ema["backbone"])
+        if config.text.enabled:
+            measured_of.words = text_models.params_of_run(directory, config, step)[0]
+        measured = evaluation.measure(measured_of)
     named = {"stage": config.stage} if len(configs.saved_stages(directory)) > 1 else {}
     found = {column.removeprefix(row.prefix): value for column, value in measured.values.items()}
     (directory / "eval").mkdir(exist_ok=True)

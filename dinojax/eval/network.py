@@ -33,6 +33,7 @@ class Network:
     embed: Embed
     params: dict
     forward: Callable[[tuple[str, ...]], Forward] | None = None  # names of outputs -> a pass
+    words: dict | None = None  # of a text stage: parameters of all beside the backbone
     _found: dict = dataclasses.field(default_factory=dict)  # what was extracted, by what it is of
 
     def __call__(self, images_BHWC):
