@@ -94,13 +94,19 @@ def told(use: Use, options: ReadOptions, key: str = "data.value_range") -> list[
     )
     if use.num_beyond:
         line += f", {use.num_beyond / use.num_values:.2%} of the values beyond them"
-    if use.levels < FEW_LEVELS and use.low < use.high and not options.value_range:
+    is_wider = any((use.low, use.high) not in set(_ends(ends)) for ends in use.ranges)
+    if use.levels < FEW_LEVELS and use.low < use.high and is_wider and not options.value_range:
         line += f". --set '{key}=({use.low:g}, {use.high:g})' keeps more"
     return [line]
 
 
+def _ends(ends: tuple[float, ...]) -> list[tuple[float, float]]:
+    """LOW, HIGH of each channel, or of all."""
+    return list(zip(ends[::2], ends[1::2], strict=True))
+
+
 def _pairs(ends: tuple[float, ...]) -> str:
-    pairs = [f"{low:g} to {high:g}" for low, high in zip(ends[::2], ends[1::2], strict=True)]
+    pairs = [f"{low:g} to {high:g}" for low, high in _ends(ends)]
     return pairs[0] if len(set(pairs)) == 1 else f"({'; '.join(pairs)})"
 
 

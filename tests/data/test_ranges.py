@@ -37,6 +37,13 @@ def test_a_small_part_of_16_bits_is_told_with_the_levels_left_and_the_move(tmp_p
     assert "% of the values beyond them" in note and "--set" not in note
 
 
+def test_few_levels_of_the_whole_range_have_no_move(tmp_path):
+    values = np.zeros((8, 8, 3), np.uint16)
+    values[0] = 65535
+    (note,) = range_notes(opened(stored(tmp_path, {"0.png": png16(values)})))
+    assert "2 of 256 levels left" in note and "--set" not in note
+
+
 def test_images_of_8_bits_need_no_note_and_a_range_for_them_is_told_to_be_in_vain(tmp_path):
     root = stored(tmp_path, {"0.png": png(0)})
     assert range_notes(opened(root)) == []
