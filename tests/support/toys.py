@@ -76,8 +76,10 @@ def toy(*, path, channels, split="train", key="data.path", options):
 FORMAT = {
     "dinojax/data/toy.py": [("", FORMAT_FILE)],
     "dinojax/data/sources.py": [
-        ("from dinojax.data.tiles import tiles", "from dinojax.data.tiles import tiles\n"
-         "from dinojax.data.toy import toy"),
+        (
+            "\n# data.source: builder(",
+            "from dinojax.data.toy import toy\n\n# data.source: builder(",
+        ),
         ('    "tiles": tiles,\n', '    "tiles": tiles,\n    "toy": toy,\n'),
     ],
 }  # fmt: skip
