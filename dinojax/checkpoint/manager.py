@@ -18,7 +18,6 @@ import orbax.checkpoint as ocp
 from dinojax.checkpoint import checksum, orbax
 from dinojax.checkpoint import meta as metas
 from dinojax.config import Config
-from dinojax.data import fields
 from dinojax.distributed import process_group
 from dinojax.distributed.interrupt import StorageError
 from dinojax.files import full
@@ -112,7 +111,7 @@ class Checkpoints:
     def _meta(self, step: int) -> dict:
         """With the digests."""
         items = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        read = lambda: _checked(self._manager.restore(step, args=items)["meta"])  # noqa: E731
+        read = lambda: metas.checked(self._manager.restore(step, args=items)["meta"])  # noqa: E731
         meta = self._readable(step, read)
         if (fault := metas.fault(meta, step, FORMAT_VERSION)) is not None:
             raise Damaged(self._advice(step, fault))
@@ -220,8 +219,13 @@ class Checkpoints:
         """Raise StorageError if a save that runs in the background has failed. Costs nothing."""
         with self._naming_what_stands():
             self._manager.check_for_errors()
-            if not self._manager.is_saving_in_progress():
+            if not self.is_saving:
                 self._manager.wait_until_finished()  # raises what ended it, or returns at once
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether a save runs in the background."""
+        return self._manager.is_saving_in_progress()
 
     def wait(self) -> None:
         """Until everything started is on disk; raises StorageError for what went wrong there."""
@@ -265,20 +269,6 @@ class Checkpoints:
                 f"it has {steps}."
             )
         return step
-
-
-# What a run reads of the JSON values that it saved with a state.
-META: dict[str, Any] = {"step": int, "position": int, "num_images": int, "seconds": float}
-META |= {"fingerprint": str, "teacher": str, "config": dict, "versions": dict}
-
-
-def _checked(meta: Any) -> dict:
-    """The metadata of a checkpoint; ValueError for a value of another kind."""
-    fields.field(meta, "format_version", int, where="its metadata")
-    fields.field(meta, "step", int, where="its metadata")
-    for name in META.keys() & meta.keys():
-        fields.field(meta, name, META[name], where="its metadata")
-    return meta
 
 
 def _set_torn_aside(directory: Path) -> None:

@@ -10,7 +10,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from dinojax.data import fields
+
 DIGEST, ARRAYS = "digest", "arrays_digest"  # keys of meta
+# What a run reads of the JSON values that it saved with a state.
+KINDS: dict[str, Any] = {"step": int, "position": int, "num_images": int, "seconds": float}
+KINDS |= {"fingerprint": str, "teacher": str, "config": dict, "versions": dict}
 
 
 def sealed(meta: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,3 +71,12 @@ def _digest(content: Any) -> str:
     """The same before saving and after: as JSON has it, tuples as lists and all keys as text."""
     plain = json.loads(json.dumps(content))
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def checked(meta: Any) -> dict:
+    """The metadata of a checkpoint; ValueError for a value of another kind."""
+    fields.field(meta, "format_version", int, where="its metadata")
+    fields.field(meta, "step", int, where="its metadata")
+    for name in KINDS.keys() & meta.keys():
+        fields.field(meta, name, KINDS[name], where="its metadata")
+    return meta

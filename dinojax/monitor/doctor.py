@@ -11,6 +11,7 @@ from dinojax.config import stages
 from dinojax.eval import suite
 from dinojax.monitor import diagnostics
 from dinojax.monitor.diagnostics import FEWEST_ROWS, Finding, median
+from dinojax.monitor.headline import state
 from dinojax.runs import early_stopping
 from dinojax.runs.files import RunFiles, read_run
 from dinojax.runs.loss_ranges import loss_ranges
@@ -81,8 +82,16 @@ def _incidents(run: RunFiles) -> Iterator[Finding]:
 
 def _progress(run: RunFiles) -> Iterator[Finding]:
     num_steps, every = run.values["num_steps"], run.values["checkpoint.every"]
-    last = run.rows[-1]["step"] if run.rows else 0
-    if not run.checkpoints:
+    last, standing = run.rows[-1]["step"] if run.rows else 0, state(run)
+    if not run.checkpoints and run.unwritten:
+        yield Finding(
+            "note",
+            "no checkpoint yet",
+            f"that of step {run.unwritten[-1]} is not whole: it is being written, or was torn",
+            "If the run ends now, all is lost.",
+            "dinojax ckpt inspect tells what is there; log.txt has errors while saving.",
+        )
+    elif not run.checkpoints:
         yield Finding(
             "problem" if last > every else "note",
             "no checkpoint yet",
@@ -106,10 +115,8 @@ def _progress(run: RunFiles) -> Iterator[Finding]:
             "not finished",
             f"last row at step {last} of {num_steps}, newest checkpoint {run.checkpoints[-1]}"
             + _last_event(run),
-            "It ended early."
-            if run.resumes and run.resumes[-1]["event"] == "stop"
-            else "The run is under way, or it was killed.",
-            "If it ended, the same command continues from the checkpoint; log.txt has more.",
+            f"The run: {standing.value}.",
+            "Once it has ended, the same command continues from the checkpoint; log.txt has more.",
         )
 
 

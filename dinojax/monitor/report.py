@@ -1,96 +1,48 @@
 """`dinojax report RUN`: report.html, one file that shows a run on any screen, without a network."""
 
 import base64
-import functools
-import html
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dinojax.configs.keys import ALL_TERMS
-from dinojax.eval.suite import SUITE
+from dinojax.data import fields
 from dinojax.files.drafts import write_text
-from dinojax.monitor.doctor import Finding, diagnose, verdict
-from dinojax.monitor.report_style import STYLE
+from dinojax.monitor import headline, pages
+from dinojax.monitor.curves import figures
+from dinojax.monitor.doctor import diagnose, verdict
+from dinojax.monitor.pages import Figure
+from dinojax.runs.directory import FAMILY
 from dinojax.runs.files import RunFiles, read_run, read_whole
-from dinojax.runs.loss_ranges import loss_ranges
-from dinojax.viz.charts import line_chart, short
+from dinojax.viz.charts import line_chart
 
 log = logging.getLogger(__name__)
 
+FILE = "report.html"
 MAX_PICTURES = 6  # looks at the probe, evenly over the run
-MAX_ROWS = 50  # of long tables
-
-# Terms of the loss without a chart of their own beside chance and floor.
-OTHER_TERMS = tuple(t for t in ALL_TERMS if t not in ("dino_local", "dino_global", "ibot"))
-# Title -> what it says, columns of metrics.jsonl, unit, logarithmic.
-CHARTS: dict[str, tuple[str, Sequence[str], str, bool]] = {
-    "Other losses": ("KoLeo falls while images spread.", OTHER_TERMS, "", False),
-    "Entropy": (
-        "Share of the maximum. A teacher at 1 says nothing, one at 0 shouts.",
-        ("teacher_entropy/dino", "teacher_entropy/ibot")
-        + ("student_entropy/dino", "student_entropy/ibot"),
-        "",
-        False,
-    ),
-    "Prototypes": (
-        "Share of prototypes that come first for some row, and the mean largest target.",
-        ("prototypes_used/dino", "prototypes_used/ibot", "teacher_max/dino", "teacher_max/ibot"),
-        "",
-        False,
-    ),
-    "Effective rank of cls": ("Near 1 means collapse.", ("effective_rank",), "", False),
-    "Spread and neighbours": (
-        "Distance to the most similar other image; share with a twin.",
-        ("cls_spread", "neighbor_distance", "neighbor_distance_p05", "duplicates"),
-        "",
-        False,
-    ),
-    "Gradient norms": (
-        "Before clipping, logarithmic.",
-        ("grad_norm/backbone", "grad_norm/dino_head", "grad_norm/ibot_head"),
-        "",
-        True,
-    ),
-    "Patches": (
-        "cls_patch_cosine rising while locality falls means that dense features degrade.",
-        ("cls_patch_cosine", "patch_cosine", "locality", "probe/drift"),
-        "",
-        False,
-    ),
-    "Token lengths": (
-        "Before the final norm.",
-        ("cls_norm", "patch_norm", "patch_norm_max"),
-        "",
-        False,
-    ),
-    "Throughput": (
-        "Images per second, with saving and evaluation.",
-        ("images_per_second",),
-        "",
-        False,
-    ),
-    "Waiting for data": ("Share of the time; below 0.05 is normal.", ("data_wait",), "", False),
-    "Change of the ema per step": ("Relative length.", ("ema_change",), "", True),
-    "Learning rate": ("", ("lr",), "", False),
-}
+# A family's page has these tiles of each student; others by their beginning.
+OF_STUDENTS = ("state", "step", "images seen", "last loss", "knn/", "dense/", "alarm")
 
 
 def refresh(run_dir: str | Path) -> None:
-    """Write the report of a run that is under way; what goes wrong is logged, not raised."""
+    """Write the report of a run that is under way; what goes wrong is logged, not raised.
+
+    Of a student the family's page as well.
+    """
     try:
-        write(run_dir)
+        directory = write(run_dir).resolve().parent
+        if (directory.parent / FAMILY).exists():
+            write(directory.parent)
     except Exception:  # training is worth more than its report
         log.exception("report.html could not be written; later: dinojax report %s", run_dir)
 
 
 def write(run_dir: str | Path) -> Path:
-    """Write RUN/report.html from the files of a run; raises as `runs.read_run`."""
-    run = read_run(run_dir)
-    path = run.directory / "report.html"
-    write_text(path, page(run))
-    return path
+    """Write RUN/report.html from the files of a run or a family; raises as `runs.read_run`."""
+    directory = Path(run_dir)
+    text = family_page(directory) if (directory / FAMILY).exists() else page(read_run(directory))
+    write_text(directory / FILE, text)
+    return directory / FILE
 
 
 def main(run_dir: str | Path) -> None:
@@ -98,115 +50,104 @@ def main(run_dir: str | Path) -> None:
 
 
 def page(run: RunFiles) -> str:
-    """The whole page."""
-    name = html.escape(run.directory.resolve().name)
+    """The whole page of a run."""
     whole = read_whole(run.directory) if len(run.stages) > 1 else run
-    body = "".join(
-        [
-            f"<h1>{name}</h1>",
-            _summary(run),
-            _section("Verdict", _verdict(run, diagnose(run))),
-            _section("Curves", f'<div class="charts">{"".join(_charts(whole))}</div>'),
-            _section("What the networks see", "".join(_crops(run))),
-            _section("Patches over time", f'<div class="looks">{"".join(_looks(run))}</div>'),
-            _section("Steps that were not finite", _autopsies(run)),
-            _section("Bad images", _table(run.bad_images)),
-            _section("Images left out of k-NN", _table(run.skipped_images)),
-            _section("Starts and stops", _table(run.resumes)),
-            _section("Energy", _energy(run.energy, shared=run.home != run.directory)),
-            _section("Environment", _pairs(run.environment)),
-            _section("Config", _config(run)),
-        ]
-    )
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{name}</title><style>{STYLE}</style></head><body><main>{body}</main></body></html>"
-    )
-
-
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{html.escape(title)}</h2>{content}</section>" if content else ""
-
-
-def _summary(run: RunFiles) -> str:
-    step = run.rows[-1]["step"] if run.rows else 0
-    num_steps = run.values["num_steps"]
-    tiles = {
-        "step": f"{step:,} of {num_steps:,}",
-        "recipe": f"{run.recipe}, {run.values['stage']}",
-        "images seen": short(step * run.values["batch_size"]),
-    }
-    if run.rows:
-        tiles["loss"] = (
-            "not finite" if run.rows[-1]["total"] is None else short(run.rows[-1]["total"])
-        )
-    for evaluation in SUITE.values():
-        main = evaluation.main_column(run.values)
-        if found := [row[main] for row in run.evaluations if row.get(main) is not None]:
-            tiles[evaluation.title] = evaluation.shown(found[-1])
-    items = "".join(
-        f"<div><b>{html.escape(str(value))}</b><span>{name}</span></div>"
-        for name, value in tiles.items()
-    )
-    share = min(100.0, 100.0 * step / num_steps)
-    return (
-        f'<div class="tiles">{items}</div><div class="bar"><i style="width:{share:.1f}%"></i></div>'
+    findings = diagnose(run)
+    fine = not any(finding.severity != "note" for finding in findings)
+    keys = [{"key": k, "value": v, "from": run.sources[k]} for k, v in run.values.items()]
+    return pages.render(
+        "report",
+        list(figures(whole)),
+        title=run.directory.resolve().name,
+        when=_when(run.directory, f"{run.recipe}, stage {run.stage}"),
+        tiles=list(headline.tiles(run)),
+        share=min(100.0, 100.0 * run.step / run.values["num_steps"]),
+        tables=[
+            headline.losses(run),
+            headline.evaluations(run),
+            headline.learned(_quickstart(run.directory)),
+        ],
+        findings=findings,
+        verdict=verdict(run) if fine else "",
+        crops=list(_crops(run)),
+        looks=list(_looks(run)),
+        autopsies=[{"step": a["step"], "culprit": a["culprit"]} for a in run.autopsies],
+        bad_images=run.bad_images,
+        skipped_images=run.skipped_images,
+        resumes=run.resumes,
+        energy=_energy(run.energy, shared=run.home != run.directory),
+        environment=run.environment,
+        changed=[row for row in keys if row["from"] != "base"],
+        keys=keys,
     )
 
 
-def _verdict(run: RunFiles, findings: Sequence[Finding]) -> str:
-    """The doctor's findings; good news is said as well."""
-    items = [
-        f'<li class="{f.severity}"><b>{html.escape(f.name)}</b> {html.escape(f.evidence)}<br>'
-        f"{html.escape(f.meaning)} {html.escape(f.advice)}</li>"
-        for f in findings
-    ]
-    if not any(finding.severity != "note" for finding in findings):
-        items.insert(0, f'<li class="fine"><b>{verdict(run)}</b></li>')
-    return f'<ul class="verdict">{"".join(items)}</ul>'
-
-
-def _charts(run: RunFiles) -> Iterator[str]:
-    draw = functools.partial(line_chart, starts=run.starts)
-    ranges = loss_ranges(run.values)
-    for title, terms in (("DINO loss", ("dino_local", "dino_global")), ("iBOT loss", ("ibot",))):
-        marks = {"chance": ranges[terms[0]].chance, "floor": ranges[terms[0]].floor}
-        chart = draw({term: run.column(term) for term in terms}, marks=marks)
-        yield _chart(title, "Chance: a student that says nothing.", chart)
-    rows = run.evaluations
-    for evaluation in SUITE.values():
-        curves = {
-            name.removeprefix(evaluation.prefix): [
-                (row["step"], row[name]) for row in rows if row.get(name) is not None
-            ]
-            for name in evaluation.columns(rows)
+def family_page(root: Path) -> str:
+    """All students of a family beside each other, each with a link to its own page."""
+    names = sorted(p.parent.name for p in root.glob("*/config.json"))
+    runs = {name: read_run(root / name) for name in names}
+    columns, of_each = dict[str, None](), dict[str, dict[str, str]]()
+    for name, run in runs.items():
+        tiles = {key: said for tile in headline.tiles(run) for key, said in _short(tile)}
+        columns |= dict.fromkeys(tiles)
+        of_each[name] = tiles
+    students = [
+        {
+            "name": name,
+            "tiles": dict.fromkeys(columns, "") | tiles,
+            "link": f"{name}/{FILE}" if (root / name / FILE).exists() else "",
         }
-        title = evaluation.title[:1].upper() + evaluation.title[1:]
-        yield _chart(title, evaluation.note, draw(curves, unit=evaluation.unit))
-    for title, (note, columns, unit, log_scale) in CHARTS.items():
-        lines = {name: run.column(name) for name in columns if name != "probe/drift"}
-        if "probe/drift" in columns:
-            drift = [(row["step"], row["probe/drift"]) for row in rows if "probe/drift" in row]
-            lines["probe/drift"] = drift
-        yield _chart(title, note, draw(lines, unit=unit, log=log_scale))
+        for name, tiles in of_each.items()
+    ]
+    lines = {name: run.column("total") for name, run in runs.items()}
+    chart = line_chart(lines, unit="loss, all terms")
+    energy = next((run.energy for run in runs.values()), {})
+    return pages.render(
+        "family",
+        [Figure("Loss of each student", "Their heads say how low it can be.", chart)],
+        title=root.resolve().name,
+        when=_when(root, f"{len(runs)} students"),
+        columns=list(columns),
+        students=students,
+        energy=_energy(energy, shared=True),
+    )
 
 
-def _chart(title: str, note: str, chart: str) -> str:
-    if not chart:
-        return ""
-    caption = f"<b>{html.escape(title)}</b> {html.escape(note)}"
-    return f"<figure><figcaption>{caption}</figcaption>{chart}</figure>"
+def _short(tile: headline.Tile) -> Iterator[tuple[str, str]]:
+    """Column of the family's table and its text."""
+    for start in OF_STUDENTS:
+        if tile.name.startswith(start):
+            name, _, more = tile.name.partition(":")
+            detail = f" ({more.strip()})" if more else ""
+            yield name.split(",")[0].split(" (")[0], f"{tile.value}{detail}"
 
 
-def _crops(run: RunFiles) -> Iterator[str]:
+def _when(directory: Path, what: str) -> str:
+    return (
+        f"{what}. Written {pages.now()}, and true of then; "
+        f"`dinojax report {directory}` writes it anew."
+    )
+
+
+def _quickstart(directory: Path) -> dict[str, Any]:
+    """quickstart.json; empty without it."""
+    path = directory / "quickstart.json"
+    if not path.exists():
+        return {}
+    content = fields.checked(fields.read(path), dict, name="the whole", where=path)
+    for name in ("raw", "random", "ema"):
+        fields.field(content, name, float, where=path)
+    return content
+
+
+def _crops(run: RunFiles) -> Iterator[dict[str, Any]]:
     for stage in run.stages:
         name = "crops.png" if stage == run.stages[0] else f"crops-{stage}.png"
         where = "" if len(run.stages) == 1 else f"Stage {stage}. "
-        yield _picture(run, name, f"{where}Global, then local.")
+        yield from _picture(run, name, f"{where}Global, then local crops.")
 
 
-def _looks(run: RunFiles) -> Iterator[str]:
+def _looks(run: RunFiles) -> Iterator[dict[str, Any]]:
     """Sheets of the probe, from first to last."""
     names = sorted(path.name for path in (run.directory / "pictures").glob("patches-*.png"))
     if len(names) > MAX_PICTURES:
@@ -214,83 +155,32 @@ def _looks(run: RunFiles) -> Iterator[str]:
         names = [names[place] for place in places]
     for name in names:
         step = int(Path(name).stem.split("-")[1])
-        yield _picture(run, name, f"Step {step:,}: image, PCA, similarity to the marked patch.")
+        yield from _picture(run, name, f"Step {step:,}: image, PCA, similarity.")
 
 
-def _picture(run: RunFiles, name: str, caption: str) -> str:
+def _picture(run: RunFiles, name: str, caption: str) -> Iterator[dict[str, Any]]:
     path = run.directory / "pictures" / name
     if not path.exists():
-        return ""
+        return
     content = path.read_bytes()
     width = int.from_bytes(content[16:20], "big")  # where a PNG tells it
     width *= max(1, 360 // max(width, 1))  # small pictures are hard to see
-    data = base64.b64encode(content).decode()
-    source = f'width="{width}" src="data:image/png;base64,{data}"'
-    image = f'<img alt="{html.escape(caption)}" {source}>'
-    return (
-        f'<figure class="picture">{image}<figcaption>{html.escape(caption)}</figcaption></figure>'
-    )
+    yield {"caption": caption, "width": width, "data": base64.b64encode(content).decode()}
 
 
-def _autopsies(run: RunFiles) -> str:
-    rows = [{"step": a["step"], "culprit": a["culprit"]} for a in run.autopsies]
-    return _table(rows)
-
-
-def _energy(energy: dict[str, Any], *, shared: bool) -> str:
+def _energy(energy: dict[str, Any], *, shared: bool) -> dict[str, str]:
     """energy.json in words; what is not known is said with the reason.
 
     shared: a student's, whose teacher and devices are those of all students."""
     if not energy:
-        return ""
+        return {}
     kwh, tonnes, sessions = energy["energy_kwh"], energy["tonnes_co2e"], energy["sessions"]
     factors = f"facility factor {energy['pue']}, {energy['tonnes_per_mwh']} t per MWh"
     notes = dict.fromkeys(note for session in sessions for note in session["notes"])
-    return _pairs(
-        {
-            **({"of": "all students and their teacher"} if shared else {}),
-            "device hours": f"{energy['device_hours']:.3g}, {len(sessions)} sessions",
-            "energy": "not known" if kwh is None else f"{kwh:.4g} kWh, {energy['method']}",
-            "CO2 equivalent": "not known" if tonnes is None else f"{tonnes:.3g} t ({factors})",
-            **({"notes": "; ".join(notes)} if notes else {}),
-        }
-    )
-
-
-def _config(run: RunFiles) -> str:
-    """Every key; those that the recipe or --set gave are open, the rest is folded."""
-    rows = [
-        {"key": key, "value": value, "from": run.sources[key]} for key, value in run.values.items()
-    ]
-    changed = [row for row in rows if row["from"] != "base"]
-    everything = (
-        f"<details><summary>all {len(rows)} keys</summary>{_table(rows, limit=None)}</details>"
-    )
-    return _table(changed, limit=None) + everything
-
-
-def _table(rows: Sequence[dict[str, Any]], limit: int | None = MAX_ROWS) -> str:
-    if not rows:
-        return ""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
-    lines = [_cells(row[name] if name in row else "" for name in names) for row in rows[:limit]]
-    more = "" if limit is None or len(rows) <= limit else f"<p>and {len(rows) - limit} more</p>"
-    return f'<div class="wide"><table><tr>{head}</tr>{"".join(lines)}</table></div>{more}'
-
-
-def _pairs(values: dict[str, Any]) -> str:
-    rows = "".join(_cells((name, value)) for name, value in values.items())
-    return f'<div class="wide"><table>{rows}</table></div>' if rows else ""
-
-
-def _cells(values: Iterable[Any]) -> str:
-    return f"<tr>{''.join(f'<td>{html.escape(_said(value))}</td>' for value in values)}</tr>"
-
-
-def _said(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_said(item)}" for name, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(_said, value))
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return {
+        **({"of": "all students and their teacher"} if shared else {}),
+        "device hours": f"{energy['device_hours']:.3g}, {len(sessions)} sessions",
+        "energy": "not known" if kwh is None else f"{kwh:.4g} kWh, {energy['method']}",
+        "CO2 equivalent": "not known" if tonnes is None else f"{tonnes:.3g} t ({factors})",
+        **({"notes": "; ".join(notes)} if notes else {}),
+    }

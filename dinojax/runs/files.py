@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from dinojax.checkpoint.manager import COMMITTED
 from dinojax.config import saved as saved_files
 from dinojax.config.saved import FAMILY
 from dinojax.data import fields
@@ -26,7 +27,7 @@ class RunFiles:
     sources: dict[str, str]  # dotted key -> who set it
     rows: list[dict[str, Any]]  # of training steps
     evaluations: list[dict[str, Any]]  # k-NN and probe rows
-    checkpoints: list[int]  # steps of the stage
+    checkpoints: list[int]  # steps of the stage, those that are whole
     autopsies: list[dict[str, Any]]
     bad_images: list[dict[str, Any]]  # replaced in training
     skipped_images: list[dict[str, Any]]  # left out of k-NN
@@ -34,7 +35,20 @@ class RunFiles:
     environment: dict[str, Any]
     energy: dict[str, Any]  # of a student: of all that learn with it
     finished: int | None  # the step that the stage ended with
+    unwritten: list[int]  # steps of checkpoints under way, or torn
+    num_images: int  # seen so far, in earlier stages too
     starts: dict[str, int] = dataclasses.field(default_factory=dict)  # of `read_whole`: stage: step
+
+    @property
+    def step(self) -> int:
+        """Steps of the stage that are known to be done."""
+        rows = [row["step"] for row in self.rows[-1:]]
+        return max([0, *rows, *self.checkpoints[-1:]])
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last stage is."""
+        return self.finished is not None and self.stage == self.stages[-1]
 
     def column(self, name: str, last: float = 1.0) -> list[tuple[int, float]]:
         """(step, value) of the last share of training rows that have a finite value."""
@@ -69,6 +83,11 @@ def read_run(directory: str | Path, *, stage: str | None = None) -> RunFiles:
     own = range(before + 1, before + values["num_steps"] + 1)
     numbered = [p for p in directory.glob("autopsy/*/step.json") if p.parent.name.isdecimal()]
     autopsies = sorted(numbered, key=lambda p: int(p.parent.name))
+    steps = {int(p.name): p for p in folder.glob("*") if p.name.isdecimal()}
+    whole = sorted(step for step, p in steps.items() if (p / COMMITTED).exists())
+    drafts = [p.name.split(".")[0] for p in folder.glob("*.orbax-checkpoint-tmp*")]
+    under_way = {*steps, *(int(name) for name in drafts if name.isdecimal())} - set(whole)
+    images = _num_images(directory, values, stages, [row["step"] for row in rows] + whole)
     return RunFiles(
         directory=directory,
         home=home,
@@ -79,7 +98,9 @@ def read_run(directory: str | Path, *, stage: str | None = None) -> RunFiles:
         sources=saved.sources | dict.fromkeys(saved.strange, "base") | saved.sources,
         rows=[row for row in rows if "total" in row],
         evaluations=[row for row in rows if "total" not in row],
-        checkpoints=sorted(int(p.name) for p in folder.glob("*") if p.name.isdecimal()),
+        checkpoints=whole,
+        unwritten=sorted(under_way),
+        num_images=images,
         autopsies=[_autopsy(path) for path in autopsies if int(path.parent.name) in own],
         bad_images=[row for path in lists if path.name != KNN_FILE for row in _images(path)],
         skipped_images=_images(directory / KNN_FILE),
@@ -88,6 +109,24 @@ def read_run(directory: str | Path, *, stage: str | None = None) -> RunFiles:
         energy=_energy(home / "energy.json"),
         finished=last_step(directory, values),
     )
+
+
+def _num_images(
+    directory: Path, values: dict[str, Any], stages: list[str], steps: list[int]
+) -> int:
+    """Images that steps have seen: those of this stage, and all of the stages before it."""
+    seen = max(steps, default=0) * values["batch_size"]
+    place = stages.index(values["stage"]) if values["stage"] in stages else 0
+    for name in stages[:place]:
+        before = _values_of(directory, name)
+        seen += (last_step(directory, before) or before["num_steps"]) * before["batch_size"]
+    return seen
+
+
+def _values_of(directory: Path, stage: str) -> dict[str, Any]:
+    """Dotted key -> value of a stage's saved config."""
+    saved = saved_files.read(stage_file(directory, stage))
+    return saved.values | saved.strange
 
 
 def read_whole(directory: str | Path) -> RunFiles:

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,6 +74,29 @@ def held(directory: Path, *, process: int = 0) -> Iterator[None]:
             yield
         finally:
             file.truncate(0)  # while it is still ours
+
+
+def holder(directory: Path) -> str | None:
+    """In words, the process that works in a run directory now; None where none is known to.
+
+    What a killed process wrote into the file stands there, but its lock is gone.
+    """
+    path = directory / FILE
+    try:
+        number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    with os.fdopen(number, "rb") as file:
+        status = os.fstat(number)
+        if not stat.S_ISREG(status.st_mode) or not status.st_size:
+            return None
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _holder(path)
+        except OSError:  # no locks here, so that nothing is written there
+            return None
+    return None
 
 
 def _holder(path: Path) -> str:

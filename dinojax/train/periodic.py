@@ -12,6 +12,7 @@ from dinojax.distributed import process_group
 from dinojax.eval.contract import draw
 from dinojax.eval.network import Network
 from dinojax.eval.suite import SUITE, is_result
+from dinojax.monitor import report as reports
 from dinojax.monitor.energy import EnergyMeter
 from dinojax.monitor.watchdog import Watchdog
 from dinojax.runs.scalars import MetricsLog, Progress
@@ -138,6 +139,27 @@ class Saves:
         with self._watchdog.phase("saving"):
             self._run.save(state, step=number, position=position, seconds=self._clock.seconds())
         self._saved, self._last = number, time.monotonic()
+
+
+class Page:
+    """report.html, made anew when what is new is all on disk: a checkpoint takes its time."""
+
+    def __init__(self, run: Run):
+        self._run, self._is_due = run, True  # with the first row
+
+    def changed(self) -> None:
+        """There is a result, or a checkpoint was begun."""
+        self._is_due = True
+
+    def write_due(self, *, has_rows: bool) -> None:
+        """After a step; has_rows: there is something to show."""
+        if self._is_due and has_rows and not self._run.checkpoints.is_saving:
+            self.write()
+
+    def write(self) -> None:
+        self._is_due = False
+        if self._run.processes.is_main:
+            reports.refresh(self._run.directory)
 
 
 class ProgressLine:

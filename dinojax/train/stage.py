@@ -104,8 +104,6 @@ class Run:
         if self.program.teacher_forward is not None:
             meta["teacher"] = self.program.teacher_forward.teacher.fingerprint
         self.checkpoints.save(state, step=step, meta=meta)
-        if self.processes.is_main:
-            reports.refresh(self.directory)
 
     def num_drawn(self, step: int) -> dict[str, int]:
         """Images drawn from each source of a mixture in the first `step` steps."""

@@ -99,6 +99,7 @@ class Trainer:
         self._records = Records(run, begin, compiles=self._compiles, name=self.name)
         self._clock = Clock(meta["seconds"])
         self._saves = Saves(run, self._clock, self._watchdog)
+        self._page = periodic.Page(run)
         self._evaluated = periodic.evaluated_steps(self._records.metrics, run)
 
     @contextlib.contextmanager
@@ -212,6 +213,7 @@ class Trainer:
             self.flush()  # what is on disk for a step includes its row of metrics
             self.save()
         self.evaluate()
+        self._page.write_due(has_rows=self.last_row is not None)
 
     def flush(self) -> None:
         """Wait for all steps that were dispatched, and write down what is due."""
@@ -223,6 +225,7 @@ class Trainer:
             return
         self.flush()  # rows in the same order whether or not a signal ends the evaluation
         self._evaluated.add(self.number)
+        self._page.changed()
         with self._at_work(), self._watchdog.phase("evaluating"):
             self._meet("evaluating")
             try:
@@ -243,6 +246,7 @@ class Trainer:
         """Start a checkpoint of the step done last, unless there is one."""
         with self._at_work():
             self._meet("saving")
+            self._page.changed()
             self._saves.save(self.state, self.number, self.position)
 
     def save_now(self) -> None:
@@ -264,6 +268,7 @@ class Trainer:
         self._meet("finished")
         self.run.note(event="stop", step=self.number, reason="finished")
         log.info("%sthe stage is over at step %d", self._who, self.number)
+        self._page.write()
         self._is_ended = True
 
     def finish(self) -> None:

@@ -1,13 +1,17 @@
-"""Line charts as SVG text: no library, sharp on every screen, colours from the page's style."""
+"""Line charts as descriptions that plotly.js draws: values under the pointer, zoom, PNG to save.
 
-import html
+Here is what a chart shows and between which values; colours come from the page
+(monitor/page.html.jinja).
+"""
+
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 Line = Sequence[tuple[float, float]]  # (step, value), finite
 
-_WIDTH, _HEIGHT = 420, 190
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 10, 24
+SETTLED = 0.1  # share of a line's points after which its first moves do not set the axis
+FEWEST = 20  # points of a line that has first moves
 _MAX_POINTS = 400
 
 
@@ -18,99 +22,105 @@ def line_chart(
     log: bool = False,
     unit: str = "",
     starts: Mapping[str, float] | None = None,
-) -> str:
-    """A figure with one line per name and a legend with last values; "" without any point.
+    last_step: float | None = None,
+) -> dict[str, Any] | None:
+    """`data` and `layout` of a chart with one line per name; None without any point.
 
-    marks: dashed horizontal lines by name, such as floor and chance. log: logarithmic values, of
-    which those that are not positive are left out. starts: dashed vertical lines by name, at steps.
+    marks: dashed horizontal lines by name, such as floor and chance; those that would squeeze the
+    lines stand at the edge, with an arrow. log: logarithmic values, of which those that are not
+    positive are left out. unit: title of the values' axis. starts: dashed vertical lines by name,
+    at steps. last_step: where the axis of steps ends, None = at the last point.
+
+    Neither axis starts where a line's first moves take it: a double click shows those too.
     """
-    marks = marks or {}
     shown = {name: [p for p in line if not log or p[1] > 0] for name, line in lines.items()}
     shown = {name: line for name, line in shown.items() if line}
     if not shown:
-        return ""
-    scale = _Scale(shown, marks, log)
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">', *scale.axes(unit)]
-    for name, value in marks.items():
-        y = scale.y(value)
-        parts.append(f'<line class="mark" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>')
-        parts.append(
-            f'<text class="mark" x="{_WIDTH - _RIGHT - 4}" y="{y - 4}" text-anchor="end">'
-            f"{html.escape(name)} {short(value)}</text>"
-        )
-    parts += scale.uprights(starts or {})
-    legend = []
-    for number, (name, line) in enumerate(shown.items()):
-        points = " ".join(f"{scale.x(step)},{scale.y(value)}" for step, value in thinned(line))
-        color = f"c{number % 6}"
-        if len(line) == 1:
-            left, top = points.split(",")
-            parts.append(f'<circle class="{color}" cx="{left}" cy="{top}" r="3"/>')
-        parts.append(f'<polyline class="{color}" points="{points}"/>')
-        last = f"{short(line[-1][1])}{unit}"
-        legend.append(f'<span class="{color}"><i></i>{html.escape(name)} <b>{last}</b></span>')
-    return f'{"".join(parts)}</svg><p class="legend">{"".join(legend)}</p>'
+        return None
+    low, high = value_range(shown.values(), (marks or {}).values(), log=log)
+    end = max(last_step or 0, *(line[-1][0] for line in shown.values()), 1)
+    layout: dict[str, Any] = {
+        "xaxis": {"title": {"text": "step"}, "range": [-0.02 * end, 1.02 * end]},
+        "yaxis": {
+            "title": {"text": unit},
+            "range": [low, high],
+            "type": "log" if log else "linear",
+            "exponentformat": "power" if log else "SI",
+            **({"dtick": 1 if high - low > 2 else "D2"} if log else {}),
+        },
+        "shapes": [],
+        "annotations": [],
+    }
+    for name, value in (marks or {}).items():
+        _add_mark(layout, name, math.log10(value) if log else value)
+    for name, step in (starts or {}).items():
+        if step <= end:
+            _add_start(layout, name, step)
+    return {"data": [_trace(name, line) for name, line in shown.items()], "layout": layout}
 
 
-class _Scale:
-    """From steps and values to places in the figure."""
-
-    def __init__(self, lines: Mapping[str, Line], marks: Mapping[str, float], log: bool):
-        self._log = log
-        steps = [step for line in lines.values() for step, _ in line]
-        values = [self._value(value) for line in lines.values() for _, value in line]
-        values += [self._value(value) for value in marks.values()]
-        self._steps = (min(steps), max(max(steps), min(steps) + 1))
-        low, high = min(values), max(values)
-        margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
-        self._values = (low - margin, high + margin)
-
-    def _value(self, value: float) -> float:
-        return math.log10(value) if self._log else value
-
-    def x(self, step: float) -> float:
-        low, high = self._steps
-        return round(_LEFT + (step - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT), 1)
-
-    def y(self, value: float) -> float:
-        low, high = self._values
-        share = (self._value(value) - low) / (high - low)
-        return round(_HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM), 1)
-
-    def uprights(self, starts: Mapping[str, float]) -> list[str]:
-        """Dashed vertical lines with names, at steps within the figure."""
-        parts = []
-        for name, step in starts.items():
-            if self._steps[0] <= step <= self._steps[1]:
-                x, ends = self.x(step), f'y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"'
-                parts.append(f'<line class="mark" x1="{x}" x2="{x}" {ends}/>')
-                place = f'x="{x + 3}" y="{_TOP + 9}"'
-                parts.append(f'<text class="mark" {place}>{html.escape(name)}</text>')
-        return parts
-
-    def axes(self, unit: str) -> list[str]:
-        """Grid lines with numbers."""
-        parts = []
-        for tick in ticks(*self._values):
-            value = 10**tick if self._log else tick
-            y = self.y(value)
-            ends = f'x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"'
-            label = f"{short(value)}{unit}"
-            parts.append(f'<line class="grid" {ends}/>')
-            parts.append(f'<text x="{_LEFT - 6}" y="{y + 4}" text-anchor="end">{label}</text>')
-        for tick in ticks(*self._steps):
-            y = _HEIGHT - 6
-            label = short(tick)
-            parts.append(f'<text x="{self.x(tick)}" y="{y}" text-anchor="middle">{label}</text>')
-        return parts
+def _trace(name: str, line: Line) -> dict[str, Any]:
+    steps, values = zip(*thinned(line), strict=True)
+    few = len(line) < FEWEST
+    return {
+        "type": "scatter",
+        "mode": "lines+markers" if few else "lines",
+        "name": f"{name} {short(line[-1][1])}",  # what the legend says
+        "x": list(steps),
+        "y": list(values),
+        "hovertemplate": f"{name} %{{y:.6~g}}<extra></extra>",
+    }
 
 
-def ticks(low: float, high: float, about: int = 4) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) between low and high."""
-    power = 10.0 ** math.floor(math.log10((high - low) / about))
-    step = next(power * f for f in (1, 2, 5, 10) if (high - low) / (power * f) <= about)
-    first = math.ceil(low / step)
-    return [round(n * step, 12) for n in range(first, math.floor(high / step) + 1)]
+def _add_mark(layout: dict[str, Any], name: str, value: float) -> None:
+    """A dashed line at a value, or at the edge that it lies beyond."""
+    low, high = layout["yaxis"]["range"]
+    inside, said = low <= value <= high, f"{name} {short(value)}"
+    if inside:
+        layout["shapes"].append({"type": "line", "xref": "paper", "x0": 0, "x1": 1})
+        layout["shapes"][-1] |= {"y0": value, "y1": value, "line": {"dash": "dash", "width": 1}}
+    where: dict[str, Any] = {"y": value, "yref": "y", "yanchor": "bottom"}
+    if not inside:
+        above = value > high
+        where = {"y": float(above), "yref": "paper", "yanchor": "top" if above else "bottom"}
+        said += " ↑" if above else " ↓"
+    layout["annotations"].append({"x": 1, "xref": "paper", "xanchor": "right", **where})
+    layout["annotations"][-1] |= {"text": said, "showarrow": False}
+
+
+def _add_start(layout: dict[str, Any], name: str, step: float) -> None:
+    """A dashed upright with its name."""
+    layout["shapes"].append({"type": "line", "yref": "paper", "y0": 0, "y1": 1})
+    layout["shapes"][-1] |= {"x0": step, "x1": step, "line": {"dash": "dot", "width": 1}}
+    where = {"x": step, "xanchor": "left", "y": 1, "yref": "paper", "yanchor": "bottom"}
+    layout["annotations"].append({**where, "text": name, "showarrow": False})
+
+
+def value_range(
+    lines: Iterable[Line], marks: Iterable[float] = (), *, log: bool = False
+) -> tuple[float, float]:
+    """Lowest and highest value that an axis shows; their logarithms to base 10 of a log one.
+
+    A line of many points is seen from a tenth of them on if all of it would squeeze that to less
+    than half of the axis. Marks within one length of the lines count.
+    """
+
+    def scaled(values: Iterable[float]) -> list[float]:
+        return [math.log10(value) if log else value for value in values]
+
+    every, settled = [], []
+    for line in lines:
+        values = scaled(value for _, value in line)
+        every += values
+        settled += values[int(SETTLED * len(values)) if len(values) >= FEWEST else 0 :]
+    low, high = min(settled), max(settled)
+    if max(every) - min(every) <= 2 * (high - low):
+        low, high = min(every), max(every)
+    length = high - low
+    near = [mark for mark in scaled(marks) if low - length <= mark <= high + length]
+    low, high = min([low, *near]), max([high, *near])
+    margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
+    return low - margin, high + margin
 
 
 def thinned(line: Line) -> Line:

@@ -1,22 +1,28 @@
 """The report: one file that needs nothing else, holds what the run holds, and survives anything."""
 
 import json
-import xml.etree.ElementTree as ElementTree
+import os
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from plotly import graph_objects
 
+from dinojax.checkpoint.manager import COMMITTED
 from dinojax.cli.main import main
 from dinojax.data.quarantine import KNN_FILE
-from dinojax.monitor import report
+from dinojax.monitor import headline, report
 from dinojax.monitor.energy import summed
+from dinojax.runs import lock
+from dinojax.runs.directory import FAMILY
 from dinojax.runs.files import read_run
 from dinojax.runs.scalars import MetricsLog
 from dinojax.runs.tensorboard import EventLog
 from dinojax.viz import charts
 from dinojax.viz.pictures import crop_sheet
-from tests.monitor.test_doctor import healthy, run_dir
+from tests.support.run_files import healthy, run_dir
 
 
 @pytest.fixture
@@ -36,28 +42,33 @@ def run(tmp_path):
 
 
 class Reader(HTMLParser):
-    """Text, tags left open, and whatever a page would fetch."""
+    """Text, charts by title, tags left open, and whatever a page would fetch."""
 
     VOID = ("meta", "img", "br")
 
     def __init__(self):
         super().__init__()
-        self.open, self.text, self.fetched = [], "", []
+        self.open, self.text, self.fetched, self.charts = [], "", [], {}
+        self._kind, self._title = "", ""
 
     def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
         if tag not in self.VOID:
             self.open.append(tag)
-        links = [value for name, value in attrs if name in ("src", "href")]
+        links = [attrs[name] for name in ("src", "href") if name in attrs]
         self.fetched += [link for link in links if not link.startswith("data:image/png;base64,")]
+        self._kind = attrs.get("type", tag) if tag == "script" else ""
+        self._title = attrs.get("data-name", self._title)
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
-
-    def handle_startendtag(self, tag, attrs):
-        pass
+        self._kind = ""
 
     def handle_data(self, data):
-        self.text += data
+        if self._kind == "application/json":
+            self.charts[self._title] = json.loads(data)
+        elif self._kind != "script":
+            self.text += data
 
 
 def read(run):
@@ -72,21 +83,126 @@ def test_the_page_is_well_formed_and_fetches_nothing(run):
 
 
 def test_the_page_shows_what_the_run_holds(run):
-    text = read(run).text
+    page = read(run)
     for said in (
-        *("Nothing looks wrong", "chance 6.24", "floor 1.39", "44.0 %", "Step 500", "Step 0"),
-        *(
-            "is truncated",
-            "1.5 kWh, a meter",
-            "0.000635 t",
-            "a note",
-            "jax 1.2.3",
-            "dino_head.prototypes",
-            "start",
-            "1,200 of",
-        ),
+        *("Nothing looks wrong", "44.0 %", "Step 500", "Step 0", "is truncated"),
+        *("1.5 kWh, a meter", "0.000635 t", "a note", "jax 1.2.3", "dino_head.prototypes"),
+        *("start", "1,200 of 1,200", "76,800", "none set", "finished"),
     ):
-        assert said in text, said
+        assert said in page.text, said
+    marks = page.charts["DINO loss"]["layout"]["annotations"]
+    assert [mark["text"] for mark in marks] == ["chance 6.24", "floor 1.39 ↓"]
+    for chart in page.charts.values():  # names and values of plotly's own description
+        graph_objects.Figure(chart)
+        assert chart["layout"]["yaxis"]["title"]["text"] and chart["data"][0]["name"]
+
+
+def test_the_headline_has_first_best_and_last(run):
+    rows = headline.evaluations(read_run(run))
+    told = dict(first="20.0 % at step 0", best="44.0 % at step 1,200", last="44.0 % at step 1,200")
+    assert rows == [{"column": "knn/both", **told}]
+    row = headline.losses(read_run(run))[1]
+    assert row == dict(loss="dino_local", first="6.2", last="5.2", chance="6.24", floor="1.39")
+
+
+def events(run, *rows):
+    (run / "resumes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+START = {"event": "start", "step": 0, "time": "2026-01-01T00:00:00+00:00"}
+STOP = {"event": "stop", "reason": "Interrupted: SIGTERM", "time": "2026-01-01T01:00:00+00:00"}
+
+
+def state_of(run):
+    return headline.state(read_run(run))
+
+
+@pytest.fixture
+def half(tmp_path):
+    """A run that is half done."""
+    return run_dir(tmp_path, healthy(), "num_steps=2400")
+
+
+def test_the_state_is_true_before_during_and_after_a_run(half):
+    run = half
+    events(run)
+    assert state_of(run).value == "not begun"
+    with lock.held(run):
+        events(run, START)
+        assert state_of(run).value == "under way" and str(os.getpid()) in state_of(run).name
+        events(run, START, STOP)
+        assert state_of(run).value == "stopped" and "SIGTERM" in state_of(run).name
+    assert state_of(run).value == "stopped"
+    (run / "checkpoints" / "pretrain" / "2400").mkdir()
+    (run / "checkpoints" / "pretrain" / "2400" / COMMITTED).touch()
+    assert state_of(run).value == "finished"
+
+
+def test_a_killed_process_is_not_at_work(half):
+    """It leaves its name in the file, but not its lock."""
+    events(half, START, STOP, START)
+    (half / lock.FILE).write_text('{"host": "h", "pid": 1, "since": "then"}\n')
+    assert lock.holder(half) is None and state_of(half).value == "ended without a word"
+
+
+def test_somebody_else_at_work_is_said_before_the_last_stop(half):
+    events(half, START, STOP)
+    child = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(half / lock.FILE)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert child.stdout.readline() == "held\n"
+        assert state_of(half).value == "under way" and "process 1 on h" in state_of(half).name
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+
+
+HOLD = """
+import fcntl, sys, time
+file = open(sys.argv[1], "w")
+file.write('{"host": "h", "pid": 1, "since": "then"}')
+file.flush()
+fcntl.flock(file, fcntl.LOCK_EX)
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_time_is_that_of_all_sessions(run):
+    """One that was killed counts up to its last row."""
+    events(run, START, STOP, {**START, "time": "2026-01-01T02:00:00+00:00"})
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    lines[70] = json.dumps({**json.loads(lines[70]), "time": "2026-01-01T02:30:00+00:00"})
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert headline.seconds(read_run(run)) == (5400.0, 2)
+
+
+def test_a_checkpoint_under_way_is_not_one_that_stands(run):
+    (run / "checkpoints" / "pretrain" / "1200" / COMMITTED).unlink()
+    files = read_run(run)
+    assert files.checkpoints == [] and files.unwritten == [1200]
+    assert "that of step 1200 is not whole" in read(run).text
+
+
+def test_an_alarm_that_stands_is_marked(tmp_path):
+    run = run_dir(tmp_path, healthy(), "knn.alarm=0.1", knn=(40.0, 30.0))
+    tile = headline.alarm(read_run(run))
+    assert (tile.value, tile.severity) == ("RAISED", "problem") and "30.0 %" in tile.name
+
+
+def test_a_family_has_a_page_with_every_student(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        run_dir(tmp_path / name, healthy())
+    (tmp_path / FAMILY).write_text("{}")
+    report.refresh(tmp_path / "a")
+    page = Reader()
+    page.feed((tmp_path / "report.html").read_text())
+    assert page.fetched == ["a/report.html"]  # b has none yet
+    assert page.text.count("1,200 of 1,200") == 2
+    assert [line["name"] for line in page.charts["Loss of each student"]["data"]] == ["a 9", "b 9"]
 
 
 def test_images_left_out_of_knn_stand_apart_from_those_replaced(run):
@@ -122,26 +238,48 @@ def test_a_report_that_fails_does_not_end_training(run, caplog):
     assert main(["report", str(run)]) == 2
 
 
-def test_a_chart_puts_values_where_they_belong():
-    svg = charts.line_chart({"a": [(0, 0.0), (10, 1.0)]}, marks={"floor": 0.5}).split("<p class")[0]
-    root = ElementTree.fromstring(svg)
-    points = root.find("polyline").get("points").split()
-    (x0, y0), (x1, y1) = (map(float, point.split(",")) for point in points)
-    assert x0 < x1 and y0 > y1  # up is more
-    marks = [line for line in root.iter("line") if line.get("class") == "mark"]
-    assert abs(float(marks[0].get("y1")) - (y0 + y1) / 2) < 0.2
+def test_a_chart_shows_its_points_units_and_last_values():
+    chart = charts.line_chart({"a": [(0, 0.0), (10, 1.0)]}, unit="nats", last_step=20)
+    (line,) = chart["data"]
+    assert (line["x"], line["y"], line["name"]) == ([0, 10], [0.0, 1.0], "a 1")
+    assert chart["layout"]["yaxis"]["title"]["text"] == "nats"
+    assert chart["layout"]["xaxis"]["range"] == [-0.4, 20.4]
 
 
 def test_a_chart_shows_where_stages_start():
-    svg = charts.line_chart({"a": [(0, 0.0), (10, 1.0)]}, starts={"b": 0, "c": 5, "d": 11})
-    middle = (charts._LEFT + charts._WIDTH - charts._RIGHT) / 2
-    assert f'x1="{middle}" x2="{middle}"' in svg and ">c</text>" in svg
-    assert ">b</text>" in svg and ">d</text>" not in svg  # not yet reached
+    chart = charts.line_chart({"a": [(0, 0.0), (10, 1.0)]}, starts={"b": 0, "c": 5, "d": 11})
+    assert [line["x0"] for line in chart["layout"]["shapes"]] == [0, 5]  # d is not yet reached
 
 
-def test_a_chart_without_points_is_nothing_and_one_of_one_point_is_a_dot():
-    assert charts.line_chart({"a": []}) == "" == charts.line_chart({"a": [(1, -1.0)]}, log=True)
-    assert "<circle" in charts.line_chart({"a": [(5, 2.0)]})
+def test_a_chart_without_points_is_none_and_one_of_one_point_has_a_marker():
+    assert charts.line_chart({"a": []}) is None is charts.line_chart({"a": [(1, -1.0)]}, log=True)
+    assert charts.line_chart({"a": [(5, 2.0)]})["data"][0]["mode"] == "lines+markers"
+
+
+FALL = [(n, 10.0 if n < 5 else 6.0 - 0.01 * n) for n in range(100)]
+
+
+def test_first_steps_do_not_squeeze_the_axis():
+    low, high = charts.value_range([FALL])
+    assert 4.9 < low < 5.01 and 5.9 < high < 6.0
+    assert charts.value_range([FALL[:15]])[1] > 10  # too few to tell
+
+
+def test_a_fall_that_goes_on_is_seen_from_its_beginning():
+    line = [(n, 10.0 - 0.05 * n) for n in range(100)]
+    low, high = charts.value_range([line])
+    assert low < 5.05 and high > 10.0
+
+
+def test_marks_far_away_do_not_squeeze_the_axis():
+    low, high = charts.value_range([FALL], marks=[6.2, 1.4])
+    assert 4.8 < low < 5.0 and 6.2 < high < 6.4
+    texts = charts.line_chart({"a": FALL}, marks={"near": 6.2, "far": 1.4})["layout"]["annotations"]
+    assert [text["text"] for text in texts] == ["near 6.2", "far 1.4 ↓"]
+
+
+def test_a_logarithmic_axis_counts_in_powers_of_ten():
+    assert charts.value_range([[(0, 1e-3), (1, 1e-1)]], log=True) == pytest.approx((-3.12, -0.88))
 
 
 def test_numbers_are_short():
@@ -155,7 +293,7 @@ def test_energy_that_nobody_can_tell_is_said_to_be_unknown(run):
     session = {"device_hours": 2.0, "energy_kwh": None, "method": "unknown", "notes": notes}
     (run / "energy.json").write_text(json.dumps(summed([session, session])))
     text = read(run).text
-    assert "2 sessions" in text and text.count("not known") == 2 and text.count(notes[0]) == 1
+    assert "2 sessions" in text and text.count("not known") == 3 and text.count(notes[0]) == 1
 
 
 def test_thinning_keeps_spikes_and_the_end():
@@ -164,11 +302,6 @@ def test_thinning_keeps_spikes_and_the_end():
     thin = charts.thinned(line)
     assert (1234, 9.0) in thin and thin[-1] == line[-1] and len(thin) <= 400
     assert thin == sorted(thin)
-
-
-def test_ticks_are_round_and_inside():
-    assert charts.ticks(0.03, 0.98) == [0.5]
-    assert charts.ticks(0, 1200) == [0, 500, 1000]
 
 
 def test_tensorboard_gets_every_row(tmp_path):

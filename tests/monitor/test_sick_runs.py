@@ -67,7 +67,7 @@ def test_health_is_no_illness(name, capsys):
 def test_a_stopped_run_tells_where_and_why():
     notes = {finding.name: finding for finding in doctor.diagnose(read_run(RECORDED / "stopped"))}
     assert "SIGTERM" in notes["not finished"].evidence
-    assert "It ended early" in notes["not finished"].meaning
+    assert notes["not finished"].meaning == "The run: stopped."
 
 
 @pytest.mark.parametrize("name", RUNS)

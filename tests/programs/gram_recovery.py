@@ -162,20 +162,15 @@ def outcome(curves: dict[str, list[dict]]) -> dict[str, dict[str, float]]:
 
 def page(curves: dict[str, list[dict]]) -> str:
     """The two metrics of both runs as charts, in the style of report.html."""
-    from dinojax.monitor.report_style import STYLE
+    from dinojax.monitor import pages
     from dinojax.viz.charts import line_chart
 
-    figures = ""
+    figures = []
     for key, title in (("dense", "Dense metric (mosaics)"), ("knn", "k-NN (cls)")):
         lines = {name: [(row["step"], row[key]) for row in rows] for name, rows in curves.items()}
-        chart = line_chart(lines, unit="%")
-        figures += f"<figure><figcaption><b>{title}</b></figcaption>{chart}</figure>"
+        figures.append(pages.Figure(title, "Of the ema.", line_chart(lines, unit="% right")))
     note = "Patches are spoilt between steps 200 and 300; from then on one run has a Gram anchor."
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Gram recovery</title>'
-        f"<style>{STYLE}</style></head><body><main><h1>Gram recovery</h1><p>{note}</p>"
-        f'<div class="charts">{figures}</div></main></body></html>'
-    )
+    return pages.render("page", figures, title="Gram recovery", when=note)
 
 
 if __name__ == "__main__":

@@ -24,12 +24,13 @@ from pathlib import Path
 
 from PIL import Image
 
+from dinojax.checkpoint.manager import COMMITTED
 from dinojax.data.tiles import PHOTOGRAPHS, photograph_path
 
 ROOT = Path(__file__).parent.parent.parent
 RECORDED = Path(__file__).parent.parent / "recorded" / "runs"
 LARGE_IMAGES = "large-images"  # a folder beside the runs, made for the one that starves
-MARKER = "_CHECKPOINT_METADATA"  # of a checkpoint, a few hundred bytes
+MARKERS = ("_CHECKPOINT_METADATA", COMMITTED)  # of a checkpoint, a few hundred bytes
 
 SMALL = (
     *("num_steps=240", "batch_size=32", "crops.num_local=2", "model.width=48"),
@@ -147,7 +148,8 @@ def record(name: str, run: Path, provenance: dict) -> int:
     target.mkdir(parents=True)
     kept = ["config.json", "env.json", "log.txt", "resumes.jsonl", "bad_images.jsonl"]
     kept += [str(path.relative_to(run)) for path in run.glob("autopsy/*/step.json")]
-    kept += [str(path.relative_to(run)) for path in run.glob(f"checkpoints/*/*/{MARKER}")]
+    for marker in MARKERS:
+        kept += [str(path.relative_to(run)) for path in run.glob(f"checkpoints/*/*/{marker}")]
     for path in kept:
         if (run / path).exists():
             (target / path).parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dinojax import config
-from dinojax.checkpoint.manager import _checked
+from dinojax.checkpoint.meta import checked
 from dinojax.cli import main
 from dinojax.config import saved
 from dinojax.config.recipe import ConfigError
@@ -13,7 +13,7 @@ from dinojax.data.quarantine import read_list
 from dinojax.distill.placement import read_notes
 from dinojax.runs import files
 from dinojax.runs.scalars import read_metrics
-from tests.monitor.test_doctor import healthy, run_dir
+from tests.support.run_files import healthy, run_dir
 
 
 @pytest.fixture
@@ -117,12 +117,12 @@ def test_what_is_saved_is_what_is_read(run):
 
 def test_the_metadata_of_a_checkpoint_has_kinds():
     good = {"format_version": 2, "step": 3, "position": 9, "seconds": 1.5, "fingerprint": "f"}
-    assert _checked(good) == good
+    assert checked(good) == good
     for name, value in {"step": "3", "position": 9.5, "seconds": None, "fingerprint": 1}.items():
         with pytest.raises(ValueError, match=f"its metadata: {name} is "):
-            _checked(good | {name: value})
+            checked(good | {name: value})
     with pytest.raises(ValueError, match=r"its metadata: found \[\]"):
-        _checked([])
+        checked([])
 
 
 def test_lists_and_notes_of_another_shape_are_refused(tmp_path):
