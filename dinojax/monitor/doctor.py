@@ -97,7 +97,9 @@ def _progress(run: RunFiles) -> Iterator[Finding]:
             "no checkpoint yet",
             f"step {last}, one is due every {every} steps (checkpoint.every)",
             "If the run ends now, all is lost.",
-            "See log.txt for errors while saving, or lower checkpoint.every.",
+            "See log.txt for errors while saving."
+            if last > every
+            else "Wait for the first one, or lower checkpoint.every.",
         )
     elif run.finished is not None and run.finished < num_steps:
         share = run.values["until.left_chance"]

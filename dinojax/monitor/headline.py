@@ -16,8 +16,11 @@ from dinojax.viz.charts import short
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
+    """A value, its name, and more of it in words."""
+
     name: str
     value: str
+    detail: str = ""
     severity: str = ""  # "problem" marks it
 
 
@@ -26,22 +29,22 @@ def tiles(run: RunFiles) -> Iterator[Tile]:
     yield state(run)
     step, num_steps = run.step, run.values["num_steps"]
     stage = run.values["stage"]
-    where = f"step of stage {stage}" if len(run.stages) > 1 else "step"
-    yield Tile(where, f"{step:,} of {num_steps:,}")
+    where = f"of stage {stage}" if len(run.stages) > 1 else ""
+    yield Tile("step", f"{step:,} of {num_steps:,}", where)
     yield Tile("images seen", f"{run.num_images:,}")
     if run.rows:
         total = run.rows[-1]["total"]
         text = "not finite" if total is None else short(total)
-        yield Tile("last loss, all terms", text, "problem" if total is None else "")
+        severity = "problem" if total is None else ""
+        yield Tile("last loss", text, "all terms", severity)
     yield from _results(run)
     spent, sessions = seconds(run)
     if sessions:
-        several = f", {sessions} sessions" if sessions > 1 else ""
-        yield Tile(f"time{several}", duration(spent))
+        yield Tile("time", duration(spent), f"{sessions} sessions" if sessions > 1 else "")
     if run.energy:
         kwh = run.energy["energy_kwh"]
-        whose = ", all students" if run.home != run.directory else ""
-        yield Tile(f"energy{whose}", "not known" if kwh is None else f"{kwh:.3g} kWh")
+        whose = "of all students" if run.home != run.directory else ""
+        yield Tile("energy", "not known" if kwh is None else f"{kwh:.3g} kWh", whose)
     yield alarm(run)
 
 
@@ -50,30 +53,30 @@ def state(run: RunFiles) -> Tile:
     last = run.resumes[-1] if run.resumes else {"event": ""}
     holder = lock.holder(run.directory)
     others = holder is not None and not holder.startswith(f"process {os.getpid()} ")
-    when = f" at {_clock(last['time'])}" if "time" in last else ""
+    when = f"at {_clock(last['time'])}" if "time" in last else ""
     if run.is_over:
-        return Tile(f"state{when}", "finished")
+        return Tile("state", "finished", when)
     if last["event"] == "stop" and not others:
         reason = last.get("reason", "")
         if reason == "finished":
-            return Tile(f"state{when}", f"stage {run.stage} is over")
-        return Tile(f"state{when}: {reason}"[:200], "stopped", "problem")
+            return Tile("state", f"stage {run.stage} is over", when)
+        return Tile("state", "stopped", f"{when}: {reason}"[:200], "problem")
     if holder is not None:
-        return Tile(f"state, {holder}", "under way")
+        return Tile("state", "under way", holder)
     if not run.resumes:
         return Tile("state", "not begun")
-    told = f"begun{when}, and no end is written down: killed, or the machine went down"
-    return Tile(f"state: {told}", "ended without a word", "problem")
+    told = f"begun {when}, and no end is written down: killed, or the machine went down"
+    return Tile("state", "ended without a word", told, "problem")
 
 
 def alarm(run: RunFiles) -> Tile:
     """What knn.alarm says of the last evaluation."""
     share = run.values["knn.alarm"]
     if share is None:
-        return Tile("alarm (knn.alarm)", "none set")
+        return Tile("alarm", "none set", "knn.alarm")
     if lost := early_stopping.fallen(run.values, run.evaluations):
-        return Tile(f"alarm: {lost}", "RAISED", "problem")
-    return Tile(f"alarm (knn.alarm={share:g})", "quiet")
+        return Tile("alarm", "RAISED", lost, "problem")
+    return Tile("alarm", "quiet", f"knn.alarm={share:g}")
 
 
 def _results(run: RunFiles) -> Iterator[Tile]:
@@ -81,7 +84,7 @@ def _results(run: RunFiles) -> Iterator[Tile]:
     for row in evaluations(run):
         if row["column"] in (f"knn/{run.values['knn.features']}", "dense/mosaic"):
             best, last = row["best"], row["last"]
-            yield Tile(f"{row['column']}, last (best: {best})", last.split(" at")[0])
+            yield Tile(row["column"], last.split(" at")[0], f"best {best}")
 
 
 def evaluations(run: RunFiles) -> list[dict[str, str]]:

@@ -20,8 +20,7 @@ log = logging.getLogger(__name__)
 
 FILE = "report.html"
 MAX_PICTURES = 6  # looks at the probe, evenly over the run
-# A family's page has these tiles of each student; others by their beginning.
-OF_STUDENTS = ("state", "step", "images seen", "last loss", "knn/", "dense/", "alarm")
+NOT_OF_STUDENTS = ("energy",)  # tiles of a run that a family's table leaves out
 
 
 def refresh(run_dir: str | Path) -> None:
@@ -88,7 +87,11 @@ def family_page(root: Path) -> str:
     runs = {name: read_run(root / name) for name in names}
     columns, of_each = dict[str, None](), dict[str, dict[str, str]]()
     for name, run in runs.items():
-        tiles = {key: said for tile in headline.tiles(run) for key, said in _short(tile)}
+        tiles = {
+            tile.name: f"{tile.value} ({tile.detail})" if tile.detail else tile.value
+            for tile in headline.tiles(run)
+            if tile.name not in NOT_OF_STUDENTS
+        }
         columns |= dict.fromkeys(tiles)
         of_each[name] = tiles
     students = [
@@ -111,15 +114,6 @@ def family_page(root: Path) -> str:
         students=students,
         energy=_energy(energy, shared=True),
     )
-
-
-def _short(tile: headline.Tile) -> Iterator[tuple[str, str]]:
-    """Column of the family's table and its text."""
-    for start in OF_STUDENTS:
-        if tile.name.startswith(start):
-            name, _, more = tile.name.partition(":")
-            detail = f" ({more.strip()})" if more else ""
-            yield name.split(",")[0].split(" (")[0], f"{tile.value}{detail}"
 
 
 def _when(directory: Path, what: str) -> str:

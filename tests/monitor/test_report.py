@@ -129,9 +129,9 @@ def test_the_state_is_true_before_during_and_after_a_run(half):
     assert state_of(run).value == "not begun"
     with lock.held(run):
         events(run, START)
-        assert state_of(run).value == "under way" and str(os.getpid()) in state_of(run).name
+        assert state_of(run).value == "under way" and str(os.getpid()) in state_of(run).detail
         events(run, START, STOP)
-        assert state_of(run).value == "stopped" and "SIGTERM" in state_of(run).name
+        assert state_of(run).value == "stopped" and "SIGTERM" in state_of(run).detail
     assert state_of(run).value == "stopped"
     (run / "checkpoints" / "pretrain" / "2400").mkdir()
     (run / "checkpoints" / "pretrain" / "2400" / COMMITTED).touch()
@@ -152,7 +152,7 @@ def test_somebody_else_at_work_is_said_before_the_last_stop(half):
     )
     try:
         assert child.stdout.readline() == "held\n"
-        assert state_of(half).value == "under way" and "process 1 on h" in state_of(half).name
+        assert state_of(half).value == "under way" and "process 1 on h" in state_of(half).detail
     finally:
         child.kill()
         child.wait()
@@ -189,7 +189,7 @@ def test_a_checkpoint_under_way_is_not_one_that_stands(run):
 def test_an_alarm_that_stands_is_marked(tmp_path):
     run = run_dir(tmp_path, healthy(), "knn.alarm=0.1", knn=(40.0, 30.0))
     tile = headline.alarm(read_run(run))
-    assert (tile.value, tile.severity) == ("RAISED", "problem") and "30.0 %" in tile.name
+    assert (tile.value, tile.severity) == ("RAISED", "problem") and "30.0 %" in tile.detail
 
 
 def test_a_family_has_a_page_with_every_student(tmp_path):
