@@ -164,6 +164,7 @@ def export(
     overrides: Mapping[str, Any] | None = None,
     certify: bool = True,
     tolerance: float = 2e-5,
+    license: str | None = None,
 ) -> dict[str, Any]:
     """Write a backbone for another library to a new folder, with proof that it is the same network.
 
@@ -171,7 +172,8 @@ def export(
     .pth), stablehlo (a program for jax alone). dtype: float32, bfloat16, float16; None = as it is.
     with_heads: also heads.safetensors. prefix, overrides: as for `load`.
     network, stage, step: of a run. certify: compute features here and in that library; the largest
-    relative difference may be `tolerance`.
+    relative difference may be `tolerance`. license: what the model card states, None = that none is
+    stated.
 
     Returns the content of `out`/parity.json: the library's version and the differences found.
     Raises ValueError if the format cannot hold the network or the library computes other features;
@@ -192,4 +194,5 @@ def export(
         overrides=overrides,
         certify=certify,
         tolerance=tolerance,
+        license=license,
     )

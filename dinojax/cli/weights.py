@@ -61,6 +61,7 @@ def _export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stage", metavar="NAME", help="of a run; default: the one it is at")
     parser.add_argument("--step", type=int, metavar="N", help="of a run; default: the last")
     _prefix(parser)
+    parser.add_argument("--license", metavar="NAME", help="for the model card, such as cc-by-4.0")
     parser.add_argument("--no-certificate", action="store_true", help="do not run the networks")
     parser.add_argument(
         "--tolerance", type=float, default=2e-5, help="largest relative difference of a feature"
@@ -89,6 +90,7 @@ def _run_export(program: Program):
             overrides=args.set,
             certify=not args.no_certificate,
             tolerance=args.tolerance,
+            license=args.license,
         )
 
     return run

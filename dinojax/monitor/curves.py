@@ -4,8 +4,8 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from dinojax.eval.suite import SUITE
 from dinojax.configs.keys import ALL_TERMS
+from dinojax.eval.suite import SUITE
 from dinojax.monitor.pages import Figure
 from dinojax.runs.files import RunFiles
 from dinojax.runs.loss_ranges import loss_ranges

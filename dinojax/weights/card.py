@@ -44,31 +44,50 @@ def card(
     """
     family = specs.family(network.spec)
     lines = snippet(name, format, network.spec, network.preprocessing, files=folder)
+    license = network.origin.get("license")
     parts = [
-        _front_matter(format, family),
+        _front_matter(format, family, license),
         f"# {_plain(name)}\n\n{_what(network, family)}",
         f"## Use\n\nFrom the folder that holds `{_plain(name)}`:\n\n```python\n{lines}```",
         f"## Preprocessing\n\n{_listed([*words(network.preprocessing), *notes])}",
         f"## Origin\n\n{_listed(_origin(network.origin))}",
         f"## Certificate\n\n{_certificate(parity)}",
-        f"## Licence\n\n{LICENCE}",
+        f"## Licence\n\n{_licence(license)}",
         f"## Citation\n\n```bibtex\n{_citations(family)}\n```",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-LICENCE = (
-    "Not stated: `license` at the head of this file is to be filled in by whoever passes the "
-    "weights on. What it may be depends on the data, and on the weights that training began with."
+NOT_STATED = (
+    "Not stated: whoever passes the weights on gives it (`dinojax export --license NAME`, or "
+    "`license` at the head of this file). What it may be depends on the data, and on the weights "
+    "that training began with."
+)
+# Identifiers that the Hugging Face hub knows, as it writes them; others are stated by name.
+KNOWN_LICENSES = (
+    *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "gpl-3.0", "lgpl-3.0", "agpl-3.0"),
+    *("cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "openrail"),
 )
 
 
-def _front_matter(format: str, family: str) -> str:
+def check_license(license: str | None) -> None:
+    """Raise ValueError for what is no name of a licence: a line of text."""
+    if license is not None and not (0 < len(_plain(license)) == len(license) <= 100):
+        raise ValueError(
+            f"--license {license!r} is no name of a licence; give one such as apache-2.0 or "
+            "cc-by-nc-4.0, in letters, digits, points and dashes."
+        )
+
+
+def _licence(license: str | None) -> str:
+    return NOT_STATED if license is None else f"`{license}`, as stated by who exported the weights."
+
+
+def _front_matter(format: str, family: str, license: str | None) -> str:
     library = LIBRARIES.get(format, "dinojax")
     tags = ["dinojax", family, "self-supervised-learning", "vision"]
     fields = {
-        "license": "other",
-        "license_name": "not-stated",
+        **_license_fields(license),
         "library_name": library,
         "pipeline_tag": "image-feature-extraction",
         "tags": tags,
@@ -76,6 +95,12 @@ def _front_matter(format: str, family: str) -> str:
     # A JSON value is a YAML value, whatever text it holds.
     body = "\n".join(f"{key}: {json.dumps(value)}" for key, value in fields.items())
     return f"---\n{body}\n---"
+
+
+def _license_fields(license: str | None) -> dict[str, str]:
+    if license is not None and license.lower() in KNOWN_LICENSES:
+        return {"license": license.lower()}
+    return {"license": "other", "license_name": license or "not-stated"}
 
 
 def _what(network: Network, family: str) -> str:
@@ -134,6 +159,8 @@ def _origin(origin: dict[str, Any]) -> list[str]:
     found = [f"from {_code(Path(str(origin.get('from', 'unknown'))).name)}"]
     if "from_format" in origin:
         found[0] += f", format {_plain(origin['from_format'])}"
+    if origin.get("chosen"):
+        found.append(_plain(origin["chosen"]))
     if not isinstance(config, dict):
         return found
     data = config["data"]

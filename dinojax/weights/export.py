@@ -49,16 +49,19 @@ def export(
     with_heads: bool = False,
     certify: bool = True,
     tolerance: float = certificate.TOLERANCE,
+    license: str | None = None,
 ) -> dict[str, Any]:
     """Write `network` to a new folder `out`; returns the certificate.
 
     format: meta, hf, timm or dinojax. dtype: a key of STORED, or None to keep each tensor's.
+    license: what the model card states, None = that none is stated.
     certify: run the network here and in the format's library, and compare.
     Raises ValueError if the format cannot hold the network, or the certificate fails; then there
     is no folder.
     """
     out = Path(out)
     _refuse(network, out, format=format, dtype=dtype, with_heads=with_heads)
+    card.check_license(license)
     network, notes = _as_expressed(network, format)
     with draft_folder(out) as draft:
         stored = None if dtype is None else DTYPES[STORED[dtype]]
@@ -67,6 +70,7 @@ def export(
             **network.origin,
             "format": format,
             "dtype": dtype,
+            "license": license,
             "preprocessing": network.preprocessing.to_json(),
             "preprocessing_notes": notes,
             "left_out": formats.left_out(format, specs.family(network.spec), network.spec),
@@ -80,6 +84,7 @@ def export(
         write_json(draft / "provenance.json", provenance)
         write_json(draft / "parity.json", parity)
         snippets.write_example(draft, network.spec.channels)
+        network = dataclasses.replace(network, origin=provenance)
         text = card.card(network, format, name=out.name, folder=draft, notes=notes, parity=parity)
         (draft / card.FILE).write_text(text, encoding="utf-8")
         if certify:
@@ -196,4 +201,5 @@ def from_source(
     if report.filled:
         found = lazily_from_ours(materialize(found, spec, str(source.path)))
     origin = {"from": str(source.path), "from_format": source.format, "report": str(report)}
+    origin |= {"chosen": source.chosen} if source.chosen else {}
     return Network(spec, found, source.heads, preprocessing(source, spec)[0], origin)

@@ -1,10 +1,12 @@
 """A patch embedding for another number of channels, made from the one that there is."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
-from dinojax.weights.tensors import Tensor
+from dinojax.weights.tensors import Tensor, Tensors
+from dinojax.weights.writers import Network
 
 # Name of the first kernel in the reference: of ViTs, of ConvNeXts
 NAMES = ("patch_embed.proj.weight", "downsample_layers.0.0.weight")
@@ -44,3 +46,40 @@ def inflate(kernel: Tensor, channels: int, how: str | Sequence[int]) -> Tensor:
         return np.where(picked[:, None, None] >= 0, x[:, picked], 0).astype(x.dtype)
 
     return kernel.map(layout)
+
+
+def with_channels(network: Network, channels: int, how: str | None) -> Network:
+    """The network for another number of channels; how: in the words of `--inflate`."""
+    if how is None:
+        raise ValueError(
+            f"--channels {channels}: the file has {network.spec.channels}; say how with --inflate "
+            f"{' | '.join(WAYS)} | LIST."
+        )
+    named = how in WAYS or not how.replace(",", "").replace("-", "").isdigit()
+    way = how if named else [int(number) for number in how.split(",")]
+    (name,) = (name for name in NAMES if name in network.tensors)
+    kernel = inflate(network.tensors[name], channels, way)
+    tensors: Tensors = {**network.tensors, name: kernel}
+    # Statistics of the old channels say nothing about the new ones.
+    unknown = dataclasses.replace(network.preprocessing, mean=None, std=None)
+    return dataclasses.replace(
+        network,
+        spec=dataclasses.replace(network.spec, channels=channels),
+        tensors=tensors,
+        preprocessing=unknown,
+        origin={**network.origin, "inflate": {"channels": channels, "how": how}},
+    )
+
+
+def with_statistics(
+    network: Network, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> Network:
+    """The same with these means and standard deviations of its channels, of values in 0..1."""
+    channels = network.spec.channels
+    for name, values in (("--mean", mean), ("--std", std)):
+        if values is None or len(values) != channels:
+            raise ValueError(f"{name} needs {channels} values in 0..1, one per channel.")
+    own = dataclasses.replace(
+        network.preprocessing, normalize="fixed", mean=tuple(mean), std=tuple(std)
+    )
+    return dataclasses.replace(network, preprocessing=own)

@@ -130,7 +130,7 @@ def resolve(
     Only small constants are looked at: RoPE periods and bias masks.
     """
     name = str(source.path)
-    notes: list[str] = []
+    notes = [source.chosen] if source.chosen else []
     with named(name):
         found, unknown = formats.to_reference(source.format, source.tensors)
         given, claims = _given(source)

@@ -1,6 +1,5 @@
 """Weights in and out: `dinojax export`, `dinojax import`, and `dinojax.load` for files and runs."""
 
-import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from dinojax.weights.export import export, from_source
 from dinojax.weights.load import Backbone
 from dinojax.weights.preprocess import Preprocessing
 from dinojax.weights.report import LoadReport
-from dinojax.weights.tensors import Tensor, Tensors
+from dinojax.weights.tensors import Tensor
 from dinojax.weights.writers import Network, snippet
 
 NETWORKS = ("ema", "student")
@@ -159,6 +158,7 @@ def export_any(
     overrides: Mapping[str, Any] | None = None,
     certify: bool = True,
     tolerance: float = TOLERANCE,
+    license: str | None = None,
 ) -> dict[str, Any]:
     """See `dinojax.export`; says what the proof found and how to use what was written."""
     if is_run(source):
@@ -178,7 +178,10 @@ def export_any(
         with_heads=with_heads,
         certify=certify,
         tolerance=tolerance,
+        license=license,
     )
+    if chosen := found.origin.get("chosen"):
+        print(chosen)
     _say(parity)
     for note in jsons.read(Path(out) / "provenance.json")["preprocessing_notes"]:
         print(f"preprocessing: {note}")
@@ -231,9 +234,9 @@ def import_command(
         path, format=format, overrides=parse_overrides(overrides), allow=allow, prefix=prefix
     )
     if channels is not None and channels != network.spec.channels:
-        network = _with_channels(network, channels, inflate)
+        network = inflation.with_channels(network, channels, inflate)
     if mean is not None or std is not None:
-        network = _with_statistics(network, mean, std)
+        network = inflation.with_statistics(network, mean, std)
     export(network, out, format="dinojax")
     if "report" in network.origin:
         print(network.origin["report"])
@@ -242,39 +245,6 @@ def import_command(
         print(f"mean and std of {network.spec.channels} channels are not known; give --mean, --std")
     print(f"\nwritten to {out}. To use it:\n")
     print(snippet(out, "dinojax", network.spec))
-
-
-def _with_channels(network: Network, channels: int, how: str | None) -> Network:
-    if how is None:
-        raise ValueError(
-            f"--channels {channels}: the file has {network.spec.channels}; say how with --inflate "
-            f"{' | '.join(inflation.WAYS)} | LIST."
-        )
-    named = how in inflation.WAYS or not how.replace(",", "").replace("-", "").isdigit()
-    way = how if named else [int(number) for number in how.split(",")]
-    (name,) = (name for name in inflation.NAMES if name in network.tensors)
-    kernel = inflation.inflate(network.tensors[name], channels, way)
-    tensors: Tensors = {**network.tensors, name: kernel}
-    # Statistics of the old channels say nothing about the new ones.
-    unknown = dataclasses.replace(network.preprocessing, mean=None, std=None)
-    return dataclasses.replace(
-        network,
-        spec=dataclasses.replace(network.spec, channels=channels),
-        tensors=tensors,
-        preprocessing=unknown,
-        origin={**network.origin, "inflate": {"channels": channels, "how": how}},
-    )
-
-
-def _with_statistics(network: Network, mean, std) -> Network:
-    channels = network.spec.channels
-    for name, values in (("--mean", mean), ("--std", std)):
-        if values is None or len(values) != channels:
-            raise ValueError(f"{name} needs {channels} values in 0..1, one per channel.")
-    own = dataclasses.replace(
-        network.preprocessing, normalize="fixed", mean=tuple(mean), std=tuple(std)
-    )
-    return dataclasses.replace(network, preprocessing=own)
 
 
 def parse_overrides(settings: Sequence[str]) -> dict[str, Any]:

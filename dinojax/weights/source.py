@@ -8,6 +8,7 @@ from typing import Any
 
 from dinojax.weights import described, folders, formats, jsons, prefixes
 from dinojax.weights.formats import check, detect
+from dinojax.weights.pickles import INNER
 from dinojax.weights.renames import Renamed
 from dinojax.weights.tensors import Tensors, open_tensors
 
@@ -27,6 +28,9 @@ class Source:
     config: dict[str, Any] | None
     processor: dict[str, Any] | None  # of images, as transformers keeps it
     provenance: dict[str, Any] | None
+    chosen: str = (
+        ""  # which of several networks of the file it is, in words, and how to take others
+    )
 
 
 def open_source(path: str | Path, *, format: str | None = None, prefix: str = "") -> Source:
@@ -59,6 +63,7 @@ def open_source(path: str | Path, *, format: str | None = None, prefix: str = ""
         config=config,
         processor=described.processor(file.parent),
         provenance=jsons.read_if_there(file.parent / "provenance.json"),
+        chosen="" if prefix else _chosen(file, tensors),
     )
 
 
@@ -94,6 +99,22 @@ def _prefixes(file: Path) -> list[str]:
     tensors = _unwrapped(file, whole=True)
     found = prefixes.candidates(tensors)
     return [prefix for prefix in found if formats.fitting(list(prefixes.under(tensors, prefix)))]
+
+
+def _chosen(file: Path, taken: Tensors) -> str:
+    """Of a file of PyTorch with several networks (a teacher and its student), which was taken."""
+    if file.suffix == ".safetensors":
+        return ""  # has no entries to choose of
+    whole, found = _unwrapped(file, whole=True), _prefixes(file)
+    own = [prefix for prefix in found if taken.keys() <= prefixes.under(whole, prefix).keys()]
+    inner = [prefix for name in INNER for prefix in own if prefix.startswith(f"{name}.")]
+    others = [prefix for prefix in found if prefix not in inner[:1]]
+    if not inner or not others:
+        return ""
+    return (
+        f"{file.name} holds several backbones; {inner[0]} was taken. For another: "
+        + " or ".join(f"--prefix {prefix}" for prefix in others)
+    )
 
 
 @contextlib.contextmanager

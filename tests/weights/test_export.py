@@ -106,6 +106,48 @@ def test_a_folder_says_where_it_comes_from_and_how_it_was_proved(tmp_path):
     assert parity == {"library": None, "reason": "left out on request"}
 
 
+def test_the_model_card_states_the_licence_that_was_given_or_that_none_was(tmp_path):
+    def card(name, license):
+        write(random_network(RELEASED), tmp_path / name, "hf", license=license)
+        return (tmp_path / name / "README.md").read_text()
+
+    known, own, none = card("a", "CC-BY-4.0"), card("b", "Our Terms 1.0"), card("c", None)
+    assert 'license: "cc-by-4.0"' in known and "license_name" not in known
+    assert "`CC-BY-4.0`, as stated" in known
+    assert 'license: "other"\nlicense_name: "Our Terms 1.0"' in own
+    assert 'license_name: "not-stated"' in none and "Not stated" in none
+    assert json.loads((tmp_path / "b" / "provenance.json").read_text())["license"] == "Our Terms 1.0"
+    for name in ("", "a\nb: c", "`rm`", "x" * 101):
+        with pytest.raises(ValueError, match="no name of a licence"):
+            card("d", name)
+    assert not (tmp_path / "d").exists()
+
+
+def test_of_a_teacher_and_a_student_the_teacher_is_taken_and_told(tmp_path):
+    """The other is one flag away."""
+    torch = pytest.importorskip("torch")
+
+    def state(seed):
+        tensors = random_network(RELEASED, seed=seed).tensors
+        return {f"backbone.{n}": torch.from_numpy(t.read()) for n, t in tensors.items()}
+
+    path = tmp_path / "both.pth"
+    torch.save({"student": state(1), "teacher": state(0), "step": 3}, path)
+    told = "both.pth holds several backbones; teacher.backbone. was taken. For another: --prefix"
+    source = open_source(path)
+    assert source.chosen == f"{told} student.backbone."
+    network = export.from_source(source, overrides={"depth": RELEASED.depth})
+    assert told in network.origin["report"]
+    write(network, tmp_path / "out", "hf")
+    assert told in (tmp_path / "out" / "README.md").read_text()
+    other = open_source(path, prefix="student.backbone.")
+    want = random_network(RELEASED, seed=1).tensors["norm.bias"].read()
+    np.testing.assert_array_equal(other.tensors["norm.bias"].read(), want)
+    assert other.chosen == ""
+    torch.save({"teacher": state(0)}, path)
+    assert open_source(path).chosen == ""
+
+
 def test_without_its_library_a_certificate_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(libraries.PACKAGES, "hf", ("no_such_package",))
     parity = write(random_network(RELEASED), tmp_path / "out", "hf", certify=True)
