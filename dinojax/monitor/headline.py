@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dinojax.configs.keys import ALL_TERMS
+from dinojax.eval.suite import SUITE
 from dinojax.runs import early_stopping, lock
 from dinojax.runs.files import RunFiles
 from dinojax.runs.loss_ranges import loss_ranges
@@ -80,26 +81,25 @@ def alarm(run: RunFiles) -> Tile:
 
 
 def _results(run: RunFiles) -> Iterator[Tile]:
-    """Of each evaluation, its best and last value."""
-    for row in evaluations(run):
-        if row["column"] in (f"knn/{run.values['knn.features']}", "dense/mosaic"):
-            best, last = row["best"], row["last"]
-            yield Tile(row["column"], last.split(" at")[0], f"best {best}")
+    """The one number of each evaluation: its best and last value."""
+    rows = {row["column"]: row for row in evaluations(run)}
+    for evaluation in SUITE.values():
+        if row := rows.get(evaluation.main_column(run.values)):
+            best = f"; best {row['best']}" if "best" in row else ""
+            yield Tile(evaluation.title, row["last"].split(" at ")[0], f"{row['column']}{best}")
 
 
 def evaluations(run: RunFiles) -> list[dict[str, str]]:
-    """First, best and last value of every column of evaluations."""
-    columns = dict.fromkeys(name for row in run.evaluations for name in row)
+    """First, best and last value of every column of evaluations; the best one of percentages."""
     rows = []
-    for column in columns:
-        if column in ("step", "stage", TIME) or column.startswith("probe/"):
-            continue
-        found = [(r["step"], r[column]) for r in run.evaluations if r.get(column) is not None]
-        if not found or column.endswith("/skipped"):
-            continue
-        chosen = {"first": found[0], "best": max(found, key=lambda p: p[1]), "last": found[-1]}
-        said = {name: f"{value:.1f} % at step {step:,}" for name, (step, value) in chosen.items()}
-        rows.append({"column": column, **said})
+    for evaluation in SUITE.values():
+        for column in evaluation.columns(run.evaluations):
+            found = [(r["step"], r[column]) for r in run.evaluations if r.get(column) is not None]
+            chosen = {"first": found[0], "best": max(found, key=lambda p: p[1]), "last": found[-1]}
+            if evaluation.unit != "%":
+                del chosen["best"]  # it may be the lowest
+            said = {n: f"{evaluation.shown(v)} at step {step:,}" for n, (step, v) in chosen.items()}
+            rows.append({"column": column, **said})
     return rows
 
 

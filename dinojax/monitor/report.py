@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dinojax.data import fields
+from dinojax.eval.suite import SUITE
 from dinojax.files.drafts import write_text
 from dinojax.monitor import headline, pages
 from dinojax.monitor.curves import figures
@@ -70,6 +71,7 @@ def page(run: RunFiles) -> str:
         verdict=verdict(run) if fine else "",
         crops=list(_crops(run)),
         looks=list(_looks(run)),
+        measured=list(_measured(run)),
         autopsies=[{"step": a["step"], "culprit": a["culprit"]} for a in run.autopsies],
         bad_images=run.bad_images,
         skipped_images=run.skipped_images,
@@ -150,6 +152,18 @@ def _looks(run: RunFiles) -> Iterator[dict[str, Any]]:
     for name in names:
         step = int(Path(name).stem.split("-")[1])
         yield from _picture(run, name, f"Step {step:,}: image, PCA, similarity.")
+
+
+def _measured(run: RunFiles) -> Iterator[dict[str, Any]]:
+    """The last pictures of each evaluation: NAME-STEP-PICTURE.png."""
+    for name, row in SUITE.items():
+        last: dict[str, tuple[int, str]] = {}
+        for path in sorted((run.directory / "pictures").glob(f"{name}-*-*.png")):
+            step, _, picture = path.stem.removeprefix(f"{name}-").partition("-")
+            if step.isdecimal():
+                last[picture] = (int(step), path.name)
+        for picture, (step, file) in last.items():
+            yield from _picture(run, file, f"{row.title}, {picture}, step {step:,}.")
 
 
 def _picture(run: RunFiles, name: str, caption: str) -> Iterator[dict[str, Any]]:

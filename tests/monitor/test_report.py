@@ -30,7 +30,8 @@ def run(tmp_path):
     """A run with everything that a report can show."""
     directory = run_dir(tmp_path, healthy())
     crops = np.random.default_rng(0).integers(0, 255, (2, 2, 8, 8, 1), dtype=np.uint8)
-    for name in ("crops", "patches-00000000", "patches-00000500"):
+    names = ("crops", "patches-00000000", "patches-00000500", "knn-00000000-a", "knn-00000500-a")
+    for name in names:
         crop_sheet(directory / "pictures" / f"{name}.png", crops)
     rows = [{"id": 3, "reason": "<b>a.jpg</b> is truncated", "substitute": 4}]
     (directory / "bad_images.jsonl").write_text(json.dumps(rows[0]) + "\n")
@@ -90,6 +91,7 @@ def test_the_page_shows_what_the_run_holds(run):
         *("start", "1,200 of 1,200", "76,800", "none set", "finished"),
     ):
         assert said in page.text, said
+    assert page.text.count("k-NN, a, step 500") == 1 and "k-NN, a, step 0" not in page.text
     marks = page.charts["DINO loss"]["layout"]["annotations"]
     assert [mark["text"] for mark in marks] == ["chance 6.24", "floor 1.39 ↓"]
     for chart in page.charts.values():  # names and values of plotly's own description
