@@ -26,6 +26,7 @@ from pathlib import Path
 from dinojax.cli import plan as cli_plan
 from dinojax.config import ConfigError
 from dinojax.plan import report as reports
+from dinojax.plan import step_model
 from dinojax.plan.targets import replaced
 from dinojax.sharding import axes
 
@@ -48,7 +49,7 @@ def plan(
     try:
         folder = str(keep.absolute()) if keep else None
         found = cli_plan.one(recipe, target, overrides, images=images, timeout=timeout, keep=folder)
-        return {**reports.complete(found), "images_per_device": images}
+        return {**step_model.complete(found), "images_per_device": images}
     except ConfigError as error:
         strategy = next(x.partition("=")[2] for x in overrides if x.startswith("mesh.strategy="))
         return {"recipe": recipe, "target": target, "strategy": strategy, "error": str(error)}

@@ -14,6 +14,7 @@ from dinojax.cli.parser import Parser
 from dinojax.config import ConfigError
 from dinojax.plan import compilers, partitioner_log, targets, waiting
 from dinojax.plan import report as reports
+from dinojax.plan import step_model
 from dinojax.plan.targets import replaced
 from dinojax.sharding import axes
 
@@ -191,7 +192,7 @@ def _plan(args, overrides: list[str], way: list[str], *, alone: bool) -> dict:
             raise
         name = ", ".join(text.partition("=")[2] for text in way)
         return {"target": args.target, "strategy": name, "error": str(error)}
-    plan = reports.complete(found, args.price)
+    plan = step_model.complete(found, args.price)
     if not plan["fits"] and not args.no_changes:
         plan["changes"] = list(_changes(args, overrides))
     return plan
@@ -206,7 +207,7 @@ def _changes(args, overrides: list[str]) -> Iterator[dict]:
         except ConfigError:
             continue  # accumulate does not divide, or the recipe excludes it
         if found["fits"]:
-            fitting.append(reports.complete({**found, "overrides": list(change)}, args.price))
+            fitting.append(step_model.complete({**found, "overrides": list(change)}, args.price))
         if len(fitting) == ENOUGH:
             break
     yield from sorted(fitting, key=lambda plan: plan["modelled"]["step_seconds"])

@@ -22,7 +22,8 @@ from dinojax.runs import lock
 from dinojax.runs.directory import claim, enter, is_finished, name_of, occupy, refuse_links
 from dinojax.runs.scalars import RunLog
 from dinojax.train import preflight
-from dinojax.train.stage import open_train_source, tell_of
+from dinojax.train.checks import tell_of
+from dinojax.train.stage import open_train_source
 from dinojax.train.state import State
 
 log = logging.getLogger(__name__)

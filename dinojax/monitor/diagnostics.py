@@ -5,15 +5,13 @@ purpose and on healthy ones beside them (tests/programs/make_sick_runs.py); docs
 what is normal.
 """
 
-import dataclasses
 import statistics
 from collections.abc import Iterator
 
+from dinojax.monitor.findings import FEWEST_ROWS, RECENT, Finding, median
 from dinojax.runs.files import RunFiles
 from dinojax.runs.loss_ranges import loss_ranges
 
-RECENT = 0.25  # share of the rows that count as now
-FEWEST_ROWS = 8  # before that, nothing is said about curves
 # Distances to chance, as shares of the way to the floor. Small healthy runs may be 0.007 below.
 AT_CHANCE, ABOVE_CHANCE = 0.003, 0.02
 LEAST_STEPS = 100  # after the warm-up, in which a loss may stay at chance; or 0.3 x num_steps
@@ -21,23 +19,6 @@ STILL, FAST = 1e-5, 0.5  # length of student - ema over that of the ema
 LOSSES = {"dino_local": "dino", "dino_global": "dino", "ibot": "ibot"}  # term -> its head
 JUMP = 30  # times its median that a gradient norm does not reach by chance
 PARTS = ("backbone", "dino_head", "ibot_head")
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """severity: problem (act now) | warning (look) | note. evidence: numbers and steps."""
-
-    severity: str
-    name: str
-    evidence: str
-    meaning: str
-    advice: str
-
-
-def median(run: RunFiles, name: str, last: float = RECENT) -> float | None:
-    """Of the last share of rows; None without any."""
-    values = [value for _, value in run.column(name, last)]
-    return statistics.median(values) if values else None
 
 
 def student_distances(run: RunFiles, last: float) -> list[float]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from dinojax.config import stages
 from dinojax.eval import suite
 from dinojax.monitor import diagnostics
-from dinojax.monitor.diagnostics import FEWEST_ROWS, Finding, median
+from dinojax.monitor.findings import FEWEST_ROWS, Finding, median
 from dinojax.monitor.headline import state
 from dinojax.runs import early_stopping
 from dinojax.runs.files import RunFiles, read_run

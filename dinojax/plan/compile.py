@@ -6,35 +6,29 @@ Prints one JSON object on its last line, {"refused": message} for what cannot be
 not fit is a result, not an error.
 """
 
-import hashlib
 import json
-import re
 import resource
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from dinojax import config as configs
 from dinojax.config import Config, ConfigError, stages
-from dinojax.files.drafts import write_text
 from dinojax.losses.blockwise_logits import num_blocks
 from dinojax.losses.sharded import Place
 from dinojax.ops.attention import OPAQUE
-from dinojax.ops.flops import compiled_memory, count_flops
-from dinojax.plan import formula, targets
-from dinojax.plan.hlo import collectives
-from dinojax.plan.targets import GIB, OPTIONS, Target
-from dinojax.sharding import compiler_options, mesh
+from dinojax.ops.flops import count_flops
+from dinojax.plan import compiler_output, formula, targets
+from dinojax.plan.targets import GIB, Target
+from dinojax.sharding import mesh
 from dinojax.train import program
 from dinojax.train.program import Program
 from dinojax.train.teacher import prototypes
 from dinojax.train.teacher_forward import TeacherForward
 
-READERS = ("ops/flops.py", "plan/hlo.py", "plan/compile.py")
 TREES = ("student", "ema", "gram", "opt_state", "centers")
 # Which trees of the state make a component.
 NAMES = {"opt_state": "optimizer"}
@@ -62,7 +56,7 @@ def plan(
 ) -> dict:
     """Everything known of the step before it runs. images: per device, None = the recipe's batch.
     stage: of the recipe, None = its first; size: which of those that its steps may have.
-    keep: a folder of what compilers found, see `kept`; None = everything is compiled.
+    keep: a folder of what compilers found, see `compiler_output.kept`; None = everything is compiled.
 
     Of a distillation: of the student's step and of the teacher's forward pass before it.
 
@@ -88,7 +82,7 @@ def plan(
         "mesh": dict(layout.mesh.shape),
         "devices": machine.num_devices,
         "batch_size": config.batch_size,
-        "versions": versions(),
+        "versions": compiler_output.versions(),
     }
     start = time.perf_counter()
     found |= of_step(config, built, machine, keep)
@@ -111,7 +105,7 @@ def of_step(config: Config, built: Program, machine: Target, keep: str | None) -
             "reduce": {"chosen": config.precision.reduce, "bytes": formula.summed(built)},
             "batch_bytes": device_bytes(inputs[1]),
         }
-        return found | kept(built.lower(), machine, built.layout, keep)
+        return found | compiler_output.kept(built.lower(), machine, built.layout, keep)
 
 
 def of_forward(
@@ -121,7 +115,7 @@ def of_forward(
     with mesh.use(teacher_forward.layout):
         inputs = teacher_forward.abstract_inputs()
         flops = count_flops(teacher_forward.forward, *inputs)
-    own = kept(teacher_forward.lower(place), machine, teacher_forward.layout, keep)
+    own = compiler_output.kept(teacher_forward.lower(place), machine, teacher_forward.layout, keep)
     if "memory" in own:  # the program takes no prototypes, but they lie there as well
         memory = own["memory"]
         own["memory"] = {**memory, "peak": memory["peak"] + device_bytes(prototypes(inputs[0]))}
@@ -152,45 +146,6 @@ def ending(found: dict, machine: Target, start: float) -> dict:
         "compile_seconds": round(seconds, 1),
         "host_gib": round(gib, 2),
     }
-
-
-def kept(lowered, machine: Target, layout: mesh.Layout, folder: str | None) -> dict:
-    """What `_compiled` finds, or has found of the very same program: a file per program.
-
-    The same are the target, its devices' places, the compiler with its options, and the code that
-    reads what it made (READERS). So a table of many hours goes on where it was killed.
-    """
-    if folder is None:
-        return _compiled(lowered, machine)
-    devices = list(layout.mesh.devices.flat)
-    told = [machine.name, [device.id for device in devices], versions(), lowered.as_text()]
-    told += [compiler_options.options(devices[0]), OPTIONS[machine.chip.platform]]
-    told += [(Path(__file__).parent.parent / reader).read_text() for reader in READERS]
-    name = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
-    path = Path(folder) / f"{name}.json"
-    if path.exists():
-        return json.loads(path.read_text())
-    found = _compiled(lowered, machine)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(found))
-    return found
-
-
-def _compiled(lowered, machine: Target) -> dict:
-    """Memory and collectives of a program and processor seconds of the compiler, or by how much it
-    is too large."""
-    start = time.process_time()
-    try:
-        compiled = lowered.compile(compiler_options=OPTIONS[machine.chip.platform])
-    except jax.errors.JaxRuntimeError as error:
-        return {"out_of_memory": _needed(error)}
-    memory = compiled_memory(compiled)
-    if machine.chip.platform == "cpu":  # its compiler leaves temporary arrays out
-        memory["peak"] = memory["argument"] + memory["temp"]
-    text = compiled.as_text() or ""
-    seconds = round(time.process_time() - start, 1)
-    sent = [vars(one) for one in collectives(text)]
-    return {"memory": memory, "collectives": sent, "processor_seconds": seconds}
 
 
 def _with_teacher(found: dict, own: dict, heads: tuple[int, int]) -> dict:
@@ -291,27 +246,6 @@ def _blocks(config: Config, built: Program) -> dict[str, dict]:
             "logits": 4 * rows * columns // parts,
             "sinkhorn": 4 * teacher * tensor * columns // teacher_parts,
         }
-    return found
-
-
-def _needed(error: Exception) -> str:
-    """What the compiler says about memory; any other error goes on."""
-    message = str(error)
-    if "RESOURCE_EXHAUSTED" not in message and "exceeds available" not in message:
-        raise error
-    sizes = re.search(r"\(?([\d.]+[KMG])\)? exceeds available HBM \(([\d.]+[KMG])\)", message)
-    return "{} exceeds {}".format(*sizes.groups()) if sizes else message.splitlines()[0][:300]
-
-
-def versions() -> dict[str, str]:
-    import importlib.metadata as metadata
-
-    found = {"jax": jax.__version__}
-    for name in ("libtpu", "jax-cuda12-pjrt"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 

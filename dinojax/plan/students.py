@@ -18,7 +18,7 @@ from dinojax.config import Config, pick
 from dinojax.distill import placement as placements
 from dinojax.distill.placement import APART, TURN, Placement
 from dinojax.distill.students import check_shared
-from dinojax.plan import compile, targets
+from dinojax.plan import compile, compiler_output, targets
 from dinojax.plan.targets import Target
 from dinojax.sharding.mesh import Layout
 from dinojax.train.program import Program
@@ -72,7 +72,7 @@ def plan(
         "apart": kind == APART,
         "devices": machine.num_devices,
         "batch_size": config.batch_size,
-        "versions": compile.versions(),
+        "versions": compiler_output.versions(),
     }
     own = {name: compile.sized(config, size)[0] for name, config in many.items()}
     programs = list(_programs(built, own, placement, machine, keep))
@@ -163,7 +163,7 @@ def _handing(
     """Of SharedTeacher.hand_out, which puts the images of a step where students take them."""
     batch = abstract_batch(teacher_forward.batch_shape, placement.teacher.sharding("image"))
     handed = jax.jit(lambda batch: batch, out_shardings=placement.images).lower(batch)
-    return {"flops": 0, "state": {}, **compile.kept(handed, machine, placement.teacher, keep)}
+    return {"flops": 0, "state": {}, **compiler_output.kept(handed, machine, placement.teacher, keep)}
 
 
 if __name__ == "__main__":

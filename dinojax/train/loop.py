@@ -30,8 +30,9 @@ from dinojax.monitor.watchdog import Watchdog
 from dinojax.runs.directory import as_stages, claim, enter, is_finished, name_of, occupy
 from dinojax.runs.scalars import DataWait, RunLog
 from dinojax.train import preflight
+from dinojax.train.checks import check_start, tell_of
 from dinojax.train.periodic import ProgressLine, energy_meter
-from dinojax.train.stage import Run, check_start, open_run, open_train_source, tell_of
+from dinojax.train.stage import Run, open_run, open_train_source
 from dinojax.train.state import State
 from dinojax.train.stops import lost, unsaved
 from dinojax.train.teacher_forward import SharedTeacher

@@ -4,18 +4,16 @@ import dataclasses
 import datetime
 import json
 import logging
-from collections.abc import Collection
 from pathlib import Path
 
 import jax
 
 from dinojax.checkpoint.manager import Checkpoints, open_checkpoints
-from dinojax.config import Config, ConfigError, distill_rules, saved_stages, text_rules
+from dinojax.config import Config, saved_stages
 from dinojax.config.stages import Anchor, BoxDraw, SizeDraw
 from dinojax.data.example import Source
 from dinojax.data.mixture import num_drawn, parts_of
 from dinojax.data.quarantine import Quarantine
-from dinojax.data.ranges import batch_notes, range_notes
 from dinojax.data.sources import open_source
 from dinojax.distributed import process_group, subgroup
 from dinojax.eval import suite
@@ -24,12 +22,12 @@ from dinojax.eval.features import fixed_statistics
 from dinojax.files.drafts import write_text
 from dinojax.models import zoo
 from dinojax.monitor import report as reports
-from dinojax.runs.directory import ACCEPT_DATA, environment
+from dinojax.runs.directory import environment
 from dinojax.runs.early_stopping import Watch
 from dinojax.sharding import mesh
 from dinojax.sharding.batch import loaded_rows
 from dinojax.sharding.mesh import Layout
-from dinojax.train import initialize, program, text_program
+from dinojax.train import program, text_program
 from dinojax.train.program import Program
 from dinojax.train.state import State
 from dinojax.viz.probe import Probe
@@ -144,19 +142,11 @@ def open_run(
     together (process_group.acting); one that is none of them only looks.
     """
     processes = process_group.current()
-    data, hang = config.data, config.hang
     if programs is None:
         programs = program.build_sizes(config, mesh.from_section(config.mesh))
-    seed, boxes = programs[0].seed, tuple(built.batch_shape[1] for built in programs)
-    draw = SizeDraw(seed, config.crops.more_rates)
+    draw = SizeDraw(programs[0].seed, config.crops.more_rates)
     rows = loaded_rows(layout or programs[0].layout, config.batch_size)
     frozen = config.gram.enabled and config.gram.teacher == "frozen"
-    quarantine = Quarantine(
-        directory,
-        max_share=data.max_bad_share,
-        parts=parts_of(source),
-        host=processes.index,
-    )
     return Run(
         directory=directory,
         config=config,
@@ -164,17 +154,12 @@ def open_run(
         draw=draw,
         anchor=zoo.fill(Anchor, config.gram) if frozen else None,
         source=source,
-        loader_options=dict(
-            batch_size=config.batch_size,
-            box_size=boxes[0] if len(set(boxes)) == 1 else BoxDraw(draw, boxes),
-            seed=seed,
-            num_workers=data.num_workers,
-            num_threads=data.num_threads,
-            prefetch=data.prefetch,
-            quarantine=quarantine,
+        loader_options=_loader_options(config, programs, draw)
+        | dict(
+            quarantine=_quarantine(config, directory, source, processes.index),
             rows=rows,
             num_hosts=config.batch_size // len(rows),
-            captions=text_program.caption_reader(config, seed),
+            captions=text_program.caption_reader(config, programs[0].seed),
         ),
         evaluations=build_asked(
             Setting(
@@ -187,27 +172,48 @@ def open_run(
         ),
         checkpoints=_checkpoints(config, directory, processes),
         num_steps=config.num_steps,
-        every=Every(
-            log=config.log.every,
-            checkpoint=config.checkpoint.every,
-            minutes=config.checkpoint.minutes,
-            probe=config.knn.every,
-            evaluations=_evaluation_steps(config),
-        ),
+        every=_every(config),
         matmul=config.precision.matmul,
         pictures=config.log.pictures,
         probe=_probe(config, directory, programs[0], source) if config.log.pictures else None,
         tensorboard=config.log.tensorboard,
         watch=Watch(config.until, config.knn, values=config.values()),
-        hang=dict(factor=hang.factor, seconds=hang.seconds, minutes=hang.minutes),
+        hang=dict(
+            factor=config.hang.factor,
+            seconds=config.hang.seconds,
+            minutes=config.hang.minutes,
+        ),
         processes=processes,
     )
 
 
-def _evaluation_steps(config: Config) -> dict[str, int | None]:
-    """Of the evaluations that are asked for, from the config alone."""
+def _loader_options(config: Config, programs: tuple[Program, ...], draw: SizeDraw) -> dict:
+    """What the loader is told whoever loads."""
+    data, boxes = config.data, tuple(built.batch_shape[1] for built in programs)
+    return dict(
+        batch_size=config.batch_size,
+        box_size=boxes[0] if len(set(boxes)) == 1 else BoxDraw(draw, boxes),
+        seed=programs[0].seed,
+        num_workers=data.num_workers,
+        num_threads=data.num_threads,
+        prefetch=data.prefetch,
+    )
+
+
+def _quarantine(config: Config, directory: Path, source: Source, host: int) -> Quarantine:
+    share = config.data.max_bad_share
+    return Quarantine(directory, max_share=share, parts=parts_of(source), host=host)
+
+
+def _every(config: Config) -> Every:
     asked = {n: row for n, row in suite.SUITE.items() if row.is_asked(config.values())}
-    return {name: getattr(config, row.section).every for name, row in asked.items()}
+    return Every(
+        log=config.log.every,
+        checkpoint=config.checkpoint.every,
+        minutes=config.checkpoint.minutes,
+        probe=config.knn.every,
+        evaluations={name: getattr(config, row.section).every for name, row in asked.items()},
+    )
 
 
 def _checkpoints(
@@ -235,64 +241,3 @@ def open_train_source(config: Config) -> Source:
     if config.text.enabled:
         return text_program.open_pairs(config)
     return open_source(config.data, channels=config.image.channels)
-
-
-def check_teacher(meta: dict, fingerprint: str) -> None:
-    """Raise ConfigError if a checkpoint was taught by other weights."""
-    if meta.get("teacher") != fingerprint:
-        raise ConfigError(
-            "distill.teacher is not the one that this run began with: SHA-256 "
-            f"{str(meta.get('teacher'))[:16]} then, {fingerprint[:16]} now. A run whose teacher "
-            "still trains changes; name a step of it (RUN/checkpoints/STAGE/STEP), or start "
-            "another --run."
-        )
-
-
-def check_data(meta: dict, source: Source, accept: Collection[str] = ()) -> None:
-    """Raise ConfigError if a checkpoint's images are not those of the source."""
-    if meta["fingerprint"] == source.fingerprint:
-        return
-    counts = f"{meta['num_images']:,} images then, {len(source):,} now"
-    if ACCEPT_DATA not in accept:
-        raise ConfigError(
-            f"The images changed since the checkpoint was saved ({counts}), so their order "
-            "would differ. Restore them, start another --run, or pass --accept-new-data."
-        )
-    log.warning("continuing on changed images (%s): from here on their order differs", counts)
-
-
-def check_start(run: Run) -> None:
-    """Refuse what cannot start, and settings that nothing has read."""
-    initialize.check(run.config, run.directory, began=run.checkpoints.latest() is not None)
-    # A recipe may hold settings of evaluations that this run does not make.
-    unmade = [f"{name}." for name in suite.sections() if name not in run.evaluations]
-    is_watched = any(suite.SUITE[name].is_watched for name in run.evaluations)
-    if not is_watched and run.config.knn.alarm is not None:
-        raise ConfigError(
-            f"knn.alarm={run.config.knn.alarm} has nothing to watch, for want of labels; set "
-            "knn.query (and knn.bank), or knn.mosaics (128, for example), which needs no labels."
-        )
-    values = run.config.values()
-    besides = (*unmade, *distill_rules.in_vain(values), *text_rules.in_vain(values))
-    run.config.check_all_read(besides=besides)
-    layout = run.program.layout
-    log.info(
-        "%s: %d images, %d devices (%s), strategy %s",
-        run.directory,
-        len(run.source),
-        layout.mesh.size,
-        jax.default_backend(),
-        layout.strategy,
-    )
-
-
-def tell_of(source: Source, batch_size: int, *others: Source) -> None:
-    """Say what is left out of the images, and what is lost of their values.
-
-    others: of evaluations.
-    """
-    notes = [*source.notes, *range_notes(source), *batch_notes(source, batch_size)]
-    for other in others:
-        notes += [note for note in [*other.notes, *range_notes(other)] if note not in notes]
-    for note in notes:
-        log.warning("images: %s", note)

@@ -31,10 +31,11 @@ from dinojax.sharding.batch import global_batch
 from dinojax.sharding.view import view_on
 from dinojax.train import finish, initialize, periodic
 from dinojax.train.batch_types import TeacherFeatures
+from dinojax.train.checks import check_data, check_teacher
 from dinojax.train.periodic import Clock, Saves
 from dinojax.train.program import Program
 from dinojax.train.records import Records, Row
-from dinojax.train.stage import Run, check_data, check_teacher
+from dinojax.train.stage import Run
 from dinojax.train.state import State
 from dinojax.train.stops import PutOff, stoppable
 from dinojax.train.teacher_forward import SharedTeacher, for_student

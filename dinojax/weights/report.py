@@ -74,16 +74,13 @@ def match(
         for name in wanted
         if name in found and not is_floating(found[name].dtype)
     ]
-    problems = [
-        f"{len(names)} {what}: {_some(names)}"
-        for what, names in (
-            ("missing", [name for name in missing if name not in filled]),
-            ("unexpected", [name for name in surplus if name not in ignored]),
-            ("of another shape", shapes),
-            ("of no floating-point numbers", kinds),
-        )
-        if names
-    ]
+    faults = {
+        "missing": [name for name in missing if name not in filled],
+        "unexpected": [name for name in surplus if name not in ignored],
+        "of another shape": shapes,
+        "of no floating-point numbers": kinds,
+    }
+    problems = [f"{len(names)} {what}: {_some(names)}" for what, names in faults.items() if names]
     used = [name for name in wanted if name in found]
     elements = sum(_size(found[name].shape) for name in used)
     held = [tensor for name, tensor in wanted.items() if name in found or name not in optional]

@@ -15,7 +15,8 @@ from dinojax.data import tiles
 from dinojax.distill import loop as distill_loop
 from dinojax.distill import stage as distill_stage
 from dinojax.train import loop
-from dinojax.train.stage import Run, check_start
+from dinojax.train.checks import check_start
+from dinojax.train.stage import Run
 from tests.distill.test_distill import RECIPE
 
 KEYS = flat(base.get_config())

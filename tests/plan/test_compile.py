@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import sharding
-from dinojax.plan import compile, targets
+from dinojax.plan import compile, compiler_output, targets
 from dinojax.sharding import mesh
 
 BASELINES = Path(__file__).parent.parent.parent / "benchmarks" / "baselines"
@@ -62,13 +62,13 @@ def test_only_too_little_memory_is_a_result_and_not_an_error():
     """In the words of libtpu 0.0.42 for the 7B recipe with mesh.strategy=dp on v5p:4x8x8."""
     words = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
     words += "temporaries (149.43G) exceeds available HBM (95.74G)."
-    assert compile._needed(RuntimeError(words)) == "149.43G exceeds 95.74G"
+    assert compiler_output._needed(RuntimeError(words)) == "149.43G exceeds 95.74G"
     assert (
-        compile._needed(RuntimeError("RESOURCE_EXHAUSTED: no room"))
+        compiler_output._needed(RuntimeError("RESOURCE_EXHAUSTED: no room"))
         == "RESOURCE_EXHAUSTED: no room"
     )
     with pytest.raises(RuntimeError, match="no such option"):
-        compile._needed(RuntimeError("no such option"))
+        compiler_output._needed(RuntimeError("no such option"))
 
 
 def test_a_change_of_bytes_is_told_in_words():
@@ -85,15 +85,15 @@ def test_a_change_of_bytes_is_told_in_words():
 def test_a_program_is_compiled_once_and_another_one_anew(tmp_path, monkeypatch):
     """What was found is kept by the program, so that no change of code is planned as the old."""
     times = []
-    monkeypatch.setattr(compile, "_compiled", lambda *_: times.append(0) or {"number": len(times)})
+    monkeypatch.setattr(compiler_output, "_compiled", lambda *_: times.append(0) or {"number": len(times)})
     machine = targets.parse("cpu:1")
     layout = mesh.make("dp", 1)
 
     def kept(function, folder=str(tmp_path / "plans")):
-        return compile.kept(jax.jit(function).lower(jnp.ones(3)), machine, layout, folder)["number"]
+        return compiler_output.kept(jax.jit(function).lower(jnp.ones(3)), machine, layout, folder)["number"]
 
     assert [kept(jnp.sin), kept(jnp.sin), kept(jnp.cos), kept(jnp.sin)] == [1, 1, 2, 1]
     assert kept(jnp.sin, None) == 3
-    monkeypatch.setattr(compile, "versions", lambda: {"jax": "another"})
+    monkeypatch.setattr(compiler_output, "versions", lambda: {"jax": "another"})
     assert kept(jnp.sin) == 4
     assert all(path.suffix == ".json" for path in (tmp_path / "plans").iterdir())

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dinojax.plan import report, targets
+from dinojax.plan import report, step_model, targets
 from dinojax.plan.targets import GIB
 
 FOUND = {
@@ -33,7 +33,7 @@ FOUND = {
 
 
 def test_components_add_up_to_the_peak():
-    found = report.components(FOUND)
+    found = step_model.components(FOUND)
     assert found["logits"] == 4000 and found["sinkhorn"] == 1800
     assert found["gradients"] == found["student"]
     assert sum(found.values()) - found["sinkhorn"] == FOUND["memory"]["peak"]
@@ -41,7 +41,7 @@ def test_components_add_up_to_the_peak():
 
 def test_the_model_waits_for_what_is_not_hidden():
     """Products take two seconds at half of peak; 1.8 of 1.9 seconds of gathers hide behind them."""
-    model = report.modelled(FOUND, price=3.0)
+    model = step_model.modelled(FOUND, price=3.0)
     assert model["compute_seconds"] == pytest.approx(2.0)
     assert model["waiting_seconds"] == pytest.approx(1.0), "a third of the torus for two devices"
     assert model["step_seconds"] == pytest.approx(2.0 + 1.0 + 0.1)
@@ -53,11 +53,11 @@ def test_the_model_waits_for_what_is_not_hidden():
 
 
 def test_tables_say_what_fits_and_what_does_not():
-    fits = report.complete(FOUND)
+    fits = step_model.complete(FOUND)
     without = {key: value for key, value in FOUND.items() if key not in ("memory", "collectives")}
     large = without | {"fits": False, "out_of_memory": "138G exceeds", "strategy": "dp"}
     refused = {"target": "v5p:2x2x2", "strategy": "hsdp", "error": "no such mesh"}
-    text = report.summary([fits, report.complete(large), refused])
+    text = report.summary([fits, step_model.complete(large), refused])
     rows = text.splitlines()
     assert "| pretrain | 256/112 (70%) | fsdp | 1 x 8 x 1 | 9.00 | 95.7 | yes |" in rows[2]
     assert "| 1140.00 / 1.00 | 0.00 / 0.50 | 200.00 / 0.00 |" in rows[2]
@@ -70,7 +70,7 @@ def test_tables_say_what_fits_and_what_does_not():
     )
     told = "(float32 here): 20.000 GB in float32, 0.1 s*; 10.000 GB in bfloat16, 0.05 s*"
     assert told in report.details(fits), "at the pace of 200 GB in the second that is waited for"
-    assert "does not fit: 138G exceeds" in report.details(report.complete(large))
+    assert "does not fit: 138G exceeds" in report.details(step_model.complete(large))
     told = report.details({**fits, "changes": [fits | {"overrides": ["model.remat=full"]}]})
     assert "fits with model.remat=full: peak 9.00 GiB" in told
 
@@ -107,5 +107,5 @@ def test_bytes_between_gpus_go_by_the_machines_they_lie_in(
     found = {"kind": "all-gather", "group": group, "near": near, "overlapped": False, "count": 1}
     program = {"flops": 0.0, "collectives": [{**found, "wire": speed}]}
     program |= {"devices": devices, "first": first}
-    seconds = report._seconds(program, targets.parse(target))
+    seconds = step_model._seconds(program, targets.parse(target))
     assert seconds["step_seconds"] == pytest.approx(1.0)

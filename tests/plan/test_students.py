@@ -2,7 +2,7 @@
 
 import pytest
 
-from dinojax.plan import formula, report, students, targets
+from dinojax.plan import formula, report, step_model, students, targets
 from dinojax.plan.targets import GIB
 from dinojax.sharding import mesh
 from dinojax.train import program as programs
@@ -167,7 +167,7 @@ def told(apart: bool) -> dict:
 
 def test_students_in_turn_add_up_and_the_slowest_one_counts_apart():
     """Of two students one computes for two seconds, one for four; the teacher for one."""
-    turn, apart = (report.modelled(told(apart)) for apart in (False, True))
+    turn, apart = (step_model.modelled(told(apart)) for apart in (False, True))
     assert turn["compute_seconds"] == pytest.approx(1 + 2 + 4)
     assert apart["compute_seconds"] == pytest.approx(1 + 4)
     assert report.wire_by_kind(told(False))["all-gather"] == 2 * 600e9 * 1.9
@@ -175,7 +175,7 @@ def test_students_in_turn_add_up_and_the_slowest_one_counts_apart():
 
 
 def test_tables_tell_every_program_and_who_waits():
-    plan = report.complete(told(True))
+    plan = step_model.complete(told(True))
     lines = report.details(plan).splitlines()
     assert "apart: a 4" in lines[0]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[1:] if "|" in line]

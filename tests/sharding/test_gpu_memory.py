@@ -9,7 +9,7 @@ import pytest
 
 from dinojax.cli import main
 from dinojax.distributed.process_group import ProcessGroup
-from dinojax.plan import compile, report, targets
+from dinojax.plan import compile, report, step_model, targets
 from dinojax.plan.targets import GIB
 from dinojax.sharding import gpu_memory
 from dinojax.train import preflight
@@ -73,14 +73,14 @@ def test_a_step_must_fit_in_the_share_of_a_gpu(monkeypatch):
 
 def test_a_plan_says_what_its_step_must_fit_in():
     found = {**FOUND, "target": "h100:1x8", "fits": False, "memory": {"peak": 75 * GIB}}
-    plan = report.complete(found)
+    plan = step_model.complete(found)
     text = report.summary([plan])
     assert "| 75.00 | 71.2 | no |" in text
     assert f"of: the 90% of a GPU that JAX takes ({CURRENT})." in text
     wanted = f"does not fit in the 71.198 GiB of a device, 90% of it, that JAX takes ({CURRENT})"
     assert wanted in report.details(plan).splitlines()
-    assert "fits in 95.740 GiB of a device" in report.details(report.complete(FOUND)).splitlines()
-    assert "that JAX takes" not in report.summary([report.complete(FOUND)])
+    assert "fits in 95.740 GiB of a device" in report.details(step_model.complete(FOUND)).splitlines()
+    assert "that JAX takes" not in report.summary([step_model.complete(FOUND)])
 
 
 def test_the_compiler_of_a_plan_knows_the_whole_card():

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from dinojax.plan import targets
-from dinojax.plan.compile import OPTIONS
+from dinojax.plan.targets import OPTIONS
 from dinojax.sharding import compiler_options, mesh
 from dinojax.train import program
 from tests.support import small

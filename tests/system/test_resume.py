@@ -20,7 +20,7 @@ from dinojax.runs.scalars import read_metrics
 from dinojax.train import finish, loop, trainer
 from dinojax.train.periodic import Saves
 from dinojax.train.records import Records
-from dinojax.train.stage import check_data
+from dinojax.train.checks import check_data
 from tests.programs.kill_and_compare import SMALLER, kill_and_compare
 from tests.support import small
 from tests.support.killer import Place
