@@ -132,3 +132,49 @@ def test_models_losses_and_crops_see_no_config():
         for path in seen
         if path.startswith(("models/", "losses/", "augment/", "ops/", "data/"))
     ]
+
+
+TABLES = {"dinojax/configs/base.py"}  # files that are one long table
+LINES, FUNCTION = 300, 60
+
+
+def long_parts(path):
+    """What of a file is longer than a reader takes in at once."""
+    text = path.read_text()
+    name, lines = str(path.relative_to(PACKAGE.parent)), text.count("\n")
+    if lines > LINES and name not in TABLES:
+        yield f"{name}: {lines} lines"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            size = node.end_lineno - node.lineno + 1
+            if size > FUNCTION and name not in TABLES:
+                yield f"{name}, {node.name}: {size} lines"
+
+
+def test_no_file_has_more_than_300_lines_and_no_function_more_than_60():
+    assert not [part for path in FILES for part in long_parts(path)]
+
+
+def test_the_limits_see_a_long_file_and_a_long_function(monkeypatch, tmp_path):
+    monkeypatch.setattr(f"{__name__}.PACKAGE", tmp_path / "package")
+    path = tmp_path / "long.py"
+    path.write_text("def f():\n" + "    x = 1\n" * 60 + "y = 1\n" * 240)
+    assert list(long_parts(path)) == ["long.py: 301 lines", "long.py, f: 61 lines"]
+
+
+TESTS = sorted(Path(__file__).parent.rglob("test_*.py"))
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.name)
+def test_no_test_file_imports_another(path):
+    """What several need is in tests/support, so that a file of tests can be moved or removed."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    others = {other.stem for other in TESTS}
+    assert not [
+        name for name in names if name.startswith("tests.") and others & set(name.split("."))
+    ]

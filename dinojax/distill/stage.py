@@ -26,8 +26,8 @@ from dinojax.runs.scalars import DataWait
 from dinojax.sharding import mesh
 from dinojax.sharding.batch import global_batch
 from dinojax.train.batch_types import TeacherFeatures
-from dinojax.train.periodic import ProgressLine, energy_meter, pauses
 from dinojax.train.checks import check_start
+from dinojax.train.periodic import ProgressLine, energy_meter, pauses
 from dinojax.train.stage import Run
 from dinojax.train.state import State
 from dinojax.train.stops import lost, unsaved

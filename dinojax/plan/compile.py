@@ -56,7 +56,7 @@ def plan(
 ) -> dict:
     """Everything known of the step before it runs. images: per device, None = the recipe's batch.
     stage: of the recipe, None = its first; size: which of those that its steps may have.
-    keep: a folder of what compilers found, see `compiler_output.kept`; None = everything is compiled.
+    keep: a folder of what compilers found (compiler_output.py), None = everything is compiled.
 
     Of a distillation: of the student's step and of the teacher's forward pass before it.
 

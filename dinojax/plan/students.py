@@ -163,7 +163,11 @@ def _handing(
     """Of SharedTeacher.hand_out, which puts the images of a step where students take them."""
     batch = abstract_batch(teacher_forward.batch_shape, placement.teacher.sharding("image"))
     handed = jax.jit(lambda batch: batch, out_shardings=placement.images).lower(batch)
-    return {"flops": 0, "state": {}, **compiler_output.kept(handed, machine, placement.teacher, keep)}
+    return {
+        "flops": 0,
+        "state": {},
+        **compiler_output.kept(handed, machine, placement.teacher, keep),
+    }
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ import json
 import logging
 from pathlib import Path
 
-import jax
-
 from dinojax.checkpoint.manager import Checkpoints, open_checkpoints
 from dinojax.config import Config, saved_stages
 from dinojax.config.stages import Anchor, BoxDraw, SizeDraw

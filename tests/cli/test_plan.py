@@ -8,7 +8,7 @@ from dinojax.cli import main
 from dinojax.cli import plan as cli_plan
 from dinojax.config import ConfigError
 from dinojax.plan import partitioner_log
-from tests.plan.test_report import FOUND
+from tests.support.planned import FOUND
 
 
 def planned(monkeypatch, answer):

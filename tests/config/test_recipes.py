@@ -2,7 +2,6 @@
 
 import importlib
 import math
-from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -12,11 +11,7 @@ from dinojax import config
 from dinojax.models.params import init_params
 from dinojax.sharding import mesh
 from dinojax.train import program
-
-FOLDER = Path(__file__).parent.parent.parent / "configs"
-NAMES = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in ("__init__", "base"))
-RECIPES = [name for name in NAMES if not name.startswith("distill_")]
-FAMILIES = [name for name in NAMES if name.startswith("distill_")]
+from tests.support.recipes import FOLDER, READ_BY_THE_RUN, RECIPES
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -41,10 +36,6 @@ def test_a_recipe_opens_with_command_cost_and_score(name):
     header = importlib.import_module(f"dinojax.configs.{name}").__doc__
     assert all(word in header for word in ("Run: ", "Cost: ", "Score:"))
     assert f"configs/{name}.py" in header
-
-
-# What the program around the networks reads: data, files and evaluation, and schedules' lengths.
-READ_BY_THE_RUN = ("data.", "checkpoint.", "log.", "knn.", "stage", "seed", "start.", "until.")
 
 
 @pytest.fixture(scope="module", params=RECIPES)

@@ -11,30 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from dinojax.data.example import Example
 from dinojax.data.loader import Loader
 from dinojax.data.order import image_index
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class NumberSource:
-    """Image i is filled with i and has 1 + i % 5 rows and 2 columns."""
-
-    size: int = 23
-    channels: int = 1
-    labels = None
-    class_names = ()
-    fingerprint = ""
-
-    def __len__(self):
-        return self.size
-
-    def __getitem__(self, index):
-        return self.read(index)
-
-    def read(self, index, box_size=None):
-        pixels = np.full((1 + index % 5, 2, self.channels), index, np.uint8)
-        return Example(pixels=pixels, label=None, name=str(index))
+from tests.support.number_source import NumberSource
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -182,7 +161,7 @@ def test_small_sources_in_memory_are_fast():
 
 SCRIPT = """
 from dinojax.data.loader import Loader
-from tests.data.test_loader import NumberSource
+from tests.support.number_source import NumberSource
 if __name__ == "__main__":
     loader = Loader(NumberSource(), batch_size=6, box_size=64, seed=0, num_workers=2)
     kept = next(loader)

@@ -19,9 +19,9 @@ from dinojax.data.sources import open_knn_sources, open_source
 from dinojax.monitor import autopsy
 from dinojax.runs.scalars import read_metrics
 from dinojax.train import loop, trainer
-from tests.data.test_loader import NumberSource
-from tests.data.test_quarantine import Spoiled
 from tests.support import small, stored_data
+from tests.support.number_source import NumberSource
+from tests.support.spoiled import Spoiled
 
 SIZES = {"in1k": 1000, "web": 70_000, "street": 300}
 

@@ -17,7 +17,6 @@ from dinojax.checkpoint import inspect
 from dinojax.checkpoint.manager import COMMITTED
 from dinojax.cli import main as cli
 from dinojax.config import ConfigError
-from dinojax.data import tiles
 from dinojax.distill import loop as distill_loop
 from dinojax.distill import placement as placements
 from dinojax.distill import placement_search, shares
@@ -31,34 +30,15 @@ from dinojax.runs import early_stopping
 from dinojax.runs.files import read_run
 from dinojax.runs.scalars import read_metrics
 from dinojax.sharding import mesh
-from dinojax.train import finish, loop, program, records, trainer
+from dinojax.train import loop, program, records, trainer
 from dinojax.train.teacher import open_teacher
 from dinojax.train.teacher_forward import SharedTeacher
 from dinojax.train.trainer import StudentFailed, Trainer
 from dinojax.weights import run as convert
-from tests.config.test_recipes import FAMILIES, READ_BY_THE_RUN
 from tests.support import several, small
+from tests.support.family import COMPOSED, RECIPE, same_rows
+from tests.support.recipes import FAMILIES, READ_BY_THE_RUN
 
-RECIPE = """
-from dinojax.configs import tiny
-
-def get_config():
-    c = tiny.smoke(tiny.get_config())
-    c.distill.enabled = True
-    c.distill.teacher = "smoke:tiny"
-    c.crops.patch_size = 8  # as one and the teacher see them; two sees them reduced by two
-    return c
-
-def one(c):
-    c.model.update(width=8, num_heads=1)
-    return c
-
-def two(c):
-    c.model.update(depth=1, patch_size=4)
-    return c
-
-STUDENTS = {"one": one, "two": two}
-"""
 TINY = (
     *("batch_size=48", "group_size=2", "crops.num_local=1", "log.pictures=False", "log.every=1"),
     *("augment.blur_rates=0.0,0.0,0.0", "knn.every=None", "data.box_size=40"),
@@ -66,33 +46,12 @@ TINY = (
     "optim.eps=1.0",  # steps along the gradient: of a smaller one Adam magnifies the rounding
 )
 
-COMPOSED = 1e-4  # two steps, with Sinkhorn over another number of parts
-
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
     path = tmp_path_factory.mktemp("recipe") / "family.py"
     path.write_text(RECIPE)
     return path
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory):
-    """Few tiles, no last page, and every program compiled once."""
-    settings = {
-        "jax_compilation_cache_dir": jax.config.jax_compilation_cache_dir
-        or str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.5,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiles, "SPLITS", dict.fromkeys(tiles.SPLITS, 64))
-        patch.setattr(finish, "finish", lambda *args, **options: None)
-        yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 def load(recipe, *overrides: str):
@@ -440,15 +399,6 @@ def together(recipe, tmp_path_factory):
         )
         states = run(load(recipe), directory)
     return directory, jax.device_get(states), taken
-
-
-def same_rows(directory, other, name: str) -> None:
-    for ours, theirs in zip(
-        *(read_metrics(d / name / "metrics.jsonl") for d in (directory, other)), strict=True
-    ):
-        assert ours["step"] == theirs["step"]
-        for term in ("total", "dino_global", "dino_local", "ibot", "koleo"):
-            assert ours[term] == pytest.approx(theirs[term], rel=1e-5), (ours["step"], term)
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from dinojax.distill import stage as distill_stage
 from dinojax.train import loop
 from dinojax.train.checks import check_start
 from dinojax.train.stage import Run
-from tests.distill.test_distill import RECIPE
+from tests.support.family import RECIPE
 
 KEYS = flat(base.get_config())
 SETTINGS = ("mesh.devices=1", "log.pictures=True")

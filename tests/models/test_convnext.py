@@ -14,7 +14,7 @@ from dinojax.models.convnext import Block, ConvNext, ConvNextSpec, make_draws
 from dinojax.models.layers import Named
 from dinojax.sharding import mesh
 from dinojax.weights import meta
-from tests.models.test_vit import crops, wave
+from tests.support.vit_inputs import crops, wave
 
 TINY = ConvNextSpec(depths=(1, 1, 2, 1), widths=(8, 16, 24, 32))
 

@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from dinojax.models.heads import Head, HeadSpec
 from dinojax.weights import meta
-from tests.models.test_vit import wave
+from tests.support.vit_inputs import wave
 
 SPEC = HeadSpec(
     inputs=32, num_layers=3, hidden=24, bottleneck=8, prototypes=10, dtype=jnp.dtype(jnp.float32)

@@ -9,7 +9,7 @@ import pytest
 
 from dinojax.models import positions
 from dinojax.models.vit import Vit, VitSpec, make_draws
-from tests.models.test_vit import crops, init, run, wave
+from tests.support.vit_inputs import crops, init, run, wave
 
 SIDE = 4
 TABLE = wave((SIDE * SIDE, 2))

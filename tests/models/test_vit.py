@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from dinojax.models import rope as rope_lib
 from dinojax.models import zoo
 from dinojax.models.vit import Block, Draws, Vit, VitSpec, make_draws, num_kept
 from dinojax.ops.flops import count_flops
 from dinojax.weights import meta
+from tests.support.vit_inputs import crops, init, make, run, wave
 
 TINY = VitSpec(width=32, depth=2, num_heads=2, num_registers=4, norm="layernorm_1e5")
 VARIANTS = {
@@ -21,35 +21,6 @@ VARIANTS = {
     "swiglu64": (dict(ffn="swiglu64", ffn_ratio=3.0, mask_k_bias=True), 46_368),
     "swiglu": (dict(ffn="swiglu", ffn_ratio=6.0, mask_k_bias=True), 58_848),
 }
-
-
-def wave(shape, scale=1.0, phase=0.1):
-    """The generator of the recorded vectors: a sine over the row-major flat index."""
-    index = np.arange(np.prod(shape), dtype=np.float64)
-    return (scale * np.sin(0.37 * index + phase)).reshape(shape).astype(np.float32)
-
-
-def make(spec: VitSpec):
-    """Parameters by the spec's own init; compiling it takes seconds."""
-    pixels = jnp.zeros((1, spec.patch_size, spec.patch_size, spec.channels))
-    return nn.meta.unbox(Vit(spec).init(jax.random.key(0), [pixels])["params"])
-
-
-@functools.cache
-def init(spec: VitSpec):
-    """Random parameters of the right shapes, from numpy: far from any special value."""
-    rng = np.random.default_rng(0)
-
-    def fill(path, leaf):
-        center = 1.0 if path[-1].key in ("scale", "scale1", "scale2") else 0.0
-        return jnp.asarray(center + 0.1 * rng.normal(size=leaf.shape), jnp.float32)
-
-    return jax.tree_util.tree_map_with_path(fill, jax.eval_shape(lambda: make(spec)))
-
-
-@functools.partial(jax.jit, static_argnames=("spec", "train"))
-def run(spec, params, crops, masks=None, draws=None, train=False):
-    return Vit(spec).apply({"params": params}, crops, masks, draws, train=train)
 
 
 def filled(spec: VitSpec):
@@ -61,10 +32,6 @@ def filled(spec: VitSpec):
         value += 1.0 * ("norm" in name and name.endswith("weight")) + 0.5 * name.endswith("gamma")
         tensors[name] = value
     return meta.to_ours(tensors, num_heads=spec.num_heads)
-
-
-def crops(shape_BCHW, scale=1.0, phase=0.1):
-    return jnp.asarray(wave(shape_BCHW, scale, phase).transpose(0, 2, 3, 1))
 
 
 MASKS = np.zeros((2, 6), bool)

@@ -1,14 +1,10 @@
 """Random streams: named, numbered for good, and blind to devices."""
 
 import jax
-import numpy as np
 import pytest
 
 from dinojax.ops import rng
-
-
-def words(key):
-    return np.asarray(jax.random.key_data(key)).tolist()
+from tests.support.step_keys import of_steps, words
 
 
 def test_the_numbers_of_the_purposes_never_change():
@@ -24,17 +20,6 @@ def test_purposes_groups_and_steps_have_their_own_keys():
         for purpose in rng.PURPOSES:
             found += [words(k) for k in rng.group_keys(key, purpose, 3)]
     assert len({tuple(k) for k in found}) == len(found)
-
-
-def of_steps(key):
-    """The keys of the first steps and the last one, of their purposes, and of the first groups."""
-    found = set()
-    for step in (0, 1, 2, 2**31 - 1):
-        own = jax.random.fold_in(key, step)
-        streams = [rng.stream(own, purpose) for purpose in rng.PURPOSES]
-        groups = [k for purpose in rng.PURPOSES for k in rng.group_keys(own, purpose, 3)]
-        found |= {tuple(words(k)) for k in (own, *streams, *groups)}
-    return found
 
 
 def test_no_step_has_the_key_of_initial_values_or_one_made_of_it():

@@ -85,12 +85,16 @@ def test_a_change_of_bytes_is_told_in_words():
 def test_a_program_is_compiled_once_and_another_one_anew(tmp_path, monkeypatch):
     """What was found is kept by the program, so that no change of code is planned as the old."""
     times = []
-    monkeypatch.setattr(compiler_output, "_compiled", lambda *_: times.append(0) or {"number": len(times)})
+    monkeypatch.setattr(
+        compiler_output, "_compiled", lambda *_: times.append(0) or {"number": len(times)}
+    )
     machine = targets.parse("cpu:1")
     layout = mesh.make("dp", 1)
 
     def kept(function, folder=str(tmp_path / "plans")):
-        return compiler_output.kept(jax.jit(function).lower(jnp.ones(3)), machine, layout, folder)["number"]
+        return compiler_output.kept(jax.jit(function).lower(jnp.ones(3)), machine, layout, folder)[
+            "number"
+        ]
 
     assert [kept(jnp.sin), kept(jnp.sin), kept(jnp.cos), kept(jnp.sin)] == [1, 1, 2, 1]
     assert kept(jnp.sin, None) == 3

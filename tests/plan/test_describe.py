@@ -5,7 +5,7 @@ import pytest
 from dinojax.cli import main
 from dinojax.config import load_stages, save
 from dinojax.plan.describe import stage_lines
-from tests.config.test_recipes import RECIPES
+from tests.support.recipes import RECIPES
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -6,7 +6,7 @@ from dinojax.plan import formula, report, step_model, students, targets
 from dinojax.plan.targets import GIB
 from dinojax.sharding import mesh
 from dinojax.train import program as programs
-from tests.plan.test_report import FOUND
+from tests.support.planned import FOUND
 
 OVERRIDES = ["distill.teacher=smoke:tiny", "narrow:mesh.strategy=fsdp"]
 OVERRIDES += ["model.width=24", "model.depth=1", "model.num_heads=2", "masks.rate=0.5"]

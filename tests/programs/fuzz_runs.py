@@ -18,8 +18,8 @@ from dinojax.checkpoint.manager import Checkpoints
 from dinojax.eval import checkpoints as measure
 from dinojax.monitor.energy import summed
 from dinojax.train import loop, replay
-from dinojax.train.records import open_metrics
 from dinojax.train.checks import check_data
+from dinojax.train.records import open_metrics
 from dinojax.train.state import State
 from tests.programs.fuzz_configs import checks_only
 from tests.programs.fuzz_json import in_the_way, mutated_bytes, mutated_json, mutated_lines, watched

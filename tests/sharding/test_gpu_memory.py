@@ -13,7 +13,7 @@ from dinojax.plan import compile, report, step_model, targets
 from dinojax.plan.targets import GIB
 from dinojax.sharding import gpu_memory
 from dinojax.train import preflight
-from tests.plan.test_report import FOUND
+from tests.support.planned import FOUND
 
 CURRENT, OLD = gpu_memory.NAMES
 
@@ -79,7 +79,9 @@ def test_a_plan_says_what_its_step_must_fit_in():
     assert f"of: the 90% of a GPU that JAX takes ({CURRENT})." in text
     wanted = f"does not fit in the 71.198 GiB of a device, 90% of it, that JAX takes ({CURRENT})"
     assert wanted in report.details(plan).splitlines()
-    assert "fits in 95.740 GiB of a device" in report.details(step_model.complete(FOUND)).splitlines()
+    assert (
+        "fits in 95.740 GiB of a device" in report.details(step_model.complete(FOUND)).splitlines()
+    )
     assert "that JAX takes" not in report.summary([step_model.complete(FOUND)])
 
 

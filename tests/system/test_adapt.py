@@ -23,8 +23,8 @@ from dinojax.weights import run
 from dinojax.weights.export import export
 from tests.support import small
 from tests.support.networks_small import CONVNEXT, random_network
-from tests.system.test_resume import Stop, at, die, rows, same_state
-from tests.train.test_initialize import saved
+from tests.support.saved_weights import saved
+from tests.support.stopping import Stop, at, die, rows, same_state
 
 SETTINGS = [
     *(setting for setting in small.STAGED if not setting.startswith("knn.")),

@@ -55,9 +55,9 @@ from dinojax.train import finish, loop, program
 from dinojax.train.program import Program
 from dinojax.train.step import Step
 from tests.support import small
+from tests.support.poisoned import FINE, Poisoned, PoisonedStep
 from tests.support.stored_data import saved
 from tests.support.stored_run import state
-from tests.system.test_nonfinite import FINE, Poisoned, PoisonedStep
 
 pytestmark = pytest.mark.slow
 

@@ -7,8 +7,8 @@ from dinojax import config as configs
 from dinojax.distill import loop as distill_loop
 from dinojax.distill import placement
 from dinojax.train import loop
-from tests.distill.test_distill import COMPOSED, quick, same_rows  # noqa: F401
 from tests.support import small
+from tests.support.family import COMPOSED, quick, same_rows  # noqa: F401
 
 RECIPE, NAMES = "distill_all_7b", ("convnext_tiny", "vits")
 # What is left out of the recipe's `smoke` compiles longest and is tested elsewhere.

@@ -8,9 +8,9 @@ from dinojax import config as configs
 from dinojax.runs.scalars import read_metrics
 from dinojax.train import finish, loop, trainer
 from dinojax.train.records import Records
-from tests.config.test_recipes import RECIPES
 from tests.support import small
-from tests.system.test_resume import Stop, at, die
+from tests.support.recipes import RECIPES
+from tests.support.stopping import Stop, at, die
 
 TRAINED = ("vit7b16", "vitl16_in1k", "dinov2_vitl14", "adapt_vitl16_lora")
 ELSEWHERE = ("tiny", "tiny_stages", "adapt_tiny", "dinotxt_tiny", "dinotxt_vitl16")

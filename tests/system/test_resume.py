@@ -1,29 +1,24 @@
 """Killed, asked to stop, or out of disk: the run continues as if nothing had happened."""
 
-import contextlib
 import errno
 import json
-import os
-import signal
 import threading
 import time
 
-import jax
-import numpy as np
 import pytest
 
 from dinojax.checkpoint.manager import COMMITTED, Checkpoints
 from dinojax.config import ConfigError
 from dinojax.data import tiles
 from dinojax.distributed.interrupt import Interrupted, StorageError
-from dinojax.runs.scalars import read_metrics
 from dinojax.train import finish, loop, trainer
+from dinojax.train.checks import check_data
 from dinojax.train.periodic import Saves
 from dinojax.train.records import Records
-from dinojax.train.checks import check_data
 from tests.programs.kill_and_compare import SMALLER, kill_and_compare
 from tests.support import small
 from tests.support.killer import Place
+from tests.support.stopping import Stop, ask, at, die, rows, same_state
 from tests.support.stored_run import order_differences
 
 STEPS = 6
@@ -35,12 +30,6 @@ OVERRIDES = [
     "mesh.devices=1",
     "knn.batch_size=240",
 ]
-TIMES = (
-    "data_wait",
-    "images_per_second",
-    "compile_seconds",
-    "time",
-)  # the columns that are no result
 
 
 @pytest.fixture(scope="module")
@@ -63,49 +52,6 @@ def whole(config, tmp_path_factory):
     """A run that nothing disturbed: its directory and last state."""
     directory = tmp_path_factory.mktemp("whole") / "run"
     return directory, loop.train(config, directory)
-
-
-def rows(directory):
-    return [
-        {name: value for name, value in row.items() if name not in TIMES}
-        for row in read_metrics(directory / "metrics.jsonl")
-    ]
-
-
-def same_state(a, b):
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key):
-            x, y = jax.random.key_data(x), jax.random.key_data(y)
-        np.testing.assert_array_equal(x, y)
-
-
-class Stop(Exception):
-    """Stands for a kill: nothing in the program handles it."""
-
-
-@contextlib.contextmanager
-def at(monkeypatch, where, number, action):
-    """Call `action` when a function of train is entered for the number-th time."""
-    owner, name = where
-    original, calls = getattr(owner, name), []
-
-    def wrapped(*args, **options):
-        calls.append(1)
-        if len(calls) == number:
-            action()
-        return original(*args, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(owner, name, wrapped)
-        yield
-
-
-def die():
-    raise Stop
-
-
-def ask():
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.mark.parametrize("step", [1, 3, 4])

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from dinojax import config as configs
-from dinojax.checkpoint.manager import Checkpoints
 from dinojax.cli import main
 from dinojax.config import ConfigError
 from dinojax.data import tiles
@@ -21,7 +20,8 @@ from dinojax.train import finish, loop, trainer
 from dinojax.train.program import Program
 from dinojax.train.records import Records
 from tests.support import small
-from tests.system.test_resume import Stop, ask, at, die, rows, same_state
+from tests.support.saved_weights import saved
+from tests.support.stopping import Stop, ask, at, die, rows, same_state
 
 LAST = {"pretrain": 2, "gram": 2, "highres": 2}
 
@@ -61,16 +61,6 @@ def whole(tmp_path_factory):
     """All three stages, undisturbed: the directory and the last state."""
     directory = tmp_path_factory.mktemp("whole") / "run"
     return directory, loop.train(stages(), directory)
-
-
-def saved(directory: Path, stage: str, step: int, part: dict) -> dict:
-    checkpoints = Checkpoints(
-        directory / "checkpoints" / stage, keep_last=1, keep_every=None, read_only=True
-    )
-    try:
-        return checkpoints.restore_parts(part, step)
-    finally:
-        checkpoints.close()
 
 
 @pytest.mark.slow

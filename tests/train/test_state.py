@@ -10,8 +10,8 @@ from dinojax.models import params
 from dinojax.models.layers import Named
 from dinojax.sharding import mesh
 from dinojax.train import program
-from tests.ops import test_rng
 from tests.support import small
+from tests.support.step_keys import of_steps, words
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +61,13 @@ def test_networks_start_from_keys_that_no_step_has(network, monkeypatch):
     seed, seen = jax.random.key(3), []
 
     def init(self, key, *_):
-        seen.append(tuple(test_rng.words(key)))
+        seen.append(tuple(words(key)))
         return {"params": {}}
 
     monkeypatch.setattr(nn.Module, "init", init)
     params.init_params(objective, seed)
     assert len(set(seen)) == len(seen) == 3, "backbone and two heads"
-    assert not set(seen) & test_rng.of_steps(seed)
+    assert not set(seen) & of_steps(seed)
 
 
 def test_ema_and_gram_start_as_copies_of_the_student(made):

@@ -116,7 +116,9 @@ def test_the_model_card_states_the_licence_that_was_given_or_that_none_was(tmp_p
     assert "`CC-BY-4.0`, as stated" in known
     assert 'license: "other"\nlicense_name: "Our Terms 1.0"' in own
     assert 'license_name: "not-stated"' in none and "Not stated" in none
-    assert json.loads((tmp_path / "b" / "provenance.json").read_text())["license"] == "Our Terms 1.0"
+    assert (
+        json.loads((tmp_path / "b" / "provenance.json").read_text())["license"] == "Our Terms 1.0"
+    )
     for name in ("", "a\nb: c", "`rm`", "x" * 101):
         with pytest.raises(ValueError, match="no name of a licence"):
             card("d", name)
