@@ -34,6 +34,7 @@ from dinojax.data.encoded import (
     check_one_decodes,
     checked_path,
     fingerprint,
+    refuse_split,
     shards,
 )
 from dinojax.data.example import Encoded, Source
@@ -150,8 +151,7 @@ def arrayrecord(
 
     Raises FileNotFoundError, and ValueError for a damaged file or an unfinished conversion.
     """
-    if split != "train":
-        raise ValueError(f"ArrayRecord files have no split {split!r}: all of them are 'train'.")
+    refuse_split(split, "ArrayRecord files have")
     where, found = f"{key}={path}", checked_path(path, key, "a folder of ArrayRecord files")
     files, notes = shards(found, key, SUFFIXES, besides=(DATASET, LABELS, BAD))
     counts = [num_records(file) for file in files]

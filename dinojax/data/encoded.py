@@ -116,6 +116,17 @@ def checked_path(path: str, key: str, what: str) -> str:
     return found
 
 
+def refuse_split(split: str, what: str) -> None:
+    """Raise ValueError for another split than the only one of data without splits."""
+    if split != "train":
+        raise ValueError(f"{what} no split {split!r}: all of it is 'train'.")
+
+
+def label_of(labels: np.ndarray | None, index: int) -> int | None:
+    """The class of an image; None without labels."""
+    return None if labels is None else int(labels[index])
+
+
 def numbered(classes: Iterable[str]) -> tuple[np.ndarray, tuple[str, ...]]:
     """Labels int32 [N] and the class names in order: as numbers if all are, else bytewise."""
     classes = list(classes)

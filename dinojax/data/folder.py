@@ -12,7 +12,9 @@ from dinojax.data.encoded import (
     check_one_decodes,
     extension_of,
     fingerprint,
+    label_of,
     listed,
+    refuse_split,
     skipped,
 )
 from dinojax.data.example import Encoded, Source
@@ -35,7 +37,7 @@ class FolderFiles:
 
     def encoded(self, index: int) -> Encoded:
         data = read_file(os.path.join(self.root, self.names[index]))
-        label = None if self.labels is None else int(self.labels[index])
+        label = label_of(self.labels, index)
         return Encoded(data=data, label=label, name=shown(self.names[index]))
 
 
@@ -53,8 +55,7 @@ def folder(
     without image files, when no file can be decoded, or when the first that can be has another
     number of channels than `channels`.
     """
-    if split != "train":
-        raise ValueError(f"a folder has no split {split!r}: all of it is 'train'.")
+    refuse_split(split, "a folder has")
     found = _Walk(_checked_root(path, key))
     if not found.sizes:
         raise ValueError(_no_images(f"{key}={path}", found))

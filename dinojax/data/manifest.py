@@ -13,7 +13,7 @@ import os
 import numpy as np
 
 from dinojax.data.decode import PLAIN, ReadOptions
-from dinojax.data.encoded import EncodedSource, check_one_decodes, fingerprint, numbered
+from dinojax.data.encoded import EncodedSource, check_one_decodes, fingerprint, label_of, numbered
 from dinojax.data.example import Encoded, Source
 from dinojax.data.storage import MAX_BYTES, check_urls, is_url, read_bytes, shown
 
@@ -39,7 +39,7 @@ class ManifestFiles:
     def encoded(self, index: int) -> Encoded:
         path = self.paths[index]
         place = path if is_url(path) or os.path.isabs(path) else f"{self.folder}/{path}"
-        label = None if self.labels is None else int(self.labels[index])
+        label = label_of(self.labels, index)
         told = () if self.captions is None else self.captions[index]
         data = read_bytes(place, max_bytes=MAX_BYTES)
         return Encoded(data=data, label=label, name=shown(path), captions=told)

@@ -27,6 +27,7 @@ from dinojax.data.encoded import (
     check_one_decodes,
     checked_path,
     fingerprint,
+    label_of,
     numbered,
     shards,
 )
@@ -67,7 +68,7 @@ class ParquetFiles:
         if data is None:
             elsewhere = isinstance(cell, dict) and cell.get("path")
             raise OSError(f"{name} holds no bytes{f' but the path {elsewhere}' * bool(elsewhere)}.")
-        label = None if self.labels is None else int(self.labels[index])
+        label = label_of(self.labels, index)
         try:
             return Encoded(data, label=label, name=name, captions=captions.of_value(told, name))
         except ValueError as error:  # of this image alone

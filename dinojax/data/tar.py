@@ -22,6 +22,7 @@ from dinojax.data.encoded import (
     checked_path,
     extension_of,
     fingerprint,
+    label_of,
     numbered,
     shards,
     skipped,
@@ -61,7 +62,7 @@ class TarFiles:
         name = shown(f"{os.path.basename(path)}/{self.names[index]}")
         if len(data) < size:
             raise OSError(f"{path} ends within {name}: it was cut since the run began.")
-        label = None if self.labels is None else int(self.labels[index])
+        label = label_of(self.labels, index)
         told = () if self.captions is None else self.captions[index]
         return Encoded(data=data, label=label, name=name, captions=told)
 

@@ -206,6 +206,14 @@ def test_ignored_keys_say_why():
     assert "use_loss is off" in ignored["gram.compute_stats"]
 
 
+@pytest.mark.parametrize("file", [VIT7B, DINOV2_L])
+def test_a_period_of_evaluation_of_0_means_never(file):
+    """The references evaluate only where it is positive; ours is a number of steps or None."""
+    key = "evaluation.eval_period_iterations"
+    assert migrate(file | {key: 0}, gpus=256).values["knn.every"] is None
+    assert migrate(file | {key: 77}, gpus=256).values["knn.every"] == 77
+
+
 def test_the_dtype_of_sums_over_devices_comes_over():
     key = "compute_precision.reduce_dtype"
     released = migrate(VIT7B, gpus=256)
