@@ -66,7 +66,7 @@ CURVES: dict[str, Curves] = {
 
 def figures(run: RunFiles) -> Iterator[Figure]:
     """All charts of a run (`read_whole`); those without a point hold None."""
-    last = run.step + run.values["start.steps_before"]
+    last = max((row["step"] for row in [*run.rows[-1:], *run.evaluations[-1:]]), default=0)
     draw = functools.partial(line_chart, starts=run.starts, last_step=last)
     ranges = loss_ranges(run.values)
     cosine = run.values.get("distill.enabled") and run.values["distill.targets"] == "features"

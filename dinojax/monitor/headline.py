@@ -41,7 +41,7 @@ def tiles(run: RunFiles) -> Iterator[Tile]:
     yield from _results(run)
     spent, sessions = seconds(run)
     if sessions:
-        yield Tile("time", duration(spent), f"{sessions} sessions" if sessions > 1 else "")
+        yield Tile("time", duration(spent), f"{sessions} starts" if sessions > 1 else "")
     if run.energy:
         kwh = run.energy["energy_kwh"]
         whose = "of all students" if run.home != run.directory else ""

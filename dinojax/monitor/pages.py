@@ -39,6 +39,7 @@ def _templates() -> jinja2.Environment:
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
+        auto_reload=False,  # the templates of a long run are those of its code
     )
     found.filters["said"] = _said
     return found

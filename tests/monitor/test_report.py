@@ -1,5 +1,6 @@
 """The report: one file that needs nothing else, holds what the run holds, and survives anything."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ from plotly import graph_objects
 from dinojax.checkpoint.manager import COMMITTED
 from dinojax.cli.main import main
 from dinojax.data.quarantine import KNN_FILE
-from dinojax.monitor import headline, report
+from dinojax.monitor import curves, headline, report
 from dinojax.monitor.energy import summed
 from dinojax.runs import lock
 from dinojax.runs.directory import FAMILY
@@ -186,6 +187,13 @@ def test_a_checkpoint_under_way_is_not_one_that_stands(run):
     files = read_run(run)
     assert files.checkpoints == [] and files.unwritten == [1200]
     assert "that of step 1200 is not whole" in read(run).text
+
+
+def test_curves_of_a_second_stage_end_where_its_rows_do(run):
+    whole = dataclasses.replace(read_run(run), starts={"pretrain": 0, "gram": 600})
+    values = whole.values | {"start.steps_before": 600}
+    chart = next(curves.figures(dataclasses.replace(whole, values=values))).chart
+    assert chart["layout"]["xaxis"]["range"][1] == pytest.approx(1.02 * 1200)
 
 
 def test_an_alarm_that_stands_is_marked(tmp_path):
