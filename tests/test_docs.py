@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,53 @@ def test_the_readme_is_a_page_and_names_every_other():
     text = (ROOT / "README.md").read_text()
     assert text.count("\n") <= 150
     assert all(f"docs/{page.name}" in text for page in PAGES[2:])
+
+
+# What takes seconds and needs nothing but recipes and a run directory.
+QUICK = ("config show", "config explain", "config diff", "doctor", "report", "eval list")
+RUNS = ("tiny", "vitl16")  # that pages name; here each is a recorded one
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder as that of a user, with runs."""
+    for name in RUNS:
+        recorded = ROOT / "tests/recorded/runs/healthy"
+        shutil.copytree(recorded, tmp_path / "runs" / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def quick():
+    found = {" ".join(words[words.index("dinojax") + 1 :]) for _, words in OURS}
+    return sorted(text for text in found if text.startswith(QUICK))
+
+
+@pytest.mark.parametrize("command", quick())
+def test_commands_that_take_seconds_run(place, command, capsys):
+    assert main.main(shlex.split(command)) == 0
+    assert capsys.readouterr().out
+
+
+def test_some_of_each_kind_of_quick_command_is_run():
+    assert all(any(text.startswith(kind) for text in quick()) for kind in QUICK)
+
+
+def test_the_python_of_the_page_on_tracking_runs(place, capsys):
+    """Rows are read as told, and follow sends each once, also those that come later."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/tracking.md").read_text(), re.DOTALL)
+    names: dict = {}
+    for block in blocks:
+        exec(block, names)
+    rows = names["rows"]("runs/tiny")
+    best = max(row["knn/both"] for row in rows if "knn/both" in row)
+    assert capsys.readouterr().out.split()[1] == str(best)
+    sent = []
+    names["follow"](
+        "runs/tiny",
+        lambda step, values: sent.append((step, values)),
+        seconds=0,
+        until=lambda row: len(sent) == len(rows),
+    )
+    assert [step for step, _ in sent] == [row["step"] for row in rows]
+    assert any("knn/both" in values for _, values in sent)
