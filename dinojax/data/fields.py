@@ -49,8 +49,8 @@ def checked(value: Any, kind: Any, *, name: str, where: Any) -> Any:
     return value
 
 
-def read(path: str | Path, *, name: str = "") -> Any:
-    """What a JSON file holds. name: to call it in messages, "" = by its path.
+def read(path: str | Path, *, name: str = "", foreign: bool = False) -> Any:
+    """What a JSON file holds. name: to call it in messages, "" = by its path. foreign: see `parse`.
 
     Raises FileNotFoundError, and ValueError for anything but JSON of moderate size.
     """
@@ -61,14 +61,23 @@ def read(path: str | Path, *, name: str = "") -> Any:
         data = file.read(LARGEST + 1)
     if len(data) > LARGEST:
         raise ValueError(f"{name} has more than {LARGEST // 2**20} MiB; repair or remove it.")
-    return parse(data, where=name)
+    return parse(data, where=name, foreign=foreign)
 
 
-def parse(text: str | bytes, *, where: Any) -> Any:
-    """The value of a JSON text; ValueError for what is none."""
+def parse(text: str | bytes, *, where: Any, foreign: bool = False) -> Any:
+    """The value of a JSON text; ValueError for what is none.
+
+    foreign: written by another program, so that a key may stand twice, which is refused, and NaN
+    may stand where a number is not used.
+    """
+    options: dict[str, Any] = {"parse_constant": _refuse}
+    if foreign:
+        options = {"object_pairs_hook": _once}
     try:
-        value = json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:
+        value = json.loads(text, **options)
+    except RecursionError as error:
+        raise ValueError(f"{where} has thousands of levels; repair or remove it.") from error
+    except ValueError as error:  # of JSON, of the encoding, of a number with too many digits
         raise ValueError(f"{where} is not JSON ({error}); repair or remove it.") from error
     layer = [value]
     for _ in range(DEEPEST):
@@ -143,6 +152,15 @@ def _inside(value: Any) -> list[Any]:
 
 def _lists(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} stands twice in one object")
+    return found
 
 
 def _refuse(name: str) -> Any:

@@ -1,56 +1,28 @@
 """JSON files beside weights, read with suspicion: what they hold is judged before it is used."""
 
-import json
 import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from dinojax.data import fields
+from dinojax.data.fields import shown as shown
 from dinojax.weights import foreign
-
-MAX_BYTES = 64 * 2**20  # an index of a million tensors is smaller
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """The object that a JSON file holds.
-
-    Raises ValueError that names the file for anything else: text that is no JSON, another value
-    than an object, a key that stands twice, or a file of more than MAX_BYTES.
-    """
-    path = Path(path)
-    if (size := path.stat().st_size) > MAX_BYTES:
-        raise ValueError(f"{path} has {size:,} bytes; no file of JSON beside weights is so large.")
-    if (text := path.read_bytes()).startswith(foreign.LFS):
-        raise ValueError(f"{path} is a pointer of Git LFS; fetch it with `git lfs pull`.")
-    try:
-        content = json.loads(text, object_pairs_hook=_once)
-    except RecursionError:
-        raise ValueError(f"{path} is nested too deeply to be read.") from None
-    except ValueError as error:  # of JSON, of the encoding, of a number with too many digits
-        raise ValueError(f"{path} is no JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds {shown(content)}, no object with keys.")
-    return content
+    """The object that a JSON file holds. Raises as `fields.read`, with a sentence for Git LFS."""
+    if Path(path).is_file():
+        with open(path, "rb") as file:
+            start = file.read(len(foreign.LFS))
+        if start == foreign.LFS:
+            raise ValueError(f"{path} is a pointer of Git LFS; fetch it with `git lfs pull`.")
+    return fields.checked(fields.read(path, foreign=True), dict, name="the whole", where=path)
 
 
 def read_if_there(path: Path) -> dict[str, Any] | None:
     """As `read`; None where there is no such file."""
     return read(path) if path.is_file() else None
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} stands twice in one object")
-    return found
-
-
-def shown(value: Any) -> str:
-    """A value as a message shows it: whole if short."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 class Fields:

@@ -153,19 +153,19 @@ def test_no_argument_of_a_timm_folder_is_passed_over(tmp_path, spec, field, valu
 @pytest.mark.parametrize(
     "text, told",
     [
-        ("[]", "holds \\[\\], no object"),
-        ("null", "holds None"),
-        ("{", "is no JSON"),
-        ("\udcff", "is no JSON"),
-        ("[" * 100_000, "nested too deeply"),
+        ("[]", "the whole is \\[\\]; expected an object"),
+        ("null", "the whole is None"),
+        ("{", "is not JSON"),
+        ("\udcff", "is not JSON"),
+        ("[" * 100_000, "thousands of levels"),
         ('{"model_type": "dinov2", "model_type": "dinov3_vit"}', "stands twice"),
-        ('{"depth": ' + "1" * 5000 + "}", "is no JSON"),
+        ('{"depth": ' + "1" * 5000 + "}", "is not JSON"),
     ],
 )
 def test_a_config_that_is_no_object_of_json_is_refused_by_name(tmp_path, text, told):
     out = folder(tmp_path)
     (out / "config.json").write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(ValueError, match=f"config.json .*{told}"):
+    with pytest.raises(ValueError, match=f"config.json.*{told}"):
         loading.load(out)
 
 
