@@ -162,8 +162,8 @@ def _measured(run: RunFiles) -> Iterator[dict[str, Any]]:
             step, _, picture = path.stem.removeprefix(f"{name}-").partition("-")
             if step.isdecimal():
                 last[picture] = (int(step), path.name)
-        for picture, (step, file) in last.items():
-            yield from _picture(run, file, f"{row.title}, {picture}, step {step:,}.")
+        for picture, (number, file) in last.items():
+            yield from _picture(run, file, f"{row.title}, {picture}, step {number:,}.")
 
 
 def _picture(run: RunFiles, name: str, caption: str) -> Iterator[dict[str, Any]]:
