@@ -84,7 +84,8 @@ def _add_mark(layout: dict[str, Any], name: str, value: float) -> None:
         above = value > high
         where = {"y": float(above), "yref": "paper", "yanchor": "top" if above else "bottom"}
         said += " ↑" if above else " ↓"
-    layout["annotations"].append({"x": 1, "xref": "paper", "xanchor": "right", **where})
+    side = {"x": 1, "xanchor": "right"} if inside else {"x": 0, "xanchor": "left"}
+    layout["annotations"].append({"xref": "paper", **side, **where})
     layout["annotations"][-1] |= {"text": said, "showarrow": False}
 
 
