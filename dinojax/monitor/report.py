@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dinojax.config.saved import FAMILY
 from dinojax.data import fields
 from dinojax.eval.suite import SUITE
 from dinojax.files.drafts import write_text
@@ -13,7 +14,6 @@ from dinojax.monitor import headline, pages
 from dinojax.monitor.curves import figures
 from dinojax.monitor.doctor import diagnose, verdict
 from dinojax.monitor.pages import Figure
-from dinojax.runs.directory import FAMILY
 from dinojax.runs.files import RunFiles, read_run, read_whole
 from dinojax.viz.charts import line_chart
 

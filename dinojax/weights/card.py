@@ -72,7 +72,7 @@ KNOWN_LICENSES = (
 
 def check_license(license: str | None) -> None:
     """Raise ValueError for what is no name of a licence: a line of text."""
-    if license is not None and not (0 < len(_plain(license)) == len(license) <= 100):
+    if license is not None and (_plain(license) != license or not 0 < len(license) <= 100):
         raise ValueError(
             f"--license {license!r} is no name of a licence; give one such as apache-2.0 or "
             "cc-by-nc-4.0, in letters, digits, points and dashes."

@@ -13,11 +13,11 @@ from plotly import graph_objects
 
 from dinojax.checkpoint.manager import COMMITTED
 from dinojax.cli.main import main
+from dinojax.config.saved import FAMILY
 from dinojax.data.quarantine import KNN_FILE
 from dinojax.monitor import curves, headline, report
 from dinojax.monitor.energy import summed
 from dinojax.runs import lock
-from dinojax.runs.directory import FAMILY
 from dinojax.runs.files import read_run
 from dinojax.runs.scalars import MetricsLog
 from dinojax.runs.tensorboard import EventLog

@@ -138,7 +138,9 @@ def test_of_a_teacher_and_a_student_the_teacher_is_taken_and_told(tmp_path):
     told = "both.pth holds several backbones; teacher.backbone. was taken. For another: --prefix"
     source = open_source(path)
     assert source.chosen == f"{told} student.backbone."
-    network = export.from_source(source, overrides={"depth": RELEASED.depth})
+    network = export.from_source(
+        source, overrides={"depth": RELEASED.depth, "num_heads": RELEASED.num_heads}
+    )
     assert told in network.origin["report"]
     write(network, tmp_path / "out", "hf")
     assert told in (tmp_path / "out" / "README.md").read_text()
