@@ -80,6 +80,6 @@ def with_statistics(
         if values is None or len(values) != channels:
             raise ValueError(f"{name} needs {channels} values in 0..1, one per channel.")
     own = dataclasses.replace(
-        network.preprocessing, normalize="fixed", mean=tuple(mean), std=tuple(std)
+        network.preprocessing, normalize="fixed", mean=tuple(mean or ()), std=tuple(std or ())
     )
     return dataclasses.replace(network, preprocessing=own)
