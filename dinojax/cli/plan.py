@@ -12,9 +12,8 @@ from typing import Any
 from dinojax import config as configs
 from dinojax.cli.parser import Parser
 from dinojax.config import ConfigError
-from dinojax.plan import compilers, partitioner_log, targets, waiting
+from dinojax.plan import compilers, partitioner_log, step_model, targets, waiting
 from dinojax.plan import report as reports
-from dinojax.plan import step_model
 from dinojax.plan.targets import replaced
 from dinojax.sharding import axes
 
