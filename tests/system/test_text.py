@@ -18,8 +18,8 @@ from dinojax.runs.scalars import read_metrics
 from dinojax.train import loop
 from dinojax.train.records import Records
 from tests.support import several, small
+from tests.support.stopping import Stop, at, die, rows, same_state
 from tests.support.stored_data import saved, tar_shard
-from tests.system.test_resume import Stop, at, die, rows, same_state
 
 COLORS = {"red": (200, 30, 30), "green": (30, 180, 40), "blue": (40, 60, 210)}
 SETTINGS = [
