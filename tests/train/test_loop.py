@@ -63,6 +63,7 @@ def run(**parts):
     made.programs, made.processes, made.matmul = [program], process_group.current(), "default"
     made.watch.ended, made.every.minutes, made.every.checkpoint = False, None, 100
     made.every.measuring, made.config.batch_size = set(), 1
+    made.config.text.enabled = False
     made.checkpoints.latest = lambda: None
     made.hang = {"factor": 10.0, "minutes": 1.0, "seconds": 60.0}
     for name, part in parts.items():
