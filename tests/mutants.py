@@ -164,8 +164,8 @@ MUTATIONS = (
     ),
     Mutation(
         "initialised_with_the_attention_of_the_run",
-        'spec = dataclasses.replace(self.spec, attention="plain")',
-        "spec = self.spec",
+        'spec = dataclasses.replace(spec, attention="plain")',
+        "spec = dataclasses.replace(spec)",
         ("test_a_vit_trains_and_is_evaluated[cudnn-bfloat16]",),
     ),
     Mutation(
@@ -282,8 +282,8 @@ MUTATIONS = (
     ),
     Mutation(
         "student_random_beside_new_heads",
-        'student = {**state.student, "backbone": _copied(backbone)}',
-        "student = state.student",
+        'own = {} if is_text else {"backbone": _copied(backbone)}',
+        "own: dict = {}",
         (f"{HANDED_OVER}[ema-new]",),
     ),
     Mutation(
