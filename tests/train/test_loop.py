@@ -57,6 +57,7 @@ def run(**parts):
         network=lambda wrap: None, layout=mesh.make("dp", 1), now=lambda number: {"of step": number}
     )
     program.abstract_state, program.teacher_forward = lambda: "shapes", MagicMock()
+    program.batch_names = ("images", "sizes")
     made = MagicMock(
         program=program, num_steps=STEPS, anchor=None, pictures=False, draw=lambda number: 0
     )
