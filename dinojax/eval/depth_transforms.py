@@ -5,6 +5,7 @@ colours work on 0..255.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -61,8 +62,7 @@ class DepthTrainTransform:
     """A random view of an image and its depth: (float32 [*crop, C], float32 [*crop])."""
 
     crop: tuple[int, int]  # height and width
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    normalize: Callable[[np.ndarray], np.ndarray]  # of values 0..1
     angle: float = 2.5  # degrees to both sides, at rate 0.5
     brightness: tuple[float, float] = (0.9, 1.1)  # NYU: 0.75, 1.25
     box: tuple[int, int, int, int] | None = None  # cut first; NYU_BOX
@@ -93,5 +93,4 @@ class DepthTrainTransform:
         )
         if rng.random() < 0.5:
             image = coloured(image, rng, brightness=self.brightness)
-        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
-        return ((image - mean) / std).astype(np.float32), depth
+        return self.normalize(image).astype(np.float32), depth

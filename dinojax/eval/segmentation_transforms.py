@@ -6,7 +6,7 @@ size, cut (row and column, again after each refusal), mirror, then the colours.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,8 +49,7 @@ class TrainTransform:
 
     size: int  # pixels of the short side before its ratio is drawn
     crop: int  # pixels of the cut's sides
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    normalize: Callable[[np.ndarray], np.ndarray]  # of values 0..1
     ratios: tuple[float, float] = (0.5, 2.0)
     flip: float = 0.5  # rate of mirroring
     zero_is_unlabelled: bool = False  # ADE20k: see `reduce_zero`
@@ -67,7 +66,7 @@ class TrainTransform:
         image, labels = (x[top : top + self.crop, left : left + self.crop] for x in (image, labels))
         if rng.random() < self.flip:
             image, labels = image[:, ::-1], labels[:, ::-1]
-        image = normalized(distorted(image, rng), self.mean, self.std)
+        image = self.normalize(distorted(image, rng).astype(np.float32) / 255)
         return pad_to(image, labels, (self.crop, self.crop))
 
     def _cut(self, labels_HW: np.ndarray, rng) -> tuple[int, int]:

@@ -42,22 +42,33 @@ def slide(
     logits_of: windows [B, h, w, C] -> logits [B, h, w, K]; it is called with `batch_size` windows
     each time, the last ones filled with zeros, so that one image size compiles once.
     """
-    places = windows(*image_HWC.shape[:2], crop=crop, stride=stride)
+    height, width, _ = image_HWC.shape
+    places = windows(height, width, crop=crop, stride=stride)
+    parts_NhwC = cut(image_HWC, places)
     batch_size = min(batch_size, len(places))
-    total: np.ndarray | None = None
-    visits_HW1 = np.zeros((*image_HWC.shape[:2], 1))
+    found = []
     for first in range(0, len(places), batch_size):
-        some = places[first : first + batch_size]
-        parts = [image_HWC[y : y + h, x : x + w] for y, x, h, w in some]
-        parts += [np.zeros_like(parts[0])] * (batch_size - len(parts))
-        logits_BHWK = np.asarray(logits_of(np.stack(parts)))
-        if total is None:
-            total = np.zeros((*image_HWC.shape[:2], logits_BHWK.shape[-1]), logits_BHWK.dtype)
-        for (y, x, h, w), logits_HWK in zip(some, logits_BHWK, strict=False):
-            total[y : y + h, x : x + w] += logits_HWK
-            visits_HW1[y : y + h, x : x + w] += 1
-    assert total is not None
-    return total / visits_HW1.astype(total.dtype)
+        part = parts_NhwC[first : first + batch_size]
+        fill = [(0, batch_size - len(part)), (0, 0), (0, 0), (0, 0)]
+        found.append(np.asarray(logits_of(np.pad(part, fill)))[: len(part)])
+    return stitched(np.concatenate(found), places, (height, width))
+
+
+def cut(image_HWC: np.ndarray, places: list[tuple[int, int, int, int]]) -> np.ndarray:
+    """The windows [N, h, w, C] of an image."""
+    return np.stack([image_HWC[y : y + h, x : x + w] for y, x, h, w in places])
+
+
+def stitched(
+    logits_NhwK: np.ndarray, places: list[tuple[int, int, int, int]], size: tuple[int, int]
+) -> np.ndarray:
+    """Logits [*size, K] of an image: the mean over the windows that cover a pixel."""
+    total_HWK = np.zeros((*size, logits_NhwK.shape[-1]), logits_NhwK.dtype)
+    visits_HW1 = np.zeros((*size, 1), logits_NhwK.dtype)
+    for (y, x, h, w), logits_hwK in zip(places, logits_NhwK, strict=True):
+        total_HWK[y : y + h, x : x + w] += logits_hwK
+        visits_HW1[y : y + h, x : x + w] += 1
+    return total_HWK / visits_HW1
 
 
 def probabilities(

@@ -79,7 +79,7 @@ def test_an_affine_map_is_undone_by_the_least_squares_fit():
 
 
 def test_a_random_view_keeps_image_and_depth_together():
-    transform = depth_transforms.DepthTrainTransform((24, 32), (0.0,) * 3, (1.0,) * 3, angle=0.0)
+    transform = depth_transforms.DepthTrainTransform((24, 32), lambda x: x, angle=0.0)
     ramp = np.tile(np.arange(60, dtype=np.uint8)[:, None, None], (1, 80, 3))
     image, depth = transform(ramp, ramp[..., 0].astype(np.float32), np.random.default_rng(4))
     assert image.shape == (24, 32, 3) and depth.shape == (24, 32)

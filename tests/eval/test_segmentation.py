@@ -107,7 +107,7 @@ def test_the_rate_of_the_released_recipe():
 
 
 def test_an_image_of_one_class_is_cut_after_ten_refusals():
-    transform = segmentation_transforms.TrainTransform(16, 16, (0.5,) * 3, (0.25,) * 3)
+    transform = segmentation_transforms.TrainTransform(16, 16, lambda x: 4 * x - 2)
     image = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
     rng = np.random.default_rng(3)
     pixels, labels = transform(image, np.zeros((20, 24), np.uint8), rng)

@@ -15,6 +15,7 @@ from dinojax.eval import (
     depth_metrics,
     depth_transforms,
     linear_head,
+    patch_maps,
     segmentation_losses,
     segmentation_metrics,
     segmentation_transforms,
@@ -22,7 +23,7 @@ from dinojax.eval import (
 )
 from dinojax.eval.depth_bins import bins, depth_of
 from dinojax.ops.interpolate import resize
-from dinojax.weights.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from dinojax.weights.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from tests.golden.record import FLOAT32_RELATIVE, Check, Record, Skip, at_both_precisions
 
 STATISTICS = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
@@ -234,9 +235,11 @@ def replay_dense_transforms(record: Record) -> Iterator[Check]:
         if own["inference_mode"] == "whole" or isinstance(own["img_size"], list):
             labels = dense_pixels.nearest(labels, size)
         yield record.check(f"out/{prefix}/label", labels[None])
+    own = Preprocessing(None, None, "fixed", IMAGENET_MEAN, IMAGENET_STD)
+    normalize = patch_maps.normalizer(own)
     for number in range(3):
         transform = segmentation_transforms.TrainTransform(
-            size=24, crop=24, **STATISTICS, zero_is_unlabelled=True
+            size=24, crop=24, normalize=normalize, zero_is_unlabelled=True
         )
         draws = Draws(record[f"in/train{number}/numpy_draws"])
         image, labels = transform(

@@ -1,0 +1,155 @@
+"""Object discovery on a folder with boxes: TokenCut and CorLoc. DINOv3, arXiv:2508.10104, D.4."""
+
+import csv
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from dinojax.config import ConfigError
+from dinojax.data.example import Source
+from dinojax.data.sources import SOURCES
+from dinojax.eval.contract import Measured, Setting
+from dinojax.eval.dense_pixels import resized
+from dinojax.eval.network import Network
+from dinojax.eval.patch_maps import as_seen, patch_maps
+from dinojax.eval.tokencut import is_located, tokencut
+from dinojax.viz.label_colors import as_rgb, side_by_side
+
+KEYS = {
+    "every": {
+        "default": None,
+        "says": "steps; also at step 0 and at the end; None = never; [ours]",
+        "optional": "int",
+        "limits": (1, None),
+    },
+    "data": {"default": "", "says": 'folder of images/ and boxes.csv; "" = none; [ours]'},
+    "longest": {
+        "default": 0,
+        "says": "pixels of the longer side, where it is longer; 0 = as stored; [P] D.4",
+        "limits": (0, 16_384),
+    },
+    "thresholds": {
+        "default": (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4),
+        "says": "of cosine, of which the best counts; [P] D.4",
+        "many": "float",
+    },
+}
+PROTOCOLS = {"quick": {"longest": 224, "thresholds": (0.1, 0.2, 0.3)}}
+COLUMNS = ("name", "left", "top", "right", "bottom")
+BOXES = "boxes.csv"
+PICTURES = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Objects:
+    """Images with the boxes of their objects, in pixels of the images as stored."""
+
+    images: Source
+    boxes: tuple[np.ndarray, ...]  # [K, 4] of each image
+    section: Any
+    transform: Any
+    patch_size: int
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return (self.images,)
+
+    def measure(self, network: Network) -> Measured:
+        """objects/corloc: percent of images with a box of IoU >= 0.5, at the best threshold.
+
+        Images of one size share a compiled program, so that many sizes take long.
+        """
+        located, shown = [], []
+        for index, boxes_K4 in enumerate(self.boxes):
+            pixels = self.images[index].pixels
+            maps, scale = self._patches(network, pixels)
+            row = []
+            for threshold in self.section.thresholds:
+                found = tokencut(
+                    maps,
+                    threshold=threshold,
+                    patch_size=self.patch_size,
+                    image_size=tuple(round(s * scale) for s in pixels.shape[:2]),
+                )
+                box = np.array(found.box) / scale
+                row.append(is_located(box, boxes_K4))
+                if threshold == self.section.thresholds[len(self.section.thresholds) // 2]:
+                    shown.append((pixels, boxes_K4, box))
+            located.append(row)
+        located_NT = np.array(located)
+        best_column = int(np.argmax(located_NT.mean(axis=0)))
+        share = 100.0 * located_NT[:, best_column]
+        threshold = self.section.thresholds[best_column]
+        return Measured(
+            {"objects/corloc": float(share.mean()), "objects/threshold": float(threshold)},
+            num=len(share),
+            told=f"{len(share)} images; best of {located_NT.shape[1]} thresholds: {threshold:g}",
+            samples={"objects/corloc": share},
+            pictures={"boxes": side_by_side([[_drawn(*s)] for s in shown[:PICTURES]])},
+        )
+
+    def _patches(self, network: Network, pixels_HWC: np.ndarray) -> tuple[np.ndarray, float]:
+        """(patches [h, w, D], pixels seen per pixel stored); zeros below and at the right."""
+        height, width, _ = pixels_HWC.shape
+        limit = self.section.longest or max(height, width)
+        scale = min(1.0, limit / max(height, width))
+        if scale < 1:
+            pixels_HWC = resized(pixels_HWC, (round(height * scale), round(width * scale)))
+        seen = as_seen(self.transform, pixels_HWC)
+        fill = [(0, -side % self.patch_size) for side in seen.shape[:2]]
+        seen = np.pad(seen, [*fill, (0, 0)])
+        return patch_maps(network, seen[None], patch_size=self.patch_size, batch_size=1)[0], scale
+
+
+def _drawn(pixels_HWC, boxes_K4, found_4) -> np.ndarray:
+    """The image with the true boxes in green and the found one in red."""
+    picture = Image.fromarray(np.ascontiguousarray(as_rgb(pixels_HWC)))
+    draw, line = ImageDraw.Draw(picture), max(1, max(picture.size) // 100)
+    for box, color in [*((b, (80, 220, 90)) for b in boxes_K4), (found_4, (235, 60, 50))]:
+        draw.rectangle([float(v) for v in box], outline=color, width=line)
+    return np.asarray(picture)
+
+
+def read_boxes(path: Path) -> dict[str, np.ndarray]:
+    """Name of an image -> boxes [K, 4] (left, top, right, bottom), of rows name,left,top,right,bottom.
+
+    Raises ConfigError, with the line, for a table of other columns and for boxes without an area.
+    """
+    found: dict[str, list] = {}
+    with path.open(newline="") as file:
+        rows = csv.DictReader(file)
+        if tuple(rows.fieldnames or ()) != COLUMNS:
+            raise ConfigError(f"{path}: the columns are {rows.fieldnames}; give {','.join(COLUMNS)}.")
+        for line, row in enumerate(rows, start=2):
+            try:
+                box = [float(row[name]) for name in COLUMNS[1:]]
+            except (TypeError, ValueError):
+                raise ConfigError(f"{path}, line {line}: {row} is no name with 4 numbers.") from None
+            if not (box[0] < box[2] and box[1] < box[3]):
+                raise ConfigError(f"{path}, line {line}: the box {box} has no area.")
+            found.setdefault(row["name"], []).append(box)
+    return {name: np.array(boxes) for name, boxes in found.items()}
+
+
+def build(section, setting: Setting) -> Objects | None:
+    if not section.data:
+        return None
+    if not section.thresholds:
+        raise ConfigError("objects.thresholds needs at least one value.")
+    root = Path(section.data)
+    if not (root / "images").is_dir() or not (root / BOXES).is_file():
+        raise ConfigError(f"objects.data={section.data} must hold the folder images and {BOXES}.")
+    where = {"path": str(root / "images"), "key": "objects.data/images"}
+    images: Any = SOURCES["folder"](channels=setting.config.image.channels, **where)
+    boxes = read_boxes(root / BOXES)
+    names = images.files.names
+    if lost := [name for name in names if name not in boxes] or [n for n in boxes if n not in names]:
+        raise ConfigError(
+            f"objects.data={section.data}: {lost[0]} is not both in images and in {BOXES}"
+            f" ({len(lost)} in all); every image needs a box, every box an image."
+        )
+    known = tuple(boxes[name] for name in names)
+    return Objects(images, known, section, setting.transform, setting.patch_size)

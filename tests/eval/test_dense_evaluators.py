@@ -1,0 +1,248 @@
+"""Rows of the table that judge patches: pixels, oracles and noise in place of a network."""
+
+import csv
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dinojax.config import ConfigError
+from dinojax.data.decode import DecodeError
+from dinojax.eval import (
+    depth_evaluator,
+    objects_evaluator,
+    pan_evaluator,
+    ridge_evaluator,
+    segmentation_evaluator,
+    warps_evaluator,
+)
+from dinojax.eval.contract import Setting
+from dinojax.eval.features import EvalTransform
+from dinojax.eval.network import Network
+from dinojax.eval.patch_maps import raw_pixels
+
+PATCH = 8
+TRANSFORM = EvalTransform(32, 32, "fixed", (0.5,) * 3, (0.25,) * 3)
+COLOURS = np.array([(220, 40, 40), (40, 200, 60), (50, 60, 230)], np.uint8)
+
+
+def section(module, **values):
+    defaults = {key: row["default"] for key, row in module.KEYS.items()}
+    return SimpleNamespace(**{**defaults, **values})
+
+
+def setting(**knn):
+    knn = SimpleNamespace(**{"bank": "", "query": "", **knn})
+    config = SimpleNamespace(
+        knn=knn, image=SimpleNamespace(channels=3), data=SimpleNamespace(max_bad_share=0.0)
+    )
+    return Setting(config, TRANSFORM, PATCH)
+
+
+def save(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+def colour_folder(root, num=4, shape=(5, 6), names=None):
+    """Images of coloured squares of a patch, and their labels."""
+    rng = np.random.default_rng(1)
+    for number in range(num):
+        cells = rng.integers(0, 3, shape).repeat(PATCH, axis=0).repeat(PATCH, axis=1)
+        name = f"{number if names is None else names[number]}.png"
+        save(root / "images" / name, COLOURS[cells])
+        save(root / "maps" / name, cells.astype(np.uint8))
+    return str(root)
+
+
+def noise(params, images_BHWC):
+    """Patches that say nothing, the same for the same image."""
+    batch, height, width, _ = images_BHWC.shape
+    seeds = np.abs(images_BHWC.sum(axis=(1, 2, 3)) * 1000).astype(np.int64)
+    grid = height // PATCH * (width // PATCH)
+    return None, None, np.stack([np.random.default_rng(s).normal(size=(grid, 8)) for s in seeds])
+
+
+def constant(params, images_BHWC):
+    patches = raw_pixels(PATCH)(images_BHWC)[2]
+    return None, None, np.ones_like(patches)
+
+
+def test_a_ridge_on_colours_is_perfect_on_noise_is_chance_on_constants_has_numbers(tmp_path):
+    data = colour_folder(tmp_path, num=6)
+    own = section(ridge_evaluator, train=data, val=data, size=40)
+    evaluation = ridge_evaluator.build(own, setting())
+    found = evaluation.measure(raw_pixels(PATCH))
+    # Scores are bilinear between patches, so that the pixels between two colours may fall wrongly.
+    assert found.values["ridge/miou"] > 75 and found.num == 6
+    assert found.statistic(found.samples["ridge/miou"]) == pytest.approx(found.values["ridge/miou"])
+    assert evaluation.measure(Network(noise, {})).values["ridge/miou"] < 45
+    assert np.isfinite(evaluation.measure(Network(constant, {})).values["ridge/miou"])
+    assert found.pictures["labels"].dtype == np.uint8
+
+
+def test_a_ridge_is_the_same_in_other_batches_and_in_another_order_of_files(tmp_path):
+    values = []
+    for names, batch_size in ((None, 32), ([3, 1, 0, 2], 5)):
+        data = colour_folder(tmp_path / str(batch_size), names=names)
+        own = section(ridge_evaluator, train=data, val=data, size=40, batch_size=batch_size)
+        found = ridge_evaluator.build(own, setting()).measure(raw_pixels(PATCH))
+        values.append(found.values["ridge/miou"])
+    assert values[0] == pytest.approx(values[1], abs=1e-4)
+
+
+def test_folders_of_the_run_are_taken_where_they_hold_maps(tmp_path):
+    data = colour_folder(tmp_path)
+    found = ridge_evaluator.build(section(ridge_evaluator, size=40), setting(bank=data, query=data))
+    assert found.judge.num_classes == 3 and len(found.train) == 4
+    assert ridge_evaluator.build(section(ridge_evaluator), setting(bank=str(tmp_path / "no"))) is None
+
+
+def test_what_is_wrong_with_a_folder_is_said_before_any_pass(tmp_path):
+    data = colour_folder(tmp_path)
+    own = section(ridge_evaluator, train=data, val=data, size=40)
+    with pytest.raises(ConfigError, match="ridge.val is empty"):
+        ridge_evaluator.build(section(ridge_evaluator, train=data, size=40), setting())
+    with pytest.raises(ConfigError, match="ridge.size=44 is no multiple of the patch of 8"):
+        ridge_evaluator.build(section(ridge_evaluator, train=data, val=data, size=44), setting())
+    (tmp_path / "maps/2.png").unlink()
+    with pytest.raises(ConfigError, match="1 of 4 images have no map; the first is 2.png"):
+        ridge_evaluator.build(own, setting())
+    save(tmp_path / "maps/2.png", np.zeros((3, 4), np.uint8))
+    with pytest.raises(DecodeError, match="2.png: the map is 3 x 4, its image 40 x 48"):
+        ridge_evaluator.build(own, setting()).measure(raw_pixels(PATCH))
+    (tmp_path / "maps/2.png").write_bytes(b"no picture")
+    with pytest.raises(DecodeError, match="2.png: this map cannot be read"):
+        ridge_evaluator.build(own, setting())
+    with pytest.raises(ConfigError, match="must hold the folders images and maps"):
+        ridge_evaluator.build(dataclasses_replace(own, train=str(tmp_path / "maps")), setting())
+
+
+def dataclasses_replace(own, **values):
+    return SimpleNamespace(**{**vars(own), **values})
+
+
+@pytest.mark.slow
+def test_linear_heads_learn_colours_and_the_best_is_told(tmp_path):
+    data = colour_folder(tmp_path, num=6)
+    own = section(segmentation_evaluator, train=data, val=data, size=40, num_steps=60, warmup=5,
+                  batch_size=4, rates=(1e-6, 3e-2), decays=(1e-3,), dropout=0.0)  # fmt: skip
+    evaluation = segmentation_evaluator.build(own, setting())
+    found = evaluation.measure(raw_pixels(PATCH))
+    assert found.values["segmentation/miou"] > 70 and "rate 0.03" in found.told
+    again = evaluation.measure(raw_pixels(PATCH))
+    assert again.values == found.values
+
+
+@pytest.mark.slow
+def test_depth_that_is_a_colour_is_read_and_a_constant_is_not(tmp_path):
+    rng = np.random.default_rng(2)
+    for number in range(6):
+        grey = rng.integers(40, 250, (5, 6), dtype=np.uint8).repeat(PATCH, 0).repeat(PATCH, 1)
+        save(tmp_path / f"images/{number}.png", np.repeat(grey[..., None], 3, axis=2))
+        metres = (grey.astype(np.float64) / 50 * 1000).astype(np.uint16)
+        metres[:4, :5] = 0  # not known
+        save(tmp_path / f"maps/{number}.png", metres)
+    own = section(depth_evaluator, train=str(tmp_path), val=str(tmp_path), size=40, max_depth=6.0,
+                  num_steps=150, warmup=20, batch_size=4, rates=(3e-2,), decays=(1e-4,),
+                  num_bins=32)  # fmt: skip
+    evaluation = depth_evaluator.build(own, setting())
+    found = evaluation.measure(raw_pixels(PATCH)).values["depth/rmse"]
+    blind = evaluation.measure(Network(constant, {})).values["depth/rmse"]
+    assert found < 0.8 * blind
+
+
+class Textures:
+    """Images of noise, each another."""
+
+    channels, labels, class_names, notes = 3, None, (), ()
+
+    def __init__(self, num=3, size=96):
+        self.fingerprint = f"textures {num} {size}"
+        self._images = np.random.default_rng(0).integers(0, 256, (num, size, size, 3), np.uint8)
+
+    def __len__(self):
+        return len(self._images)
+
+    def __getitem__(self, index):
+        from dinojax.data.example import Example
+
+        pixels = np.asarray(Image.fromarray(self._images[index]).resize((192, 192)))
+        return Example(pixels, None, str(index))
+
+    def read(self, index, box_size=None):
+        return self[index]
+
+
+def with_images(**changes):
+    return dataclasses.replace(setting(), images=Textures, **changes)
+
+
+def test_places_are_found_where_nothing_is_warped_and_not_by_noise():
+    own = section(warps_evaluator, size=64, angle=0.0, scale=1.0, num=3)
+    evaluation = warps_evaluator.build(own, with_images())
+    found = evaluation.measure(raw_pixels(PATCH))
+    assert found.values["warps/within1"] == 100 and found.values["warps/error"] < 1e-6
+    assert {"matches0", "matches1"} <= found.pictures.keys()
+    for batch_size in (1, 4):
+        part = warps_evaluator.build(dataclasses_replace(own, batch_size=batch_size), with_images())
+        assert part.measure(raw_pixels(PATCH)).values == found.values
+    strange = dataclasses_replace(own, angle=30.0, scale=1.3)
+    lost = warps_evaluator.build(strange, with_images()).measure(Network(noise, {}))
+    assert lost.values["warps/within1"] < 25
+
+
+def test_a_warp_moves_points_as_its_matrix_says():
+    rows, columns = np.mgrid[:120, :120]
+    dot = np.exp(-((rows - 50) ** 2 + (columns - 66) ** 2) / 8.0) * 255
+    first, second, matrix = warps_evaluator.warped(
+        np.repeat(dot[..., None], 3, axis=2).astype(np.uint8), 80, np.radians(25), 1.2
+    )
+    at = [np.array(np.unravel_index(v[..., 0].argmax(), (80, 80)))[::-1] for v in (first, second)]
+    assert np.allclose(matrix[:, :2] @ at[0] + matrix[:, 2], at[1], atol=1.5)
+
+
+def test_a_pan_is_followed_by_pixels_and_not_by_constants():
+    own = section(pan_evaluator, size=64, frames=4, num=2, neighbors=1, temperature=0.05, context=3)
+    evaluation = pan_evaluator.build(own, with_images())
+    found = evaluation.measure(raw_pixels(PATCH)).values
+    blind = evaluation.measure(Network(constant, {})).values
+    assert found["pan/jf"] > blind["pan/jf"] + 5
+    assert found["pan/jf"] == pytest.approx((found["pan/j"] + found["pan/f"]) / 2)
+
+
+def test_the_objects_of_a_pan_move_with_the_picture():
+    frames, ids = pan_evaluator.pan(
+        Textures()[0].pixels, 64, np.random.default_rng(5), frames=5, objects=2
+    )
+    assert frames.shape == (5, 64, 64, 3) and set(np.unique(ids)) == {0, 1, 2}
+    assert not np.array_equal(frames[0], frames[-1])
+    for number in (1, 2):  # the pixels of an object are those of the first frame
+        seen = [np.sort(frames[t][ids[t] == number].ravel()) for t in (0, 4)]
+        assert np.array_equal(*seen)
+
+
+def boxes_folder(root, boxes):
+    for name, (left, top, right, bottom) in boxes.items():
+        pixels = np.full((56, 72, 3), (40, 200, 60), np.uint8)
+        pixels[top:bottom, left:right] = (220, 40, 40)
+        save(root / "images" / name, pixels)
+    with (root / "boxes.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([objects_evaluator.COLUMNS, *([n, *b] for n, b in boxes.items())])
+    return str(root)
+
+
+def test_rectangles_are_located_and_broken_tables_are_refused(tmp_path):
+    data = boxes_folder(tmp_path, {"a.png": (16, 8, 48, 32), "b.png": (32, 24, 64, 48)})
+    own = section(objects_evaluator, data=data, thresholds=(0.2,))
+    found = objects_evaluator.build(own, setting()).measure(raw_pixels(PATCH))
+    assert found.values["objects/corloc"] == 100 and found.num == 2
+    with (tmp_path / "boxes.csv").open("a") as file:
+        file.write("a.png,10,10,5,20\n")
+    with pytest.raises(ConfigError, match=r"line 4: the box \[10.0, 10.0, 5.0, 20.0\] has no area"):
+        objects_evaluator.build(own, setting())
+    (tmp_path / "boxes.csv").write_text("name,left,top,right,bottom\na.png,1,1,9,9\n")
+    with pytest.raises(ConfigError, match="b.png is not both in images and in boxes.csv"):
+        objects_evaluator.build(own, setting())
