@@ -41,14 +41,22 @@ KEYS = {
         "limits": (1e-6, None),
     },
     "min_depth": {"default": 0.001, "says": "metres, excluded; [R]", "limits": (1e-6, None)},
-    "max_depth": {"default": 10.0, "says": "metres, excluded (NYU 10, KITTI 80); [R]", "limits": (1e-3, None)},
+    "max_depth": {
+        "default": 10.0,
+        "says": "metres, excluded (NYU 10, KITTI 80); [R]",
+        "limits": (1e-3, None),
+    },
     "num_bins": {"default": 256, "says": "outputs of a head; [R]", "limits": (2, 65_536)},
     "mask": {
         "default": "none",
         "says": "part of a frame that is judged; [R] eigen, for NYU",
         "choices": ("none", "eigen", "garg"),
     },
-    "size": {"default": 512, "says": "pixels of crops and of the short side; [P] D.2", "limits": (8, 16_384)},
+    "size": {
+        "default": 512,
+        "says": "pixels of crops and of the short side; [P] D.2",
+        "limits": (8, 16_384),
+    },
     "num_steps": {"default": 38_400, "says": "of training the heads; [R]", "limits": (1, None)},
     "warmup": {"default": 12_800, "says": "steps; [R]", "limits": (0, None)},
     "batch_size": {"default": 16, "says": "crops per step; [R]", "limits": (1, 1_048_576)},
@@ -58,7 +66,11 @@ KEYS = {
         "many": "float",
     },
     "decays": {"default": (1e-4, 1e-3), "says": "weight decays; [P] D.1", "many": "float"},
-    "clip": {"default": 35.0, "says": "largest norm of a head's gradient; [R]", "limits": (1e-6, None)},
+    "clip": {
+        "default": 35.0,
+        "says": "largest norm of a head's gradient; [R]",
+        "limits": (1e-6, None),
+    },
 }
 PROTOCOLS = {
     "paper": {"size": 512, "num_steps": 38_400, "warmup": 12_800, "batch_size": 16},
@@ -144,7 +156,9 @@ class LinearDepth:
             patches = patch_maps(
                 network, seen, patch_size=self.patch_size, batch_size=self.section.batch_size
             )
-            depth_JNHW = np.asarray(_depth(bank, jnp.asarray(patches), **self._options(), size=self.section.size))
+            depth_JNHW = np.asarray(
+                _depth(bank, jnp.asarray(patches), **self._options(), size=self.section.size)
+            )
             whole = [sliding.stitched(d[..., None], places, small) for d in depth_JNHW]
             at_size = resize(jnp.asarray(np.stack(whole)), size, method="bilinear", antialias=False)
             views.append(np.asarray(at_size)[..., 0])
@@ -191,7 +205,9 @@ class LinearDepth:
     def _picture(self, shown, head: int) -> np.ndarray:
         rows = []
         for pixels, truth, guesses in shown:
-            known = truth[depth_metrics.valid_depth(truth, self.section.min_depth, self.section.max_depth)]
+            known = truth[
+                depth_metrics.valid_depth(truth, self.section.min_depth, self.section.max_depth)
+            ]
             low, high = np.percentile(known, (2, 98)) if known.size else (0.0, 1.0)
             true = value_colors(np.where(truth > 0, truth, np.nan), low, high)
             rows.append((pixels, true, value_colors(guesses[head], low, high)))
@@ -212,9 +228,7 @@ def _depth(bank, patches_BhwD, *, size: int, min_depth: float, max_depth: float)
     return jax.vmap(at_size)(evaluated(bank, patches_BhwD))
 
 
-@functools.partial(
-    jax.jit, static_argnames=("clip", "min_depth", "max_depth"), donate_argnums=0
-)
+@functools.partial(jax.jit, static_argnames=("clip", "min_depth", "max_depth"), donate_argnums=0)
 def _step(bank, patches_BhwD, truth_BHW, settings, with_variance, *, clip, min_depth, max_depth):
     valid_BHW = (truth_BHW > min_depth) & (truth_BHW < max_depth)
 

@@ -114,7 +114,7 @@ def _drawn(pixels_HWC, boxes_K4, found_4) -> np.ndarray:
 
 
 def read_boxes(path: Path) -> dict[str, np.ndarray]:
-    """Name of an image -> boxes [K, 4] (left, top, right, bottom), of rows name,left,top,right,bottom.
+    """Name of an image -> boxes [K, 4]: rows of name,left,top,right,bottom.
 
     Raises ConfigError, with the line, for a table of other columns and for boxes without an area.
     """
@@ -122,12 +122,16 @@ def read_boxes(path: Path) -> dict[str, np.ndarray]:
     with path.open(newline="") as file:
         rows = csv.DictReader(file)
         if tuple(rows.fieldnames or ()) != COLUMNS:
-            raise ConfigError(f"{path}: the columns are {rows.fieldnames}; give {','.join(COLUMNS)}.")
+            raise ConfigError(
+                f"{path}: the columns are {rows.fieldnames}; give {','.join(COLUMNS)}."
+            )
         for line, row in enumerate(rows, start=2):
             try:
                 box = [float(row[name]) for name in COLUMNS[1:]]
             except (TypeError, ValueError):
-                raise ConfigError(f"{path}, line {line}: {row} is no name with 4 numbers.") from None
+                raise ConfigError(
+                    f"{path}, line {line}: {row} is no name with 4 numbers."
+                ) from None
             if not (box[0] < box[2] and box[1] < box[3]):
                 raise ConfigError(f"{path}, line {line}: the box {box} has no area.")
             found.setdefault(row["name"], []).append(box)
@@ -146,7 +150,9 @@ def build(section, setting: Setting) -> Objects | None:
     images: Any = SOURCES["folder"](channels=setting.config.image.channels, **where)
     boxes = read_boxes(root / BOXES)
     names = images.files.names
-    if lost := [name for name in names if name not in boxes] or [n for n in boxes if n not in names]:
+    if lost := [name for name in names if name not in boxes] or [
+        n for n in boxes if n not in names
+    ]:
         raise ConfigError(
             f"objects.data={section.data}: {lost[0]} is not both in images and in {BOXES}"
             f" ({len(lost)} in all); every image needs a box, every box an image."

@@ -1,4 +1,4 @@
-"""Matches between two images of one's own, as a picture. DINOv3's released notebook; DINOv2 figure 10."""
+"""Matches between two images as a picture. DINOv3's released notebook; DINOv2, figure 10."""
 
 import dataclasses
 from typing import Any
@@ -29,7 +29,11 @@ KEYS = {
     "left": {"default": 0, "says": "number of the left image in it; [ours]", "limits": (0, None)},
     "right": {"default": 1, "says": "number of the right image; [ours]", "limits": (0, None)},
     "size": {"default": 768, "says": "pixels of the height; [R]", "limits": (8, 4096)},
-    "spacing": {"default": 0.13, "says": "least distance of matches drawn, of the height; [R]", "limits": (0, 1)},
+    "spacing": {
+        "default": 0.13,
+        "says": "least distance of matches drawn, of the height; [R]",
+        "limits": (0, 1),
+    },
 }
 
 

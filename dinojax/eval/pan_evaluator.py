@@ -29,18 +29,30 @@ KEYS = {
         "limits": (1, None),
     },
     "images": {"default": "", "says": 'folder of images; "" = those of training; [ours]'},
-    "num": {"default": 16, "says": "images, the first of a fixed order; [ours]", "limits": (1, None)},
+    "num": {
+        "default": 16,
+        "says": "images, the first of a fixed order; [ours]",
+        "limits": (1, None),
+    },
     "size": {"default": 224, "says": "pixels of a frame; [ours]", "limits": (8, 16_384)},
     "frames": {"default": 8, "says": "of a pan; [ours]", "limits": (3, 4096)},
     "objects": {"default": 3, "says": "rectangles of the first frame; [ours]", "limits": (1, 64)},
-    "context": {"default": 7, "says": "frames before the current one; [P] D.5", "limits": (0, 1024)},
+    "context": {
+        "default": 7,
+        "says": "frames before the current one; [P] D.5",
+        "limits": (0, 1024),
+    },
     "radius": {"default": 12.0, "says": "patches; [P] D.5", "limits": (0, None)},
     "shape": {
         "default": "square",
         "says": "of the neighbourhood; [P] D.5",
         "choices": ("square", "circle"),
     },
-    "neighbors": {"default": 5, "says": "patches that pass their labels on; [P] D.5", "limits": (1, None)},
+    "neighbors": {
+        "default": 5,
+        "says": "patches that pass their labels on; [P] D.5",
+        "limits": (1, None),
+    },
     "temperature": {"default": 0.2, "says": "of their weights; [P] D.5", "limits": (1e-6, None)},
     "batch_size": {"default": 32, "says": "frames per pass; [ours]", "limits": (1, 1_048_576)},
 }

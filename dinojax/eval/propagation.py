@@ -62,11 +62,10 @@ def propagate(
     feature_ThwD = jnp.zeros((size, *first_hwD.shape), first_hwD.dtype).at[0].set(first_hwD)
     first_hwM = jnp.asarray(labels_hwM, first_hwD.dtype)
     label_ThwM = jnp.zeros((size, *first_hwM.shape), first_hwD.dtype).at[0].set(first_hwM)
-    step = jax.jit(functools.partial(_step, settings=settings))
     for count, frame in enumerate(frames):
         current_hwD = _unit(jnp.asarray(frame))
         there_T = np.arange(size) <= count
-        found_hwM = step(current_hwD, feature_ThwD, label_ThwM, there_T)
+        found_hwM = _step(current_hwD, feature_ThwD, label_ThwM, there_T, settings=settings)
         yield found_hwM
         if settings.context:
             place = 1 + count % settings.context  # the oldest
@@ -74,6 +73,7 @@ def propagate(
             label_ThwM = label_ThwM.at[place].set(found_hwM)
 
 
+@functools.partial(jax.jit, static_argnames="settings")
 def _step(current_hwD, feature_ThwD, label_ThwM, there_T, *, settings: Settings):
     """Labels [h, w, M] of the current frame, row after row of its patches.
 

@@ -32,7 +32,11 @@ KEYS = {
     "val": {"default": "", "says": 'the same, to be judged by; "" = knn.query; [ours]'},
     "num_classes": {"default": 0, "says": "0 = largest label + 1; [ours]", "limits": (0, 65_000)},
     "zero_is_unlabelled": {"default": False, "says": "label 0 is ignored (ADE20k); [R]"},
-    "size": {"default": 224, "says": "pixels of windows and of the short side; [ours]", "limits": (8, 16_384)},
+    "size": {
+        "default": 224,
+        "says": "pixels of windows and of the short side; [ours]",
+        "limits": (8, 16_384),
+    },
     "batch_size": {"default": 32, "says": "windows per pass; [ours]", "limits": (1, 1_048_576)},
 }
 PICTURES = 4  # images shown
@@ -101,7 +105,10 @@ class Judged:
         counts_NCC = results.counts[head]
         values = self.metrics(counts_NCC)
         picture = side_by_side(
-            [(pixels, label_colors(truth), label_colors(guess[head])) for pixels, truth, guess in results.shown]
+            [
+                (pixels, label_colors(truth), label_colors(guess[head]))
+                for pixels, truth, guess in results.shown
+            ]
         )
         return Measured(
             {f"{name}/{key}": 100 * values[key] for key in ("miou", "accuracy")},
@@ -156,7 +163,8 @@ def open_pair(section, setting: Setting, name: str) -> tuple[MapFolder, MapFolde
         raise ConfigError(f"{missing} is empty; set both {' and '.join(paths)} to a folder.")
     if section.size % setting.patch_size:
         raise ConfigError(
-            f"{name}.size={section.size} is no multiple of the patch of {setting.patch_size} pixels."
+            f"{name}.size={section.size} is no multiple of the patch of"
+            f" {setting.patch_size} pixels."
         )
     channels = setting.config.image.channels
     train, val = (open_maps(path, channels=channels, key=key) for key, path in paths.items())

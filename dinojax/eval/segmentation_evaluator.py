@@ -1,7 +1,7 @@
 """Segmentation by linear heads, trained as the papers do: a sweep at once, over sliding windows.
 
-DINOv3, arXiv:2508.10104, D.1: frozen patches after the last norm, batch norm, one linear map, AdamW;
-the best of the sweep on the images to be judged by counts, as in the paper.
+DINOv3, arXiv:2508.10104, D.1: frozen patches after the last norm, batch norm, one linear map,
+AdamW; the best of the sweep on the images to be judged by counts, as in the paper.
 """
 
 import dataclasses
@@ -38,7 +38,11 @@ KEYS = {
     "val": {"default": "", "says": 'the same, to be judged by; "" = knn.query; [ours]'},
     "num_classes": {"default": 0, "says": "0 = largest label + 1; [ours]", "limits": (0, 65_000)},
     "zero_is_unlabelled": {"default": False, "says": "label 0 is ignored (ADE20k); [R]"},
-    "size": {"default": 512, "says": "pixels of crops and of the short side; [R]", "limits": (8, 16_384)},
+    "size": {
+        "default": 512,
+        "says": "pixels of crops and of the short side; [R]",
+        "limits": (8, 16_384),
+    },
     "num_steps": {"default": 40_000, "says": "of training the heads; [R]", "limits": (1, None)},
     "warmup": {"default": 1500, "says": "steps; [R]", "limits": (0, None)},
     "batch_size": {"default": 16, "says": "crops per step; [R]", "limits": (1, 1_048_576)},
@@ -129,7 +133,9 @@ class LinearSegmentation:
                 bank = new_bank(
                     key, num_heads=len(sweep), width=patches.shape[-1], outputs=self.num_classes
                 )
-            now = [(c.rate(number), decay, 0.9) for c, (_, decay) in zip(cycles, sweep, strict=True)]
+            now = [
+                (c.rate(number), decay, 0.9) for c, (_, decay) in zip(cycles, sweep, strict=True)
+            ]
             settings = Settings(*(jnp.asarray(v, jnp.float32) for v in zip(*now, strict=True)))
             inputs = jnp.asarray(patches), jnp.asarray(labels, jnp.int32)
             drawn = jax.random.fold_in(key, number)
@@ -155,9 +161,8 @@ def build(section, setting: Setting) -> LinearSegmentation | None:
     if folders is None:
         return None
     if not section.rates or not section.decays:
-        raise ConfigError("segmentation.rates and segmentation.decays need at least one value each.")
+        raise ConfigError(
+            "segmentation.rates and segmentation.decays need at least one value each."
+        )
     num_classes = section.num_classes or largest_label(folders[0], section.zero_is_unlabelled) + 1
-    return LinearSegmentation(
-        *folders, section, setting.transform, setting.patch_size, num_classes
-    )
-
+    return LinearSegmentation(*folders, section, setting.transform, setting.patch_size, num_classes)

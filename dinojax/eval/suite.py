@@ -74,7 +74,8 @@ SUITE: dict[str, Row] = {
         module="dinojax.eval.ridge_evaluator",
         title="segmentation (ridge)",
         says="segmentation by a linear map in closed form",
-        needs="folders of images/ and maps/ to learn from (ridge.train) and to be judged by (ridge.val)",
+        needs="folders of images/ and maps/ to learn from (ridge.train) and to be judged by"
+        " (ridge.val)",
         costs="one forward pass over both",
         prefix="ridge/",
         main="ridge/miou",
@@ -97,8 +98,8 @@ SUITE: dict[str, Row] = {
         module="dinojax.eval.depth_evaluator",
         title="depth (linear)",
         says="depth by linear heads, the best of a sweep",
-        needs="folders of images/ and maps/ of depth to learn from (depth.train) and to be judged by"
-        " (depth.val)",
+        needs="folders of images/ and maps/ of depth to learn from (depth.train) and to be judged"
+        " by (depth.val)",
         costs="depth.num_steps x batch_size forward passes",
         prefix="depth/",
         main="depth/rmse",

@@ -1,7 +1,7 @@
 """Correspondence under known warps: does a patch find the same place of a turned and scaled image?
 
-Two views of each photograph, the second rotated, scaled and shifted by known amounts. Every patch of
-the first whose place is in the second is matched to its most similar patch there. Needs no labels.
+Two views of each photograph, the second rotated and scaled by known amounts. Every patch of the
+first whose place is in the second is matched to its most similar patch there. Needs no labels.
 A number of this project, for checkpoints of one run; NAVI and SPair-71k are other tasks.
 """
 
@@ -31,10 +31,22 @@ KEYS = {
         "limits": (1, None),
     },
     "images": {"default": "", "says": 'folder of images; "" = those of training; [ours]'},
-    "num": {"default": 64, "says": "images, the first of a fixed order; [ours]", "limits": (1, None)},
+    "num": {
+        "default": 64,
+        "says": "images, the first of a fixed order; [ours]",
+        "limits": (1, None),
+    },
     "size": {"default": 224, "says": "pixels of a view; [ours]", "limits": (8, 16_384)},
-    "angle": {"default": 30.0, "says": "largest rotation to both sides, degrees; [ours]", "limits": (0, 180)},
-    "scale": {"default": 1.3, "says": "largest factor of size, and its inverse; [ours]", "limits": (1, 8)},
+    "angle": {
+        "default": 30.0,
+        "says": "largest rotation to both sides, degrees; [ours]",
+        "limits": (0, 180),
+    },
+    "scale": {
+        "default": 1.3,
+        "says": "largest factor of size, and its inverse; [ours]",
+        "limits": (1, 8),
+    },
     "batch_size": {"default": 32, "says": "views per pass; [ours]", "limits": (1, 1_048_576)},
 }
 SEED = 7123  # of the order of images and of the warps; part of the number's meaning
@@ -70,7 +82,9 @@ class Warps:
             rng = np.random.default_rng((SEED, int(index)))  # whatever the number of images
             angle = np.radians(rng.uniform(-self.section.angle, self.section.angle))
             limit = np.log(self.section.scale)
-            pairs.append(warped(example.pixels, self.section.size, angle, np.exp(rng.uniform(-limit, limit))))
+            pairs.append(
+                warped(example.pixels, self.section.size, angle, np.exp(rng.uniform(-limit, limit)))
+            )
         return pairs
 
     def measure(self, network: Network) -> Measured:
@@ -88,7 +102,9 @@ class Warps:
                 pictures[f"matches{number}"] = match_lines(first, second, *found[1:])
         every_M = np.concatenate(errors)
         per_image = [100.0 * np.mean(e <= 1) for e in errors if len(e)]
-        means = {n: float(np.mean([100.0 * np.mean(e <= n) for e in errors if len(e)])) for n in (1, 2)}
+        means = {
+            n: float(np.mean([100.0 * np.mean(e <= n) for e in errors if len(e)])) for n in (1, 2)
+        }
         values = {f"warps/within{n}": value for n, value in means.items()}
         return Measured(
             {**values, "warps/error": float(np.mean(every_M))},
@@ -158,7 +174,8 @@ def open_images(section, setting: Setting, name: str) -> Source | None:
     """The folder that a section names, or the images of training, or None."""
     if section.size % setting.patch_size:
         raise ConfigError(
-            f"{name}.size={section.size} is no multiple of the patch of {setting.patch_size} pixels."
+            f"{name}.size={section.size} is no multiple of the patch of"
+            f" {setting.patch_size} pixels."
         )
     if section.images:
         channels = setting.config.image.channels

@@ -10,6 +10,7 @@ from PIL import Image
 
 from dinojax.config import ConfigError
 from dinojax.data.decode import DecodeError
+from dinojax.data.example import Example
 from dinojax.eval import (
     depth_evaluator,
     objects_evaluator,
@@ -97,7 +98,9 @@ def test_folders_of_the_run_are_taken_where_they_hold_maps(tmp_path):
     data = colour_folder(tmp_path)
     found = ridge_evaluator.build(section(ridge_evaluator, size=40), setting(bank=data, query=data))
     assert found.judge.num_classes == 3 and len(found.train) == 4
-    assert ridge_evaluator.build(section(ridge_evaluator), setting(bank=str(tmp_path / "no"))) is None
+    assert (
+        ridge_evaluator.build(section(ridge_evaluator), setting(bank=str(tmp_path / "no"))) is None
+    )
 
 
 def test_what_is_wrong_with_a_folder_is_said_before_any_pass(tmp_path):
@@ -117,10 +120,10 @@ def test_what_is_wrong_with_a_folder_is_said_before_any_pass(tmp_path):
     with pytest.raises(DecodeError, match="2.png: this map cannot be read"):
         ridge_evaluator.build(own, setting())
     with pytest.raises(ConfigError, match="must hold the folders images and maps"):
-        ridge_evaluator.build(dataclasses_replace(own, train=str(tmp_path / "maps")), setting())
+        ridge_evaluator.build(changed(own, train=str(tmp_path / "maps")), setting())
 
 
-def dataclasses_replace(own, **values):
+def changed(own, **values):
     return SimpleNamespace(**{**vars(own), **values})
 
 
@@ -140,7 +143,8 @@ def test_linear_heads_learn_colours_and_the_best_is_told(tmp_path):
 def test_depth_that_is_a_colour_is_read_and_a_constant_is_not(tmp_path):
     rng = np.random.default_rng(2)
     for number in range(6):
-        grey = rng.integers(40, 250, (5, 6), dtype=np.uint8).repeat(PATCH, 0).repeat(PATCH, 1)
+        corners = Image.fromarray(rng.integers(40, 250, (2, 2), dtype=np.uint8))
+        grey = np.asarray(corners.resize((48, 40), Image.Resampling.BILINEAR))
         save(tmp_path / f"images/{number}.png", np.repeat(grey[..., None], 3, axis=2))
         metres = (grey.astype(np.float64) / 50 * 1000).astype(np.uint16)
         metres[:4, :5] = 0  # not known
@@ -151,7 +155,7 @@ def test_depth_that_is_a_colour_is_read_and_a_constant_is_not(tmp_path):
     evaluation = depth_evaluator.build(own, setting())
     found = evaluation.measure(raw_pixels(PATCH)).values["depth/rmse"]
     blind = evaluation.measure(Network(constant, {})).values["depth/rmse"]
-    assert found < 0.8 * blind
+    assert found < 0.6 * blind
 
 
 class Textures:
@@ -167,8 +171,6 @@ class Textures:
         return len(self._images)
 
     def __getitem__(self, index):
-        from dinojax.data.example import Example
-
         pixels = np.asarray(Image.fromarray(self._images[index]).resize((192, 192)))
         return Example(pixels, None, str(index))
 
@@ -176,8 +178,8 @@ class Textures:
         return self[index]
 
 
-def with_images(**changes):
-    return dataclasses.replace(setting(), images=Textures, **changes)
+def with_images():
+    return dataclasses.replace(setting(), images=Textures)
 
 
 def test_places_are_found_where_nothing_is_warped_and_not_by_noise():
@@ -187,9 +189,9 @@ def test_places_are_found_where_nothing_is_warped_and_not_by_noise():
     assert found.values["warps/within1"] == 100 and found.values["warps/error"] < 1e-6
     assert {"matches0", "matches1"} <= found.pictures.keys()
     for batch_size in (1, 4):
-        part = warps_evaluator.build(dataclasses_replace(own, batch_size=batch_size), with_images())
+        part = warps_evaluator.build(changed(own, batch_size=batch_size), with_images())
         assert part.measure(raw_pixels(PATCH)).values == found.values
-    strange = dataclasses_replace(own, angle=30.0, scale=1.3)
+    strange = changed(own, angle=30.0, scale=1.3)
     lost = warps_evaluator.build(strange, with_images()).measure(Network(noise, {}))
     assert lost.values["warps/within1"] < 25
 
@@ -206,7 +208,8 @@ def test_a_warp_moves_points_as_its_matrix_says():
 
 def test_a_pan_is_followed_by_pixels_and_not_by_constants():
     own = section(pan_evaluator, size=64, frames=4, num=2, neighbors=1, temperature=0.05, context=3)
-    evaluation = pan_evaluator.build(own, with_images())
+    blobs = dataclasses.replace(setting(), images=lambda: Textures(size=12))
+    evaluation = pan_evaluator.build(own, blobs)
     found = evaluation.measure(raw_pixels(PATCH)).values
     blind = evaluation.measure(Network(constant, {})).values
     assert found["pan/jf"] > blind["pan/jf"] + 5
@@ -230,7 +233,9 @@ def boxes_folder(root, boxes):
         pixels[top:bottom, left:right] = (220, 40, 40)
         save(root / "images" / name, pixels)
     with (root / "boxes.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([objects_evaluator.COLUMNS, *([n, *b] for n, b in boxes.items())])
+        csv.writer(file).writerows(
+            [objects_evaluator.COLUMNS, *([n, *b] for n, b in boxes.items())]
+        )
     return str(root)
 
 

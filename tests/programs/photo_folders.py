@@ -3,9 +3,9 @@
     python -m tests.programs.photo_folders DIR
 
 photographs/: the 16 of the tiles. regions/: parts of several photographs in one picture, the map
-says of which a pixel is (train: left 60 % of each, val: the rest). depth/: scikit-image's motorcycle
-with the depth of its measured disparity, cut in the same way. objects/: a round part of one
-photograph on another, and its box. Everything is fixed by seeds.
+says of which a pixel is (train: left 60 % of each, val: the rest). depth/: scikit-image's
+motorcycle with the depth of its measured disparity, cut in the same way. objects/: a round part of
+one photograph on another, and its box. Everything is fixed by seeds.
 """
 
 import csv
@@ -38,7 +38,7 @@ def save(path: Path, array: np.ndarray) -> None:
 
 
 def part(pixels: np.ndarray, rng, left: bool) -> np.ndarray:
-    """A piece of HEIGHT x WIDTH of the left or right part of a photograph, which is half as wide."""
+    """A piece of HEIGHT x WIDTH of the left or the right part of a photograph."""
     middle = int(pixels.shape[1] * LEFT_SHARE)
     side = pixels[:, :middle] if left else pixels[:, middle:]
     scale = max(HEIGHT / side.shape[0], WIDTH / side.shape[1], 0.4)
