@@ -140,15 +140,15 @@ SUITE: dict[str, Row] = {
         section="objects",
         note="CorLoc of TokenCut, at the best threshold.",
     ),
-    "pair": Row(
-        module="dinojax.eval.pair_evaluator",
+    "matches": Row(
+        module="dinojax.eval.matches_evaluator",
         title="matches of two images",
         says="matches between two images, as a picture",
-        needs="a folder of images (pair.images)",
+        needs="a folder of images (matches.images)",
         costs="two forward passes",
-        prefix="pair/",
-        main="pair/mutual",
-        section="pair",
+        prefix="matches/",
+        main="matches/mutual",
+        section="matches",
         note="Percent of patches with a mutual match in the other image.",
     ),
 }

@@ -51,7 +51,7 @@ class Pair:
         return (self.images,)
 
     def measure(self, network: Network) -> Measured:
-        """pair/mutual: percent of patches of the left image whose match has it as its own match.
+        """matches/mutual: percent of patches of the left image whose match has it as its own match.
 
         Pictures: the matches, the colours of both images by one PCA, and how alike the middle
         patch of the left image is to all of both.
@@ -75,7 +75,7 @@ class Pair:
         colours = [np.round(255 * rainbow(pca, m)).astype(np.uint8) for m in maps]
         mutual = 100.0 * len(matches.left) / (maps[0].shape[0] * maps[0].shape[1])
         return Measured(
-            {"pair/mutual": mutual, "pair/cosine": float(np.mean(matches.cosine))},
+            {"matches/mutual": mutual, "matches/cosine": float(np.mean(matches.cosine))},
             num=len(matches.left),
             told=f"images {numbers[0]} and {numbers[1]}: {len(matches.left)} mutual matches",
             pictures={
@@ -105,7 +105,9 @@ def build(section, setting: Setting) -> Pair | None:
     if not section.images:
         return None
     channels = setting.config.image.channels
-    images = open_at(section.images, channels=channels, key="pair.images")
+    images = open_at(section.images, channels=channels, key="matches.images")
     if (most := max(section.left, section.right)) >= len(images):
-        raise ConfigError(f"pair: image {most} is not there; {section.images} holds {len(images)}.")
+        raise ConfigError(
+            f"matches: image {most} is not there; {section.images} holds {len(images)}."
+        )
     return Pair(images, section, setting.transform, setting.patch_size)
