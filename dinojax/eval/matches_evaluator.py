@@ -75,11 +75,13 @@ class Pair:
         colours = [np.round(255 * rainbow(pca, m)).astype(np.uint8) for m in maps]
         mutual = 100.0 * len(matches.left) / (maps[0].shape[0] * maps[0].shape[1])
         return Measured(
-            {"matches/mutual": mutual, "matches/cosine": float(np.mean(matches.cosine))},
+            {"matches/mutual": mutual},
             num=len(matches.left),
             told=f"images {numbers[0]} and {numbers[1]}: {len(matches.left)} mutual matches",
             pictures={
-                "matches": match_lines(*views, places[0][kept] - 0.5, places[1][kept] - 0.5),
+                "matches": match_lines(
+                    views[0], views[1], places[0][kept] - 0.5, places[1][kept] - 0.5
+                ),
                 "colours": side_by_side([views, colours, self._alike(maps)]),
             },
         )

@@ -75,7 +75,7 @@ class Objects:
                     image_size=tuple(round(s * scale) for s in pixels.shape[:2]),
                 )
                 box = np.array(found.box) / scale
-                row.append(is_located(box, boxes_K4))
+                row.append(is_located(box.tolist(), boxes_K4))
                 if threshold == self.section.thresholds[len(self.section.thresholds) // 2]:
                     shown.append((pixels, boxes_K4, box))
             located.append(row)
@@ -84,7 +84,7 @@ class Objects:
         share = 100.0 * located_NT[:, best_column]
         threshold = self.section.thresholds[best_column]
         return Measured(
-            {"objects/corloc": float(share.mean()), "objects/threshold": float(threshold)},
+            {"objects/corloc": float(share.mean())},
             num=len(share),
             told=f"{len(share)} images; best of {located_NT.shape[1]} thresholds: {threshold:g}",
             samples={"objects/corloc": share},

@@ -98,7 +98,7 @@ class Pans:
             guessed_THW = self._followed(network, *video)
             scores.append(object_means(guessed_THW, video[1], own.objects))
             if number < PICTURES:
-                pictures[f"pan{number}"] = _sheet(*video, guessed_THW)
+                pictures[f"pan{number}"] = _sheet(video[0], video[1], guessed_THW)
         j_N, f_N = (np.array(values) for values in zip(*scores, strict=True))
         jf_N = (j_N + f_N) / 2
         return Measured(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def similarity_map(patches_hwD: jax.Array, place: tuple[int, int]) -> np.ndarray:
+def similarity_map(patches_hwD: jax.Array | np.ndarray, place: tuple[int, int]) -> np.ndarray:
     """Cosine [h, w] to the patch at (row, column). One row of numbers, whatever the resolution.
 
     Raises ValueError for a place outside the grid.

@@ -104,8 +104,8 @@ SUITE: dict[str, Row] = {
         prefix="depth/",
         main="depth/rmse",
         section="depth",
-        note="RMSE of the best linear head of the sweep; less is better.",
-        unit="m",
+        note="RMSE in metres of the best linear head of the sweep; less is better.",
+        unit="",
     ),
     "warps": Row(
         module="dinojax.eval.warps_evaluator",

@@ -107,9 +107,9 @@ class Warps:
         }
         values = {f"warps/within{n}": value for n, value in means.items()}
         return Measured(
-            {**values, "warps/error": float(np.mean(every_M))},
+            values,
             num=len(per_image),
-            told=f"{len(per_image)} images, {len(every_M)} patches",
+            told=f"{len(per_image)} images, {len(every_M)} patches, off by {np.mean(every_M):.2f}",
             samples={"warps/within1": np.array(per_image)},
             pictures=pictures,
         )

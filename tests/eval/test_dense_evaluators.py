@@ -186,7 +186,7 @@ def test_places_are_found_where_nothing_is_warped_and_not_by_noise():
     own = section(warps_evaluator, size=64, angle=0.0, scale=1.0, num=3)
     evaluation = warps_evaluator.build(own, with_images())
     found = evaluation.measure(raw_pixels(PATCH))
-    assert found.values["warps/within1"] == 100 and found.values["warps/error"] < 1e-6
+    assert found.values["warps/within1"] == 100 and "off by 0.00" in found.told
     assert {"matches0", "matches1"} <= found.pictures.keys()
     for batch_size in (1, 4):
         part = warps_evaluator.build(changed(own, batch_size=batch_size), with_images())
