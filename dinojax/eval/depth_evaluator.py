@@ -49,7 +49,7 @@ KEYS = {
     "num_bins": {"default": 256, "says": "outputs of a head; [R]", "limits": (2, 65_536)},
     "mask": {
         "default": "none",
-        "says": "part of a frame that is judged; [R] eigen, for NYU",
+        "says": "none (all is judged) | eigen (NYU) | garg (KITTI); [R] eigen",
         "choices": ("none", "eigen", "garg"),
     },
     "size": {

@@ -45,7 +45,7 @@ KEYS = {
     "radius": {"default": 12.0, "says": "patches; [P] D.5", "limits": (0, None)},
     "shape": {
         "default": "square",
-        "says": "of the neighbourhood; [P] D.5",
+        "says": "of the neighbourhood: square | circle; [P] D.5",
         "choices": ("square", "circle"),
     },
     "neighbors": {

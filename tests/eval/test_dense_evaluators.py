@@ -150,7 +150,7 @@ def test_depth_that_is_a_colour_is_read_and_a_constant_is_not(tmp_path):
         metres[:4, :5] = 0  # not known
         save(tmp_path / f"maps/{number}.png", metres)
     own = section(depth_evaluator, train=str(tmp_path), val=str(tmp_path), size=40, max_depth=6.0,
-                  num_steps=150, warmup=20, batch_size=4, rates=(3e-2,), decays=(1e-4,),
+                  num_steps=400, warmup=20, batch_size=4, rates=(3e-2,), decays=(1e-4,),
                   num_bins=32)  # fmt: skip
     evaluation = depth_evaluator.build(own, setting())
     found = evaluation.measure(raw_pixels(PATCH)).values["depth/rmse"]
