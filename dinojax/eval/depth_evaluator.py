@@ -21,7 +21,7 @@ from dinojax.eval.depth_transforms import DepthTrainTransform
 from dinojax.eval.linear_head import Bank, evaluated, new_bank, update
 from dinojax.eval.map_folder import MapFolder
 from dinojax.eval.network import Network
-from dinojax.eval.patch_maps import as_seen, normalizer, patch_maps
+from dinojax.eval.patch_maps import as_seen, normalizer, patch_maps, values_of
 from dinojax.eval.ridge_evaluator import PICTURES, open_pair
 from dinojax.ops.interpolate import resize
 from dinojax.viz.label_colors import side_by_side, value_colors
@@ -244,6 +244,7 @@ def _step(bank, patches_BhwD, truth_BHW, settings, with_variance, *, clip, min_d
 
 
 def build(section, setting: Setting) -> LinearDepth | None:
+    section = values_of(section, KEYS)
     folders = open_pair(section, setting, "depth")
     if folders is None:
         return None

@@ -13,7 +13,7 @@ from dinojax.eval.dense_pixels import resized
 from dinojax.eval.foreground import fit_pca, rainbow
 from dinojax.eval.matching import centres, match_patches, spread_out
 from dinojax.eval.network import Network
-from dinojax.eval.patch_maps import as_seen, patch_maps
+from dinojax.eval.patch_maps import as_seen, patch_maps, values_of
 from dinojax.eval.similarity import similarity_map
 from dinojax.viz.label_colors import side_by_side, value_colors
 from dinojax.viz.match_lines import match_lines
@@ -104,6 +104,7 @@ class Pair:
 
 
 def build(section, setting: Setting) -> Pair | None:
+    section = values_of(section, KEYS)
     if not section.images:
         return None
     channels = setting.config.image.channels

@@ -14,7 +14,7 @@ from dinojax.data.sources import SOURCES
 from dinojax.eval.contract import Measured, Setting
 from dinojax.eval.dense_pixels import resized
 from dinojax.eval.network import Network
-from dinojax.eval.patch_maps import as_seen, patch_maps
+from dinojax.eval.patch_maps import as_seen, patch_maps, values_of
 from dinojax.eval.tokencut import is_located, tokencut
 from dinojax.viz.label_colors import as_rgb, side_by_side
 
@@ -139,6 +139,7 @@ def read_boxes(path: Path) -> dict[str, np.ndarray]:
 
 
 def build(section, setting: Setting) -> Objects | None:
+    section = values_of(section, KEYS)
     if not section.data:
         return None
     if not section.thresholds:

@@ -17,7 +17,7 @@ from dinojax.eval import propagation, video_metrics
 from dinojax.eval.contract import Measured, Setting
 from dinojax.eval.dense_pixels import resized, short_side
 from dinojax.eval.network import Network
-from dinojax.eval.patch_maps import as_seen, patch_maps
+from dinojax.eval.patch_maps import as_seen, patch_maps, values_of
 from dinojax.eval.warps_evaluator import open_images
 from dinojax.viz.label_colors import label_colors, side_by_side
 
@@ -169,6 +169,7 @@ def _sheet(frames_THWC, ids_THW, guessed_THW) -> np.ndarray:
 
 
 def build(section, setting: Setting) -> Pans | None:
+    section = values_of(section, KEYS)
     images = open_images(section, setting, "pan")
     if images is None:
         return None

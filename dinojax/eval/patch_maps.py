@@ -1,6 +1,7 @@
 """Patches of images as maps [h, w, D] on the host, in batches of one shape."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,11 @@ def patch_maps(
         found.append(np.asarray(patches_BPD, np.float32)[: len(part)])
     grid = height // patch_size, width // patch_size
     return np.concatenate(found).reshape(-1, *grid, found[0].shape[-1])
+
+
+def values_of(section: Any, keys: Iterable[str]) -> SimpleNamespace:
+    """A section's values, all read now: one that is read later counts as never read."""
+    return SimpleNamespace(**{key: getattr(section, key) for key in keys})
 
 
 def normalizer(transform: Any) -> Callable[[np.ndarray], np.ndarray]:

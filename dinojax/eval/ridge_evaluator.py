@@ -17,7 +17,7 @@ from dinojax.eval.contract import Measured, Setting
 from dinojax.eval.dense_pixels import nearest, resized, short_side
 from dinojax.eval.map_folder import MapFolder, has_maps, open_maps, read_map
 from dinojax.eval.network import Network
-from dinojax.eval.patch_maps import as_seen, patch_maps
+from dinojax.eval.patch_maps import as_seen, patch_maps, values_of
 from dinojax.ops.interpolate import resize
 from dinojax.viz.label_colors import label_colors, side_by_side
 
@@ -172,6 +172,7 @@ def open_pair(section, setting: Setting, name: str) -> tuple[MapFolder, MapFolde
 
 
 def build(section, setting: Setting) -> RidgeSegmentation | None:
+    section = values_of(section, KEYS)
     folders = open_pair(section, setting, "ridge")
     if folders is None:
         return None

@@ -22,7 +22,7 @@ from dinojax.eval.dense_schedules import OneCycle
 from dinojax.eval.linear_head import Bank, drop_channels, evaluated, new_bank, update
 from dinojax.eval.map_folder import MapFolder
 from dinojax.eval.network import Network
-from dinojax.eval.patch_maps import normalizer, patch_maps
+from dinojax.eval.patch_maps import normalizer, patch_maps, values_of
 from dinojax.eval.ridge_evaluator import Judged, largest_label, open_pair
 from dinojax.eval.segmentation_transforms import TrainTransform
 from dinojax.ops.interpolate import resize
@@ -157,6 +157,7 @@ def _step(bank, patches_BhwD, labels_BHW, settings, key, *, dropout: float):
 
 
 def build(section, setting: Setting) -> LinearSegmentation | None:
+    section = values_of(section, KEYS)
     folders = open_pair(section, setting, "segmentation")
     if folders is None:
         return None

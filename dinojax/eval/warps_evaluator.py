@@ -20,7 +20,7 @@ from dinojax.eval.contract import Measured, Setting
 from dinojax.eval.correspondence import nearest_two
 from dinojax.eval.dense_pixels import resized, short_side
 from dinojax.eval.network import Network
-from dinojax.eval.patch_maps import as_seen, patch_maps
+from dinojax.eval.patch_maps import as_seen, patch_maps, values_of
 from dinojax.viz.match_lines import match_lines
 
 KEYS = {
@@ -184,6 +184,7 @@ def open_images(section, setting: Setting, name: str) -> Source | None:
 
 
 def build(section, setting: Setting) -> Warps | None:
+    section = values_of(section, KEYS)
     images = open_images(section, setting, "warps")
     if images is None:
         return None
