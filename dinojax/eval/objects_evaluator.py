@@ -35,6 +35,7 @@ KEYS = {
         "default": (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4),
         "says": "of cosine, of which the best counts; [P] D.4",
         "many": "float",
+        "limits": (-1, 1),
     },
 }
 PROTOCOLS = {"quick": {"longest": 224, "thresholds": (0.1, 0.2, 0.3)}}

@@ -50,8 +50,14 @@ KEYS = {
         "default": (1e-4, 3e-4, 1e-3),
         "says": "learning rates, each with every decay; [P] D.1",
         "many": "float",
+        "limits": (0, None),
     },
-    "decays": {"default": (1e-4, 1e-3), "says": "weight decays; [P] D.1", "many": "float"},
+    "decays": {
+        "default": (1e-4, 1e-3),
+        "says": "weight decays; [P] D.1",
+        "many": "float",
+        "limits": (0, None),
+    },
     "dropout": {"default": 0.1, "says": "rate of dropped channels; [R]", "limits": (0, 0.99)},
 }
 PROTOCOLS = {
