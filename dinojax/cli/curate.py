@@ -12,7 +12,7 @@ SUMMARY = "a balanced training set from a pool of images"
 CURATE = """\
 From a pool of images to a clean, balanced training set: embeddings, near-duplicates, hierarchical
 k-means, balanced sample, retrieval, and the mixture that `train` reads. RECIPE is a YAML file
-(docs/curation.md). OUT receives a folder for each step. A step that is done is not
+(docs/curation.md). OUT receives a folder for each step and report.html. A step that is done is not
 done again; one that was killed goes on. The lists are the same on any number of devices and hosts.
 
 examples:
@@ -28,6 +28,7 @@ STEPS = {
     "sample": "a balanced set",
     "retrieve": "images like those of seed sets",
     "mixture": "lists of images and a recipe that `train` reads",
+    "report": "one page that shows what was done",
 }
 
 

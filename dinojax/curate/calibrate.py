@@ -16,7 +16,7 @@ from PIL import Image, ImageEnhance
 from dinojax.curate.hashes import hash_of, numbers
 from dinojax.curate.kmeans import seed_of
 from dinojax.curate.parts import stored
-from dinojax.curate.pool import ArrayRows, Pool
+from dinojax.curate.pool import ArrayRows, CenteredRows, Pool
 from dinojax.curate.similar import near_pairs, num_blocks
 from dinojax.data.decode import DecodeError
 from dinojax.data.example import Source
@@ -134,11 +134,13 @@ def calibrate(
     *,
     num: int,
     index_of: dict[str, int],
+    center_D: np.ndarray,
     layout: Layout | None = None,
 ) -> Calibration:
     """Measures over copies of `num` images that are drawn from the pool.
 
     apply: gives embeddings of a batch. index_of: the number in the source of an image by its id.
+    center_D: subtracted from all rows before cosines are taken.
     Raises ValueError for images of other than 1 or 3 channels.
     """
     if source.channels not in (1, 3):
@@ -150,13 +152,14 @@ def calibrate(
     own = np.sort(rng.choice(len(pool), min(num, len(pool)), replace=False))
     sources = [index_of[name] for name in pool.ids(own)]
     rows, owners, kinds, hashes = _copies(apply, backbone, source, sources)
-    copies = ArrayRows(stored(rows, pool.index["dtype"]))
+    copies = CenteredRows(ArrayRows(stored(rows, pool.index["dtype"])), center_D)
+    centered = CenteredRows(pool, center_D)
     edges = np.concatenate(
         [
             found
             for _, found in near_pairs(
                 copies,
-                pool,
+                centered,
                 float(THRESHOLDS[0]),
                 blocks=range(num_blocks(copies)),
                 layout=layout,

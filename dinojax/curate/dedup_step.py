@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from dinojax.curate import duplicates
+from dinojax.curate.assign import assign
 from dinojax.curate.calibrate import calibrate
 from dinojax.curate.embed import embedder, ids_of
 from dinojax.curate.hashes import numbers
-from dinojax.curate.pool import INDEX, Pool
+from dinojax.curate.pool import INDEX, CenteredRows, Pool
 from dinojax.curate.recipe import CALIBRATE
 from dinojax.curate.work import (
     Work,
@@ -79,6 +80,7 @@ def _thresholds(work: Work, pool: Pool, folder: Path) -> tuple[float | None, int
             source,
             pool,
             num=asked.num_calibrated,
+            center_D=_center(work, pool),
             index_of={name: index for index, name in enumerate(ids_of(source))},
             layout=work.layout,
         )
@@ -96,18 +98,31 @@ def _thresholds(work: Work, pool: Pool, folder: Path) -> tuple[float | None, int
     return threshold, radius
 
 
+def _center(work: Work, pool: Pool) -> np.ndarray:
+    """The mean of the pool's rows, exact; zeros where the recipe wants none."""
+    zeros_1D = np.zeros((1, pool.width))
+    if not work.recipe.dedup.center:
+        return zeros_1D[0]
+    means_1D = assign(pool, zeros_1D, layout=work.layout).means_KD
+    assert means_1D is not None
+    return means_1D[0]
+
+
 def _deduplicate(work, pool: Pool, benchmarks: dict[str, Pool], threshold, radius) -> dict:
     asked, folder = work.recipe.dedup, work.out / "dedup"
+    center_D = _center(work, pool)
+    centered = CenteredRows(pool, center_D)
     common = {"neighbors": asked.neighbors, "layout": work.layout}
     if threshold is not None:
         place = folder / "edges"
-        duplicates.write_edges(place, pool, pool, threshold, same=True, **common)
+        duplicates.write_edges(place, centered, centered, threshold, same=True, **common)
     limit = asked.benchmark_threshold or threshold
     hits: dict[str, np.ndarray] = {}
     for name, rows in benchmarks.items():
         place = folder / f"hits-{name}"
         verb = f"compared with {name}"
-        duplicates.write_edges(place, pool, rows, limit, verb=verb, **common)
+        others = CenteredRows(rows, center_D)
+        duplicates.write_edges(place, centered, others, limit, verb=verb, **common)
         like = [np.unique(edges["row"]) for edges in duplicates.read_edges(place)]
         hits[name] = np.unique(np.concatenate([*like, np.zeros(0, np.int64)]))
     hashed, cut = np.zeros(0, duplicates.EDGE), 0

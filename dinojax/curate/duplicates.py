@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from dinojax.curate.pool import Rows
-from dinojax.curate.similar import EDGE, NEIGHBORS, Edges, near_pairs, num_blocks
+from dinojax.curate.similar import EDGE, NEIGHBORS, QUERIES, Edges, near_pairs, num_blocks
 from dinojax.data.progress import Progress
 from dinojax.distributed import process_group
 from dinojax.files.drafts import open_new
@@ -57,7 +57,7 @@ def write_edges(
             if group.is_main:
                 with open_new(_block(folder, number)) as file:
                     np.save(file, edges)
-            progress.add(min(2048, len(queries)))
+            progress.add(min(QUERIES, len(queries) - number * QUERIES))
 
 
 def _block(folder: Path, number: int) -> Path:

@@ -27,7 +27,9 @@ def write_part(path: Path, columns: dict[str, Any], *, dtype: str, told: dict[st
     arrays = {name: pyarrow.array(list(v)) for name, v in columns.items() if name != "embedding"}
     arrays["embedding"] = pyarrow.FixedSizeListArray.from_arrays(flat, rows.shape[1])
     names = ["id", "embedding", *(name for name in columns if name not in ("id", "embedding"))]
-    kept = {**told, "max_abs": float(np.max(np.abs(rows.astype(np.float32)), initial=0.0))}
+    sizes = np.abs(rows.astype(np.float32))
+    most = float(np.max(sizes, where=np.isfinite(sizes), initial=0.0))
+    kept = {**told, "max_abs": most}
     table = pyarrow.table({name: arrays[name] for name in names})
     table = table.replace_schema_metadata({METADATA: json.dumps(kept)})
     parquet.write_table(table, path, compression="zstd" if dtype == "bfloat16" else "none")

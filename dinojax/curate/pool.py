@@ -94,6 +94,31 @@ class SomeRows:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class CenteredRows:
+    """Rows less one vector: cosines that the mean of all images has no part in."""
+
+    rows: Rows
+    center_D: np.ndarray
+
+    @property
+    def width(self) -> int:
+        return self.rows.width
+
+    @property
+    def max_abs(self) -> float:
+        return self.rows.max_abs + float(np.max(np.abs(self.center_D)))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.rows.read(start, stop) - self.center_D
+
+    def gather(self, indexes: np.ndarray) -> np.ndarray:
+        return self.rows.gather(indexes) - self.center_D
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Pool:
     """All parts of a folder of embeddings, one after the other."""
 
@@ -137,7 +162,7 @@ class Pool:
     def column(self, name: str) -> Iterator[list]:
         """Values of `id`, `label`, `pixels` or `phash`, a list for each part."""
         for path in self.parts:
-            yield need_parquet().read_table(path, columns=[name]).column(name).to_pylist()
+            yield (need_parquet().read_table(path, columns=[name]).column(name).to_pylist())
 
     def ids(self, indexes: Sequence[int] | np.ndarray) -> list[str]:
         """The ids of rising indexes; only these are held."""

@@ -36,6 +36,7 @@ class Dedup:
     threshold: float | str | None = CALIBRATE  # of the cosine; calibrate = on augmented copies
     hash_radius: int | str | None = CALIBRATE  # bits in which perceptual hashes may differ
     neighbors: int = 64  # of an image that are looked at
+    center: bool = True  # cosines of rows less their mean, which young networks share
     keep: str = "largest"  # of images that are the same; or first
     benchmarks: dict = dataclasses.field(default_factory=dict)  # name: path; none like theirs stays
     benchmark_threshold: float | None = None  # of the cosine; null = threshold

@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 
 from dinojax.curate import retrieve
-from dinojax.curate.allocate import Tree, sample
+from dinojax.curate.allocate import sample
 from dinojax.curate.dedup_step import check_weights, dedup_step
 from dinojax.curate.embed import embed, ids_of
-from dinojax.curate.hierarchy import Found, Level, Settings, hierarchy, read_level
+from dinojax.curate.hierarchy import Found, Level, Settings, check_levels, hierarchy
 from dinojax.curate.kmeans import seed_of
 from dinojax.curate.lists import SETTING, setting, write_list, write_recipe
 from dinojax.curate.pool import Pool, Rows, SomeRows
 from dinojax.curate.recipe import Recipe, Seeds
+from dinojax.curate.report import write_report
 from dinojax.curate.work import (
     Work,
     backbone_of,
@@ -24,9 +25,11 @@ from dinojax.curate.work import (
     digest_of_file,
     embedded,
     finish,
+    read_levels,
     result_of,
     save,
     source_at,
+    tree_of,
 )
 from dinojax.data.mixture import Mixture, Part
 from dinojax.data.sources import kind_of, open_at
@@ -80,11 +83,12 @@ def kmeans_step(work: Work) -> None:
     if not asked.clusters:
         return
     _, rows, _, own = left(work)
+    levels = levels_of(work.recipe)
+    check_levels(levels, len(rows))  # before what is there may be removed
     step = begin(folder, work.settings("kmeans"), {"deduplicated rows": own}, anew=work.anew)
     if step.result is None:
         names = ("rounds", "strategy", "iterations", "metric", "seed")
         settings = Settings(**{name: getattr(asked, name) for name in names})
-        levels = levels_of(work.recipe)
         found = hierarchy(rows, levels, settings, layout=work.layout, folder=folder, quiet=False)
         finish(step, {"levels": [_level_told(level) for level in found]})
     for number, told in enumerate(result_of(folder, "kmeans")["levels"], start=1):
@@ -98,21 +102,6 @@ def _level_told(level: Found) -> dict[str, Any]:
         "empty": int((counts == 0).sum()),
         "mean_squared_distance": float(np.mean(level.distances)),
     }
-
-
-def read_levels(work: Work) -> list[Found]:
-    """The hierarchy that the step kmeans made."""
-    result_of(work.out / "kmeans", "kmeans")
-    numbers_of = range(1, len(work.recipe.kmeans.clusters) + 1)
-    return [read_level(work.out / "kmeans" / f"level{number}") for number in numbers_of]
-
-
-def tree_of(levels: list[Found]) -> Tree:
-    return Tree(
-        [np.asarray(level.assignment) for level in levels],
-        [len(level.centers_KD) for level in levels],
-        [np.asarray(level.distances) for level in levels],
-    )
 
 
 def _levels_digest(work: Work, own: str) -> str:
@@ -231,6 +220,13 @@ def mixture_step(work: Work) -> None:
         work.say(f"next: dinojax train --config {place} --run RUN")
 
 
+def report_step(work: Work) -> None:
+    """report.html, of what there is."""
+    if process_group.current().is_main:
+        path = write_report(work)
+        work.say(f"report: {path}")
+
+
 STEPS: dict[str, Callable[[Work], None]] = {
     "embed": embed_step,
     "dedup": dedup_step,
@@ -238,4 +234,5 @@ STEPS: dict[str, Callable[[Work], None]] = {
     "sample": sample_step,
     "retrieve": retrieve_step,
     "mixture": mixture_step,
+    "report": report_step,
 }

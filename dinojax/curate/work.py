@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from dinojax.curate.allocate import Tree
+from dinojax.curate.hierarchy import Found, read_level
 from dinojax.curate.pool import Pool, open_pool
 from dinojax.curate.recipe import Recipe
 from dinojax.data import fields
@@ -122,6 +124,22 @@ def result_of(folder: Path, command: str) -> dict[str, Any]:
     if saved["result"] is None:
         raise ValueError(f"{folder} is not finished; run dinojax curate {command} first.")
     return saved["result"]
+
+
+def read_levels(work: Work) -> list[Found]:
+    """The hierarchy that the step kmeans made."""
+    result_of(work.out / "kmeans", "kmeans")
+    numbers_of = range(1, len(work.recipe.kmeans.clusters) + 1)
+    return [read_level(work.out / "kmeans" / f"level{number}") for number in numbers_of]
+
+
+def tree_of(levels: list[Found]) -> Tree:
+    """The hierarchy as lists of children, to sample from."""
+    return Tree(
+        [np.asarray(level.assignment) for level in levels],
+        [len(level.centers_KD) for level in levels],
+        [np.asarray(level.distances) for level in levels],
+    )
 
 
 def digest(*parts: Any) -> str:
