@@ -152,9 +152,11 @@ def _stretches(rows: Rows, num_shards: int, num_centers: int, layout: Layout | N
             stretch[own[0] : own[0] + len(part)] = part
         if layout is None:
             return first, num, stretch, real
-        placed = [batch.from_own_rows(layout, x) for x in (stretch, real)]
+        with jax.enable_x64(True):
+            placed = [batch.from_own_rows(layout, x) for x in (stretch, real)]
         if not layout.mesh.is_multi_process:
-            placed = [jax.device_put(x, layout.sharding("image")) for x in placed]
+            with jax.enable_x64(True):  # of this thread, or rows of float64 would be cut
+                placed = [jax.device_put(x, layout.sharding("image")) for x in placed]
         return first, num, *placed
 
     firsts = range(0, len(rows), size)

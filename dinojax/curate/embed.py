@@ -90,7 +90,7 @@ def embed(backbone: Backbone, source: Source, out: str | Path, settings, *, orig
     parts = {name: rows for name, rows in parts.items() if rows}
     if not parts:
         raise ValueError(f"none of the {len(ids)} images of the pool can be read.")
-    if group.is_main:
+    if group.is_main and fields.read(out / INDEX) != {**index, "parts": parts}:
         write_json(out / INDEX, {**index, "parts": parts})
     group.settle("embeddings finished")
     return sum(parts.values())

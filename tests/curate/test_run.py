@@ -29,7 +29,12 @@ mixture: {{recipe: tiny, weights: {{clustered: 3}}, alone: {{near: 0.1}}}}
 """
 LISTS = (
     *("dedup/kept.npy", "dedup/survivor.npy", "dedup/dropped.csv", "sample/chosen.npy"),
-    *("kmeans/level1/centers.npy", "kmeans/level1/assignment.npy", "kmeans/level2/centers.npy"),
+    *(
+        "kmeans/level1/centers.npy",
+        "kmeans/level1/assignment.npy",
+        "kmeans/level2/centers.npy",
+        "kmeans/level2/assignment.npy",
+    ),
     *("retrieve/near.npy",),
 )
 
@@ -105,7 +110,7 @@ def test_a_curation_that_is_stopped_between_files_goes_on_to_the_same(
     monkeypatch.setattr(drafts.os, "replace", stopping)
     stops = 0
     for attempt in range(100):
-        left[0] = 1 + attempt % 5  # so many files more, then the end
+        left[0] = 1 + attempt % 7  # so many files more, then the end
         try:
             curate("run", recipe, tmp_path / "out")
             break
