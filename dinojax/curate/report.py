@@ -9,14 +9,14 @@ import numpy as np
 from dinojax.curate.allocate import Tree
 from dinojax.curate.duplicates import read_edges
 from dinojax.curate.embed import ids_of
+from dinojax.curate.line_charts import line_chart, short
 from dinojax.curate.montage import montage
 from dinojax.curate.pool import Pool, open_pool
+from dinojax.curate.report_style import STYLE
 from dinojax.curate.work import STEP, Work, backbone_of, read_levels, result_of, source_at, tree_of
 from dinojax.data import fields
 from dinojax.data.example import Source
 from dinojax.files.drafts import write_text
-from dinojax.monitor.report_style import STYLE
-from dinojax.viz.charts import line_chart, short
 
 NUM_GROUPS, NUM_CLUSTERS, NUM_DROPPED = 24, 30, 96  # that are shown
 GROUP_IMAGES, CLUSTER_IMAGES = 8, 12
