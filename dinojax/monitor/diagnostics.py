@@ -16,7 +16,12 @@ from dinojax.runs.loss_ranges import loss_ranges
 AT_CHANCE, ABOVE_CHANCE = 0.003, 0.02
 LEAST_STEPS = 100  # after the warm-up, in which a loss may stay at chance; or 0.3 x num_steps
 STILL, FAST = 1e-5, 0.5  # length of student - ema over that of the ema
-LOSSES = {"dino_local": "dino", "dino_global": "dino", "ibot": "ibot"}  # term -> its head
+LOSSES = {  # term -> its head, or what else learns by it
+    "dino_local": "dino",
+    "dino_global": "dino",
+    "ibot": "ibot",
+    "contrastive": "contrastive",
+}
 JUMP = 30  # times its median that a gradient norm does not reach by chance
 PARTS = ("backbone", "dino_head", "ibot_head")
 
@@ -139,6 +144,12 @@ def _why_at_chance(run: RunFiles, head: str, *, silent: bool) -> tuple[str, str]
     others = {finding.name for rule in (movement, divergence) for finding in rule(run)}
     if others & {"the weights stand still", "the weights run away"}:
         return f"As {others.pop()}, nothing is learned.", "Do as said there."
+    if head == "contrastive":
+        return (
+            "Images and captions do not meet: no better than a guess among the pairs of a step.",
+            "Check that captions belong to their images and differ, schedules.lr, and grad_norm"
+            " of vision_head and text_tower.",
+        )
     if silent:
         return (
             "The targets carry no signal.",

@@ -156,7 +156,9 @@ def _data(run: RunFiles) -> Iterator[Finding]:
 
 
 def _prototypes(run: RunFiles) -> Iterator[Finding]:
-    reach = loss_ranges(run.values)["dino_local"]
+    reach = loss_ranges(run.values).get("dino_local")
+    if reach is None:  # a text stage
+        return
     if reach.floor > 0.5 * reach.chance:
         yield Finding(
             "note",

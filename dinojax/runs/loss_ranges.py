@@ -31,6 +31,8 @@ def loss_ranges(values: dict[str, Any]) -> dict[str, Range]:
     masked crops divided by all crops, hence the share.
     """
     group, batch = values["group_size"], values["batch_size"]
+    if values.get("text.enabled"):  # a guess among the batch's pairs has log B
+        return {"contrastive": Range(0.0, math.log(batch))}
     side = values["crops.global_size"] // patch_of_crops(values)[1]
     counts = mask_counts(
         group * NUM_GLOBAL, side**2, rate=values["masks.rate"], ratio=tuple(values["masks.ratio"])

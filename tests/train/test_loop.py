@@ -54,7 +54,10 @@ def value(tree) -> float:
 def run(**parts):
     """A run of STEPS steps in which nothing but them is due."""
     program = SimpleNamespace(
-        network=lambda wrap: None, layout=mesh.make("dp", 1), now=lambda number: {"of step": number}
+        network=lambda wrap: None,
+        layout=mesh.make("dp", 1),
+        now=lambda number: {"of step": number},
+        batch_names=("images", "sizes"),
     )
     program.abstract_state, program.teacher_forward = lambda: "shapes", MagicMock()
     program.batch_names = ("images", "sizes")
