@@ -5,8 +5,10 @@ aligns them with captions of subject, colour and texture (dinojax/data/tile_capt
 downloaded: the vocabulary was made of such captions.
 
 Run:   dinojax train --config configs/dinotxt_tiny.py --run runs/dinotxt_tiny
-Cost:  not measured
-Score: not measured
+Cost:  22 minutes on one of two busy CPU cores (2026-11-30)
+Score: zero-shot on 16 subjects of held-out tiles 67.2 %, where a bag of colours that has seen the
+       same pairs has 56.0 % and chance is 6.2 %; the first caption of an image 56.5 % (colours
+       49.1 %), the image of a caption 51.1 % (colours 56.0 %); seed 0
 """
 
 from dinojax.configs import base, tiny

@@ -33,7 +33,7 @@ def add_verb(commands: Any, shared: Parser) -> None:
 
 
 def _describe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("image", metavar="IMAGE", help="an image file")
+    parser.add_argument("path", metavar="IMAGE", help="an image file")
     parser.set_defaults(path_option="IMAGE")
     parser.add_argument("--words", metavar="A,B,C", required=True, help="separated by commas")
     parser.add_argument("--weights", metavar="PATH", required=True, help="run, file or folder")
@@ -50,7 +50,7 @@ def _run(program: Program):
     def run(args: argparse.Namespace) -> None:
         names = ("words", "weights", "backbone", "vocabulary", "stage", "step", "template")
         options = {name: getattr(args, name) for name in (*names, "size", "out")}
-        program("describe")(args.image, **options)
+        program("describe")(args.path, **options)
 
     return run
 

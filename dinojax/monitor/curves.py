@@ -21,8 +21,13 @@ class Curves(NamedTuple):
     log: bool = False
 
 
-# Terms of the loss without a chart of their own beside chance and floor.
-OTHER_TERMS = tuple(t for t in ALL_TERMS if t not in ("dino_local", "dino_global", "ibot"))
+# Charts beside chance and floor (runs/loss_ranges.py), and all other terms of the loss.
+WITH_RANGES = {
+    "DINO loss": ("dino_local", "dino_global"),
+    "iBOT loss": ("ibot",),
+    "Contrastive loss": ("contrastive",),
+}
+OTHER_TERMS = tuple(t for t in ALL_TERMS if all(t not in own for own in WITH_RANGES.values()))
 # Title -> what is in the chart.
 CURVES: dict[str, Curves] = {
     "Other losses": Curves("KoLeo falls while images spread.", OTHER_TERMS, "loss"),
@@ -71,7 +76,9 @@ def figures(run: RunFiles) -> Iterator[Figure]:
     ranges = loss_ranges(run.values)
     cosine = run.values.get("distill.enabled") and run.values["distill.targets"] == "features"
     unit = "1 - cosine" if cosine else "cross entropy (nats)"
-    for title, terms in (("DINO loss", ("dino_local", "dino_global")), ("iBOT loss", ("ibot",))):
+    for title, terms in WITH_RANGES.items():
+        if terms[0] not in ranges:
+            continue
         marks = {"chance": ranges[terms[0]].chance, "floor": ranges[terms[0]].floor}
         lines = {term: run.column(term) for term in terms}
         note = "Chance: a student that says nothing. Floor: the least that targets allow."

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from dinojax import config as configs
+from dinojax.cli.main import main
 from dinojax.config import ConfigError
 from dinojax.data.sources import open_captioned
 from dinojax.eval import describe as describing
@@ -101,6 +102,11 @@ def test_rows_evaluation_export_and_words_of_a_run(whole, tmp_path, capsys):
     assert words.best.shape == (2, 4)  # patches of 16 pixels, the aspect kept
     sheet = describing.picture(words)
     assert sheet.size[0] > sheet.size[1] / 2
+    out = tmp_path / "words.png"
+    command = ["describe", str(tmp_path / "two.png"), "--words", "red,blue", "--size", "32"]
+    assert main([*command, "--weights", str(directory), "--out", str(out)]) == 0
+    assert Image.open(out).size == sheet.size
+    assert "2 x 4 patches" in capsys.readouterr().out
     with pytest.raises(ValueError, match="two or more words"):
         describing.describe(loaded, tmp_path / "two.png", ["red"], size=32)
 
