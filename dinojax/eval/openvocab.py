@@ -107,7 +107,8 @@ class OpenVocabulary:
 
 def read_labels(path: Path, *, first: int, num: int) -> np.ndarray:
     """Class numbers int [H, W] from 0, -1 where none of the `num` counts."""
-    values_HW = np.asarray(Image.open(path), np.int64)
+    with Image.open(path) as image:
+        values_HW = np.asarray(image, np.int64)
     if values_HW.ndim != 2:
         raise ValueError(f"{path} has {values_HW.ndim} axes; labels are one number a pixel.")
     classes_HW = values_HW - first

@@ -105,7 +105,8 @@ def test_rows_evaluation_export_and_words_of_a_run(whole, tmp_path, capsys):
     out = tmp_path / "words.png"
     command = ["describe", str(tmp_path / "two.png"), "--words", "red,blue", "--size", "32"]
     assert main([*command, "--weights", str(directory), "--out", str(out)]) == 0
-    assert Image.open(out).size == sheet.size
+    with Image.open(out) as drawn:
+        assert drawn.size == sheet.size
     assert "2 x 4 patches" in capsys.readouterr().out
     with pytest.raises(ValueError, match="two or more words"):
         describing.describe(loaded, tmp_path / "two.png", ["red"], size=32)
