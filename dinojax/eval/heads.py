@@ -11,11 +11,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dinojax.sharding import mesh
 
 HIGHEST = jax.lax.Precision.HIGHEST
+CHUNK = 1024  # rows whose logits are held at once
 INIT_STD = 0.01
 MOMENTUM = 0.9  # of SGD
 BETAS, EPS = (0.9, 0.999), 1e-8  # of AdamW
@@ -105,6 +107,30 @@ def logits(params, features: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         + p["bias"][:, None, :]
         for name, p in params.items()
     }
+
+
+def accuracies(
+    params, heads: Sequence[Head], features: Mapping[str, np.ndarray], labels_N: np.ndarray
+) -> np.ndarray:
+    """Share [number of heads] of rows that each head tells right; 0 of one whose logits are NaN."""
+    totals = np.zeros(len(heads))
+    for first in range(0, len(labels_N), CHUNK):
+        rows = slice(first, first + CHUNK)
+        found = _right(params, {name: x[rows] for name, x in features.items()}, labels_N[rows])
+        for name, numbers in grouped(heads).items():
+            totals[numbers] += np.asarray(found[name])
+    return totals / len(labels_N)
+
+
+@jax.jit
+def _right(params, features, labels_B) -> dict[str, jax.Array]:
+    """{features: rows that are right int32 [G]}"""
+    found = {}
+    for name, logits_GBC in logits(params, features).items():
+        right_GB = jnp.argmax(logits_GBC, axis=2) == labels_B[None]
+        right_GB &= ~jnp.any(jnp.isnan(logits_GBC), axis=2)
+        found[name] = jnp.sum(right_GB, axis=1, dtype=jnp.int32)
+    return found
 
 
 def losses(params, features, targets, training: Training) -> dict[str, jax.Array]:

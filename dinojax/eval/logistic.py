@@ -27,7 +27,7 @@ class Model:
 
     weights_DK: np.ndarray
     bias_K: np.ndarray
-    kind: str  # softmax | sigmoid
+    kind: str  # softmax | binary (one logit for two classes) | sigmoid (of columns of their own)
     residual: float  # largest entry of the gradient, divided by C, over its size at zero weights
 
     def scores(self, features_ND) -> np.ndarray:
@@ -35,7 +35,7 @@ class Model:
         logits_NK = np.asarray(features_ND, np.float64) @ self.weights_DK + self.bias_K
         if self.kind == "sigmoid":
             return _sigmoid(logits_NK)
-        if logits_NK.shape[1] == 1:
+        if self.kind == "binary":
             return np.concatenate([_sigmoid(-logits_NK), _sigmoid(logits_NK)], axis=1)
         return _softmax(logits_NK)
 
@@ -54,7 +54,7 @@ def fit(features_ND, labels, *, num_classes: int, strengths: Sequence[float]) ->
         raise ValueError(f"{len(features_ND)} features have {len(targets_NK)} labels.")
     mean_D = features_ND.mean(axis=0)
     moved_NR, axes_DR = _principal(features_ND - mean_D)
-    problem = _Problem(moved_NR, targets_NK, softmax=kind == "softmax" and targets_NK.shape[1] > 1)
+    problem = _Problem(moved_NR, targets_NK, softmax=kind == "softmax")
     theta = np.zeros((moved_NR.shape[1] + 1, targets_NK.shape[1]))
     for strength in strengths:
         theta, residual = _newton(problem, theta, 1.0 / strength)
@@ -152,7 +152,7 @@ class _Problem:
             return self.x32.T @ change + weights * direction
 
         diagonal = self.squares32.T @ curvature + weights
-        return product, np.maximum(diagonal, 1e-30)
+        return product, np.maximum(diagonal, 1e-7)  # where all is certain
 
 
 def _newton(problem: _Problem, theta: np.ndarray, penalty: float) -> tuple[np.ndarray, float]:
@@ -186,10 +186,11 @@ def _conjugate_gradients(product, diagonal, target: np.ndarray, accuracy: float)
     conditioned = rest / diagonal
     direction, energy = conditioned, np.vdot(rest, conditioned)
     goal = accuracy**2 * energy
-    for _ in range(1000):
+    for step in range(1000):
         image = product(direction)
         curvature = np.vdot(direction, image)
-        if curvature <= 0:
+        if curvature <= 1e-10 * np.vdot(direction, diagonal * direction):
+            found = conditioned if step == 0 else found
             break  # lost to rounding
         size = energy / curvature
         found, rest = found + size * direction, rest - size * image
@@ -223,7 +224,7 @@ def _targets(labels: np.ndarray, num_classes: int) -> tuple[str, np.ndarray]:
             f"labels run from {labels.min()} to {labels.max()}; there are {num_classes} classes."
         )
     one_hot = np.eye(num_classes)[labels]
-    return "softmax", one_hot[:, 1:] if num_classes == 2 else one_hot
+    return ("binary", one_hot[:, 1:]) if num_classes == 2 else ("softmax", one_hot)
 
 
 def _softmax(logits_NK: np.ndarray) -> np.ndarray:

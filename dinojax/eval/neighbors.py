@@ -14,6 +14,7 @@ import numpy as np
 from dinojax.eval.knn import largest
 
 MAX_ENTRIES = 2**26  # of one array of similarities: 256 MiB
+COLUMNS = 64  # entries of one column of a row of similarities, of which the maximum is taken
 NONE = -1  # of `excluded`: nothing is left out
 
 
@@ -46,13 +47,15 @@ def nearest(
     if normalize:
         bank_ND, queries_MD = _unit(bank_ND), _unit(queries_MD)
     chunk = max(1, min(num, max_entries // len(bank_ND)))
+    num_bank = len(bank_ND)
+    bank_ND = jnp.asarray(np.pad(bank_ND, ((0, -num_bank % COLUMNS), (0, 0))))
     found = []
     for first in range(0, num, chunk):
         part_MD = queries_MD[first : first + chunk]
         fill = chunk - len(part_MD)  # the last chunk has the same shape: one compile
         part_MD = np.pad(part_MD, ((0, fill), (0, 0)))
         own_M = np.pad(excluded_M[first : first + chunk], (0, fill), constant_values=NONE)
-        pair = _search(bank_ND, part_MD, own_M.astype(np.int32), k=k)
+        pair = _search(bank_ND, part_MD, own_M.astype(np.int32), k=k, num_bank=num_bank)
         found.append([np.asarray(x)[: chunk - fill] for x in pair])
     similarities, indexes = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return similarities, indexes
@@ -108,16 +111,58 @@ def excluded_by_id(bank_ids: Sequence, query_ids: Sequence) -> np.ndarray:
     return np.array([places.get(name, NONE) for name in query_ids])
 
 
-@functools.partial(jax.jit, static_argnames="k")
-def _search(bank_ND, queries_MD, excluded_M, *, k: int):
+@functools.partial(jax.jit, static_argnames=("k", "num_bank"))
+def _search(bank_ND, queries_MD, excluded_M, *, k: int, num_bank: int):
+    """Of a bank filled up to a multiple of COLUMNS; what is beyond num_bank is not found."""
     highest = jax.lax.Precision.HIGHEST
     similarities_MN = jnp.einsum("MD,ND->MN", queries_MD, bank_ND, precision=highest)
-    own_MN = jnp.arange(bank_ND.shape[0])[None, :] == excluded_M[:, None]
-    similarities_MN = jnp.where(own_MN, -jnp.inf, similarities_MN)
-    indexes_Mk = largest(similarities_MN, k).astype(jnp.int32)
-    nearest_Mk = jnp.take_along_axis(similarities_MN, indexes_Mk, axis=1)
-    # `largest` tells which, in no useful order.
-    falling_Mk, indexes_Mk = jax.lax.sort((-nearest_Mk, indexes_Mk), dimension=1, num_keys=2)
+    rows_M = jnp.arange(len(excluded_M))
+    own_M = jnp.where(excluded_M == NONE, len(bank_ND), excluded_M)  # beyond the end: dropped
+    similarities_MN = similarities_MN.at[rows_M, own_M].set(-jnp.inf, mode="drop")
+    similarities_MN = similarities_MN.at[:, num_bank:].set(-jnp.inf)
+    if len(bank_ND) // COLUMNS < 2 * k:
+        return _falling(similarities_MN, largest(similarities_MN, k))
+    return _by_columns(similarities_MN, k)
+
+
+def _by_columns(similarities_MN, k: int):
+    """As of `_falling`, by looking into the k most promising of many columns alone.
+
+    Entries j, j + S, j + 2 S ... are a column; the k columns of the largest maxima hold the k
+    largest entries, and all that are equal to the last of them unless more maxima are: then
+    everything is looked through.
+    """
+    num_rows, num = similarities_MN.shape
+    stride = num // COLUMNS
+    table_MCS = similarities_MN.reshape(num_rows, COLUMNS, stride)
+    maxima_MS = jnp.max(table_MCS, axis=1)
+    least_M1 = jnp.min(jax.lax.top_k(maxima_MS, k)[0], axis=1, keepdims=True)
+    clear = jnp.all(jnp.sum(maxima_MS >= least_M1, axis=1) == k)
+
+    def few(_):
+        columns_Mk = jnp.sort(largest(maxima_MS, k), axis=1)
+        found_MCk = jnp.take_along_axis(table_MCS, columns_Mk[:, None, :], axis=2)
+        offsets_C = (jnp.arange(COLUMNS, dtype=jnp.int32) * stride)[None, :, None]
+        # In the order of the bank, as `largest` wants it: by row of the table, then by column.
+        indexes = (offsets_C + columns_Mk[:, None, :].astype(jnp.int32)).reshape(num_rows, -1)
+        found = found_MCk.reshape(num_rows, -1)
+        places_Mk = largest(found, k)
+        values = jnp.take_along_axis(found, places_Mk, axis=1)
+        return _sorted(values, jnp.take_along_axis(indexes, places_Mk, axis=1))
+
+    return jax.lax.cond(
+        clear, few, lambda _: _falling(similarities_MN, largest(similarities_MN, k)), None
+    )
+
+
+def _falling(similarities_MN, indexes_Mk):
+    """(similarities, indexes), most similar first, of the indexes that `largest` found."""
+    return _sorted(jnp.take_along_axis(similarities_MN, indexes_Mk, axis=1), indexes_Mk)
+
+
+def _sorted(values_Mk, indexes_Mk):
+    pair = (-values_Mk, indexes_Mk.astype(jnp.int32))
+    falling_Mk, indexes_Mk = jax.lax.sort(pair, dimension=1, num_keys=2)
     return -falling_Mk, indexes_Mk
 
 

@@ -295,7 +295,8 @@ def test_a_row_says_what_its_choices_and_none_mean():
     for key, row in keys.KEYS.items():
         assert (row.default is None or "None" in row.says) == (row.optional is not None), key
         assert row.choices or " | " not in row.says, key
-        told = [re.search(rf"\b{choice}\b", row.says) is not None for choice in row.choices]
+        named = [re.escape(str(choice)) for choice in row.choices]
+        told = [re.search(rf"\b{name}\b", row.says) is not None for name in named]
         assert all(told) or (not any(told) and row.choices in TABLES), key
         assert row.default in row.choices or row.default is None or not row.choices, key
 

@@ -92,6 +92,13 @@ def test_the_order_of_the_rows_changes_nothing():
     )
 
 
+def test_a_class_without_rows_is_improbable_and_one_class_is_certain():
+    features, _ = data(num=20)
+    absent = one(features, np.zeros(20, int), 1.0, 2).scores(features)
+    assert np.all(absent[:, 1] < 1e-3) and np.all(np.isfinite(absent))
+    np.testing.assert_array_equal(one(features, np.zeros(20, int), 1.0, 1).scores(features), 1.0)
+
+
 def test_what_is_no_feature_or_no_class_is_refused():
     with pytest.raises(ValueError, match="finite"):
         one([[np.nan], [1.0]], np.array([0, 1]), 1.0, 2)

@@ -66,6 +66,24 @@ def test_chunks_of_queries_change_nothing():
     np.testing.assert_allclose(parts[0], whole[0], atol=1e-6)
 
 
+def test_a_large_bank_is_searched_by_columns_and_finds_the_same():
+    rng = np.random.default_rng(3)
+    bank, queries = rng.normal(size=(1000, 4)), rng.normal(size=(9, 4))
+    bank[500:520] = bank[77]  # more copies than neighbours: the lowest index goes first
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (queries, bank)]
+    want = (unit[0] @ unit[1].T).astype(np.float32)
+    similarities, indexes = neighbors.nearest(bank, queries, 5)
+    np.testing.assert_allclose(similarities, -np.sort(-want, axis=1)[:, :5], atol=1e-6)
+    np.testing.assert_array_equal(indexes, np.argsort(-want, axis=1, kind="stable")[:, :5])
+    _, own = neighbors.nearest(bank, bank[77:78], 5)
+    assert own.tolist() == [[77, 500, 501, 502, 503]]
+    _, others = neighbors.nearest(bank, bank[77:78], 5, excluded_M=[77])
+    assert others.tolist() == [[500, 501, 502, 503, 504]]
+    _, last = neighbors.nearest(bank, bank[999:], 3)
+    assert last[0, 0] == 999
+    assert neighbors.nearest(np.ones((1000, 3)), np.ones((1, 3)), 4)[1].tolist() == [[0, 1, 2, 3]]
+
+
 def test_equal_similarities_go_by_the_lowest_index():
     _, indexes = neighbors.nearest(np.ones((50, 3)), np.ones((1, 3)), 4)
     assert indexes.tolist() == [[0, 1, 2, 3]]
