@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dinojax.data.order import image_index
@@ -215,7 +216,7 @@ class LinearProbe:
             found = network.outputs(images_BHWC, self._outputs)
             features = {name: process_group.fetch(x) for name, x in found.items()}
             if (layout := mesh.active()) is not None:  # replaced ones are known where they are read
-                labels_B = process_group.fetch(batch.from_own_rows(layout, labels_B))
+                labels_B = process_group.fetch(jnp.asarray(batch.from_own_rows(layout, labels_B)))
             side_by_side = {
                 "+".join(names): np.concatenate([features[name] for name in names], axis=1)
                 for names in self.families

@@ -150,6 +150,7 @@ SUITE: dict[str, Row] = {
         main="matches/mutual",
         section="matches",
         note="Percent of patches with a mutual match in the other image.",
+    ),
     "linear": Row(
         module="dinojax.eval.linear",
         title="linear probe",
