@@ -54,7 +54,7 @@ def nearest(key: str, known: Sequence[str]) -> str | None:
     """The key of the same last name, by what the field says, or by letters; None without one."""
     section, _, leaf = key.lower().rpartition(".")
     usual = USUAL.get(leaf, "")
-    if usual in known and section and usual.startswith(f"{section}."):
+    if usual in known and (not section or usual.startswith(f"{section}.")):
         return usual
     if same := [other for other in known if other.rpartition(".")[2] == leaf]:
         return min(same, key=lambda other: other.count("."))

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 
 import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dinojax.data.order import image_index
@@ -199,14 +198,9 @@ class LinearProbe:
     def _crops(self, network: Network, labels_N, fitted: np.ndarray, num_steps: int) -> Iterator:
         """Batches of features of random crops, one forward pass each."""
         own = frozenset(batch.own_rows(self.batch_size))
+        images, size = self.images, self.batch_size
         read = TrainingBatches(
-            self.images.train,
-            labels_N,
-            fitted,
-            self.images.transform,
-            self.batch_size,
-            self.seed,
-            own,
+            images.train, labels_N, fitted, images.transform, size, self.seed, own
         )
         stream = grain.MapDataset.range(num_steps).map(read)
         options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
@@ -216,7 +210,9 @@ class LinearProbe:
             found = network.outputs(images_BHWC, self._outputs)
             features = {name: process_group.fetch(x) for name, x in found.items()}
             if (layout := mesh.active()) is not None:  # replaced ones are known where they are read
-                labels_B = process_group.fetch(jnp.asarray(batch.from_own_rows(layout, labels_B)))
+                labels_B = process_group.fetch(
+                    jax.numpy.asarray(batch.from_own_rows(layout, labels_B))
+                )
             side_by_side = {
                 "+".join(names): np.concatenate([features[name] for name in names], axis=1)
                 for names in self.families

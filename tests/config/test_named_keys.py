@@ -20,8 +20,9 @@ NAMED = re.compile(rf"(?<![\w./-])(?:{'|'.join(TOP)})(?:\.[a-z_][a-z_0-9]*)+(?![
 FILES = re.compile(r"\.(safetensors|pth|py|txt|md|json|jsonl|html|yaml|png|tar|log|csv|npz|draft)$")
 
 
-# A prefix of keys, names of timm and of Hugging Face, a member of a .pth file, a worked example.
-NO_KEYS = ("losses.toy", "data.num_", "model.head", "image.bytes", "data.pkl")
+# A prefix of keys, names of timm and of Hugging Face, a member of a .pth file, a worked example, a
+# selector of a style sheet.
+NO_KEYS = ("losses.toy", "text.mark", "data.num_", "model.head", "image.bytes", "data.pkl")
 
 
 def strange(text):
