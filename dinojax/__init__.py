@@ -80,25 +80,43 @@ def evaluate(
     name: str = "knn",
     *,
     overrides: Mapping[str, Any] | Sequence[str] = (),
+    data: str | None = None,
+    protocol: str | None = None,
     stage: str | None = None,
     step: int | None = None,
 ) -> dict[str, Any]:
-    """Measure a checkpoint of a run, as `dinojax eval NAME`; the row added to RUN/eval/NAME.jsonl.
+    """Measure a checkpoint of a run, as `dinojax eval NAME`; the line added to RUN/eval/NAME.jsonl.
 
+    run: or weights as for `load`, with `data`, whose record lies beside them.
     name: of `dinojax eval list`; `knn` is weighted k-NN classification in percent (a column per
-    feature: cls, patches, both). overrides: of the run's config, {"knn.bank": FOLDER,
-    "knn.query": FOLDER}. stage, step: None = the stage that the run is at, its last checkpoint.
+    feature: cls, patches, both), in `values`. data: a folder with sub-folders train and val, or
+    images without labels; None = those of the run. protocol: of those that the list names.
+    overrides: of the run's config, {"knn.bank": FOLDER, "knn.query": FOLDER}. stage, step: None =
+    the stage that the run is at, its last checkpoint.
 
     Raises ConfigError (a ValueError) for an unknown name, or data without labels;
     FileNotFoundError for a run without checkpoints.
     """
+    from dinojax.checkpoint.locate import is_run
     from dinojax.config.overrides import settings
     from dinojax.config.recipe import ConfigError
-    from dinojax.eval import checkpoints, suite
+    from dinojax.eval import suite
+    from dinojax.eval.evaluate import evaluate
 
     if name not in suite.SUITE:
         raise ConfigError(f"no evaluation {name!r}; choose of {', '.join(suite.SUITE)}.")
-    return checkpoints.evaluate(name, run, settings(overrides), step, stage=stage)
+    is_of_run = data is None or is_run(run)
+    (record,) = evaluate(
+        name,
+        run if is_of_run else None,
+        settings(overrides),
+        step,
+        weights=None if is_of_run else str(run),
+        data=data,
+        protocol=protocol,
+        stage=stage,
+    )
+    return record.to_json()
 
 
 def embed(

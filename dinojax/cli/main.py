@@ -31,7 +31,8 @@ from dinojax.sharding import gpu_memory
 PROGRAMS = {
     "train": ("dinojax", "train"),  # (configs of stages)
     "distill": ("dinojax", "distill"),  # (configs of students)
-    "eval": ("dinojax.eval.checkpoints", "evaluate"),  # (name, run_dir, overrides, step)
+    "eval": ("dinojax.eval.evaluate", "evaluate"),  # (name, run_dir, overrides, step)
+    "eval --follow": ("dinojax.eval.follow", "follow"),  # (name, run_dir, overrides)
     "plan --words": ("dinojax.plan.describe", "words_command"),  # (recipe, overrides, num_images)
     "gram pick": ("dinojax.eval.checkpoints", "pick_anchor"),  # (run_dir, overrides)
     "doctor": ("dinojax.monitor.doctor", "main"),  # (run_dir)
@@ -47,7 +48,7 @@ PROGRAMS = {
 }
 
 # Commands that write, each in one process.
-ALONE = ("eval", "gram pick", "export", "import", "embed")
+ALONE = ("eval", "eval --follow", "gram pick", "export", "import", "embed")
 
 START = """\
 examples:

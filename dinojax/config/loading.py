@@ -11,6 +11,7 @@ from dinojax.config.config import Config, check
 from dinojax.config.overrides import parse, typed
 from dinojax.config.recipe import ConfigError, flat, unknown
 from dinojax.configs import base
+from dinojax.eval import suite
 from dinojax.files.local import refuse_url
 
 
@@ -136,10 +137,12 @@ def _draft(path: Path) -> _Draft:
     found, default = saved.read(path), flat(base.get_config())
     if found.strange:
         raise ConfigError(f"{path}: {unknown(min(found.strange), default)}")
-    for key in found.lacking:
-        logging.getLogger(__name__).warning(
-            "%s lacks %s, declared since; using %r", path, key, default[key]
-        )
+    log, lacking = logging.getLogger(__name__), {*found.lacking}
+    new = [s for s, keys in suite.defaults().items() if {f"{s}.{key}" for key in keys} <= lacking]
+    if new:  # evaluations, which are off unless asked for
+        log.info("%s lacks the sections %s, declared since", path, ", ".join(new))
+    for key in (key for key in found.lacking if key.split(".")[0] not in new):
+        log.warning("%s lacks %s, declared since; using %r", path, key, default[key])
     return _Draft(dict(found.values), dict(found.sources), found.recipe)
 
 

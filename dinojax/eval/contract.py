@@ -1,7 +1,7 @@
 """What an evaluation is: built from its section of the config, it measures a frozen network.
 
 When it runs is apart from this: train/periodic.py (every n steps, and at the end of a stage),
-eval/checkpoints.py (on a finished checkpoint) and eval/follow.py (on each new one of a run).
+eval/evaluate.py (on a finished checkpoint) and eval/follow.py (on each new one of a run).
 """
 
 import dataclasses
@@ -66,7 +66,7 @@ class Setting:
     """What an evaluation is built from besides its section."""
 
     config: Config  # all of it; of weights without a run: the defaults, with what is known of them
-    transform: EvalTransform  # of images to what the network sees
+    transform: EvalTransform  # of images to what the network sees; of weights their Preprocessing
     patch_size: int  # pixels
     images: Callable[[], Source] | None = None  # of training, opened; None if there are none
     directory: Path | None = None  # of the run; receives a list of images that cannot be read

@@ -67,6 +67,11 @@ class EvalTransform:
         return self.preprocessing(pixels_HWC)
 
     @property
+    def out_size(self) -> tuple[int, int]:
+        """(height, width) of what comes out."""
+        return self.crop_size, self.crop_size
+
+    @property
     def preprocessing(self) -> Preprocessing:
         return Preprocessing(
             self.crop_size, self.resize_size, self.normalize, self.mean or None, self.std or None
@@ -93,8 +98,8 @@ class _ReadBatch:
     def __call__(self, number: int) -> tuple[np.ndarray, int, dict[int, str]]:
         first = number * self.batch_size
         indexes = range(first, min(first + self.batch_size, len(self.source)))
-        size = self.transform.crop_size
-        images_BHWC = np.zeros((self.batch_size, size, size, self.source.channels), np.float32)
+        size = self.transform.out_size
+        images_BHWC = np.zeros((self.batch_size, *size, self.source.channels), np.float32)
         bad = {}
         for row, index in enumerate(indexes):
             if row not in self.own:
@@ -172,13 +177,15 @@ def extract_outputs(
     num_threads: int = 2,
     prefetch: int = 2,
     shared: bool = True,
+    may_be_empty: bool = False,
 ) -> dict:
     """{name: float32 [N, ...]} of what `apply_fn` gives for images, "labels", "kept" and "bad".
 
     labels: int32 [N] or None. kept: int64 [N], indexes of the images in the source; those that
     cannot be read are left out and stand in bad, {index: reason}. Every batch has `batch_size`
     images, so `apply_fn` compiles once; the fill of the last batch is dropped. Rows are in the
-    order of the source whatever the batch size. Raises ValueError if no image can be read.
+    order of the source whatever the batch size. Raises ValueError if no image can be read, unless
+    it may be empty.
 
     shared: `apply_fn` works on the devices of all processes, so that each reads its rows alone.
     """
@@ -200,9 +207,9 @@ def extract_outputs(
     if shared:
         everywhere = process_group.current().settle("bad images", list(bad.items()), _all_of)
         bad = dict(sorted((index, reason) for index, reason in everywhere))
-    if len(bad) == len(source):
+    if len(bad) == len(source) and not may_be_empty:
         raise ValueError(f"none of {len(bad)} images can be read, the first: {bad[0]}")
-    kept = np.array([index for index in range(len(source)) if index not in bad])
+    kept = np.array([index for index in range(len(source)) if index not in bad], np.int64)
     return {
         **{name: _of(kept, np.concatenate(parts)) for name, parts in rows.items()},
         "labels": None if source.labels is None else source.labels[kept],

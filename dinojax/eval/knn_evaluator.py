@@ -71,6 +71,12 @@ KEYS = {
         "limits": (1, 1_048_576),
     },
 }
+# The papers judge at 512 pixels, the released code and DINOv2 at 224 (docs/evaluation.md).
+PROTOCOLS = {
+    "paper": {"crop_size": 512, "resize_size": 512, "neighbors": 20, "temperature": 0.07},
+    "released": {"crop_size": 224, "resize_size": 256, "neighbors": 20, "temperature": 0.07},
+    "dinov2": {"crop_size": 224, "resize_size": 256, "neighbors": 20, "temperature": 0.07},
+}
 
 
 @dataclasses.dataclass(frozen=True)

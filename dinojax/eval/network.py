@@ -13,6 +13,7 @@ import numpy as np
 from dinojax.data.example import Source
 from dinojax.distributed import process_group
 from dinojax.eval import features
+from dinojax.eval.cache import FeatureCache
 from dinojax.eval.features import Embed, EvalTransform
 from dinojax.models.convnext import ConvNext
 from dinojax.models.vit import Vit
@@ -34,6 +35,7 @@ class Network:
     params: dict
     forward: Callable[[tuple[str, ...]], Forward] | None = None  # names of outputs -> a pass
     words: dict | None = None  # of a text stage: parameters of all beside the backbone
+    cache: FeatureCache | None = None  # on disk
     _found: dict = dataclasses.field(default_factory=dict)  # what was extracted, by what it is of
 
     def __call__(self, images_BHWC):
@@ -68,14 +70,16 @@ class Network:
         """Outputs of a whole source, in its order: {name: float32 [N, ...]}, labels, kept, bad.
 
         As features.extract: images that cannot be read are left out. All is held in memory of the
-        host, once for all evaluations of one network that ask for the same.
+        host, once for all evaluations of one network that ask for the same; with a cache what was
+        computed lies on disk, and is read from there.
         """
         key = (source.fingerprint, id(source), transform, tuple(names))
-        if key not in self._found:
+        how: dict[str, Any] = {"transform": transform, "batch_size": batch_size}
+        if key not in self._found and self.cache is not None:
+            self._found[key] = self.cache.extract(self.outputs, source, names, **how)
+        elif key not in self._found:
             apply = functools.partial(self.outputs, names=tuple(names))
-            self._found[key] = features.extract_outputs(
-                apply, source, transform=transform, batch_size=batch_size
-            )
+            self._found[key] = features.extract_outputs(apply, source, **how)
         return self._found[key]
 
 

@@ -37,6 +37,7 @@ class Row:
     note: str  # under its chart in the report
     unit: str = "%"  # of its values
     switch: str = "every"  # key of the section without whose value it is not built; "" = none
+    free: tuple[str, ...] = ()  # keys of the section that change none of its values
     is_watched: bool = False  # knn.alarm and the doctor judge by the first of these that is there
 
     def main_column(self, values: Mapping[str, Any]) -> str:

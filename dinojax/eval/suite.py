@@ -22,6 +22,7 @@ SUITE: dict[str, Row] = {
         section="knn",
         note="Percent right, by features.",
         switch="",
+        free=("batch_size", "mosaics", "features"),
         is_watched=True,
     ),
     "mosaics": Row(
@@ -35,6 +36,7 @@ SUITE: dict[str, Row] = {
         section="knn",
         note="Percent of the patches of mosaics told right (dinojax/eval/mosaic.py).",
         switch="mosaics",
+        free=("batch_size", "features"),
         is_watched=True,
     ),
     "zeroshot": Row(
@@ -47,6 +49,7 @@ SUITE: dict[str, Row] = {
         main="zeroshot/top1",
         section="zeroshot",
         note="Percent of images whose class has the nearest prompts (docs/text.md).",
+        free=("batch_size", "images"),
     ),
     "pairs": Row(
         module="dinojax.eval.pairs",
@@ -58,6 +61,7 @@ SUITE: dict[str, Row] = {
         main="pairs/text@1",
         section="pairs",
         note="Percent of images (text@k) and captions (image@k) found among the k nearest.",
+        free=("batch_size", "images", "source"),
     ),
     "openvocab": Row(
         module="dinojax.eval.openvocab",
@@ -69,6 +73,7 @@ SUITE: dict[str, Row] = {
         main="openvocab/miou",
         section="openvocab",
         note="Mean IoU over classes in percent (docs/text.md).",
+        free=("images",),
     ),
     "ridge": Row(
         module="dinojax.eval.ridge_evaluator",
@@ -81,6 +86,7 @@ SUITE: dict[str, Row] = {
         main="ridge/miou",
         section="ridge",
         note="mIoU of a ridge on patches (dinojax/eval/ridge.py); no trained head's mIoU.",
+        free=("batch_size",),
     ),
     "segmentation": Row(
         module="dinojax.eval.segmentation_evaluator",
@@ -117,6 +123,7 @@ SUITE: dict[str, Row] = {
         main="warps/within1",
         section="warps",
         note="Percent of patches matched within one patch of their place in a warped view.",
+        free=("batch_size", "images"),
     ),
     "pan": Row(
         module="dinojax.eval.pan_evaluator",
@@ -128,6 +135,7 @@ SUITE: dict[str, Row] = {
         main="pan/jf",
         section="pan",
         note="J and F of labels propagated along a synthetic pan.",
+        free=("batch_size", "images"),
     ),
     "objects": Row(
         module="dinojax.eval.objects_evaluator",
@@ -150,6 +158,7 @@ SUITE: dict[str, Row] = {
         main="matches/mutual",
         section="matches",
         note="Percent of patches with a mutual match in the other image.",
+        free=("images",),
     ),
     "linear": Row(
         module="dinojax.eval.linear",

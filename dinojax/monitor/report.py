@@ -10,7 +10,7 @@ from dinojax.config.saved import FAMILY
 from dinojax.data import fields
 from dinojax.eval.suite import SUITE
 from dinojax.files.drafts import write_text
-from dinojax.monitor import headline, pages
+from dinojax.monitor import headline, pages, results
 from dinojax.monitor.curves import figures
 from dinojax.monitor.doctor import diagnose, verdict
 from dinojax.monitor.pages import Figure
@@ -57,7 +57,7 @@ def page(run: RunFiles) -> str:
     keys = [{"key": k, "value": v, "from": run.sources[k]} for k, v in run.values.items()]
     return pages.render(
         "report",
-        list(figures(whole)),
+        [*figures(whole), *results.figures(run)],
         title=run.directory.resolve().name,
         when=_when(run.directory, f"{run.recipe}, stage {run.stage}"),
         tiles=list(headline.tiles(run)),
@@ -69,6 +69,7 @@ def page(run: RunFiles) -> str:
         ],
         findings=findings,
         verdict=verdict(run) if fine else "",
+        results=list(results.tables(run)),
         crops=list(_crops(run)),
         looks=list(_looks(run)),
         measured=list(_measured(run)),

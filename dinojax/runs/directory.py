@@ -13,6 +13,7 @@ import jax
 
 from dinojax import config as configs
 from dinojax.config import Config, ConfigError, saved
+from dinojax.eval import suite
 from dinojax.files.drafts import SUFFIX, refuse_other, write_json
 from dinojax.files.local import refuse_url
 from dinojax.runs import finished, lock
@@ -27,7 +28,7 @@ FREE_KEYS = (
     "data.max_bad_share",
     "checkpoint.",
     "log.",
-    "knn.",
+    *(f"{section}." for section in suite.sections()),  # of evaluations
     "distill.teacher",  # the path; what it holds is compared with what it held
     "distill.strategy",
     "distill.place",

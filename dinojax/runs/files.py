@@ -10,6 +10,7 @@ from dinojax.config import saved as saved_files
 from dinojax.config.saved import FAMILY
 from dinojax.data import fields
 from dinojax.data.quarantine import KNN_FILE
+from dinojax.runs import records
 from dinojax.runs.finished import last_step, stage_file
 from dinojax.runs.scalars import read_metrics
 
@@ -34,6 +35,7 @@ class RunFiles:
     resumes: list[dict[str, Any]]
     environment: dict[str, Any]
     energy: dict[str, Any]  # of a student: of all that learn with it
+    records: list[dict[str, Any]]  # results of evaluations (runs/records.py), of all stages
     finished: int | None  # the step that the stage ended with
     unwritten: list[int]  # steps of checkpoints under way, or torn
     num_images: int  # seen so far, in earlier stages too
@@ -107,6 +109,7 @@ def read_run(directory: str | Path, *, stage: str | None = None) -> RunFiles:
         resumes=_resumes(directory / "resumes.jsonl"),
         environment=_object(directory / "env.json"),
         energy=_energy(home / "energy.json"),
+        records=records.read(directory / records.FOLDER),
         finished=last_step(directory, values),
     )
 

@@ -44,11 +44,21 @@ def test_train_passes_the_resolved_config_and_the_run_directory(program, tmp_pat
     assert config.seed == 3 and config.optim.clip is None
 
 
-def test_eval_knn_passes_run_overrides_and_step(program, tmp_path):
+OPTIONS = {"data": None, "protocol": None, "cache": True, "stage": None, "out": None, "prefix": ""}
+
+
+def test_eval_knn_passes_run_overrides_and_step(program, tmp_path, capsys):
     calls = program("eval")
     args = ["eval", "knn", "--run", str(tmp_path), "--step", "20", "--set", "knn.neighbors=5"]
     assert main.main(args) == main.FINISHED
-    assert calls == [("knn", tmp_path, ["knn.neighbors=5"], 20)]
+    assert calls == [("knn", tmp_path, ["knn.neighbors=5"], 20, OPTIONS | {"weights": None})]
+    follow = program("eval --follow")
+    assert main.main([*args[:4], "--follow", "--poll", "5"]) == main.FINISHED
+    own = {"data": None, "protocol": None, "cache": True, "seconds": 5.0}
+    assert follow == [("knn", tmp_path, [], own)]
+    assert main.main([*args, "--follow"]) == main.REFUSED
+    told = "--follow takes all checkpoints of a --run, no --stage or --step"
+    assert told in capsys.readouterr().err
 
 
 def test_a_user_error_is_one_message_and_exit_code_2(capsys):

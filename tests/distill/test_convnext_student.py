@@ -11,7 +11,7 @@ from PIL import Image
 from dinojax.augment.views import Views, reduced
 from dinojax.config import ConfigError
 from dinojax.data import tiles
-from dinojax.eval import checkpoints
+from dinojax.eval.evaluate import evaluate
 from dinojax.losses.ibot import masked_patches
 from dinojax.models.convnext import ConvNextSpec
 from dinojax.ops import rng
@@ -231,7 +231,7 @@ def test_a_convnext_is_distilled_measured_and_exported(teacher, tmp_path, monkey
     assert {"knn/both", "dense/mosaic", "locality", "ibot", "probe/drift"} <= seen
     with Image.open(run / "pictures/crops.png") as sheet:  # two global, a local, two of the teacher
         assert sheet.size[0] == 2 * 64 + 32 + 2 * 32 + 6 * 4
-    checkpoints.evaluate("knn", run, (), None)
+    evaluate("knn", run, (), None)
     assert "step 2, 64 images in the bank" in capsys.readouterr().out
     images = np.random.default_rng(0).normal(size=(2, 64, 96, 1)).astype(np.float32)
     ema = convert.load(run)

@@ -13,6 +13,7 @@ import pytest
 
 from dinojax.eval import row, suite
 from dinojax.eval.network import Network, parsed
+from dinojax.runs import records
 
 ROOT = Path(__file__).parent.parent.parent
 NAMES = list(suite.SUITE)
@@ -118,8 +119,10 @@ def test_an_evaluation_added_by_a_file_and_a_row_is_seen_everywhere(tmp_path):
     during = {r["step"]: r["likeness/cls"] for r in rows if "likeness/cls" in r}
     assert during.keys() == {0, 2} and all(-1 <= value <= 1 for value in during.values())
     assert f"step 2: likeness {during[2]:.4g}" in told
-    (line,) = (run / "eval/likeness.jsonl").read_text().splitlines()
-    assert json.loads(line)["cls"] == pytest.approx(during[2], abs=1e-6)
+    (record,) = records.read(run / "eval")
+    assert record["values"]["likeness/cls"] == pytest.approx(during[2], abs=1e-6)
+    assert record["intervals"]["likeness/cls"][0] < during[2] and record["n"] == 24
+    assert f"protocol {record['fingerprint']}" in (run / "report.html").read_text()
     assert "likeness: likeness, mean cosine between the cls tokens" in told
     assert "likeness.batch_size: images per pass" in told
     assert "likeness.every=0 is out of range; use a value at least 1" in told

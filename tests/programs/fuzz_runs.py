@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dinojax import config as configs
 from dinojax.checkpoint.manager import Checkpoints
-from dinojax.eval import checkpoints as measure
+from dinojax.eval import targets as measure
 from dinojax.monitor.energy import summed
 from dinojax.train import loop, replay
 from dinojax.train.checks import check_data
@@ -127,17 +127,17 @@ def reading_only() -> Iterator[None]:
     def reached(*_, **__):
         raise Reached
 
-    before = measure._network, replay.program, loop._at_work
+    before = measure.backbone_of, replay.program, loop._at_work
     stand_in = type("Program", (), {"build": reached, "build_sizes": reached})
     with checks_only([]):
-        measure._network, replay.program = reached, stand_in  # type: ignore[assignment]
+        measure.backbone_of, replay.program = reached, stand_in  # type: ignore[assignment]
         loop._at_work = _begin  # type: ignore[assignment]
         try:
             yield
         except Reached:
             pass
         finally:
-            measure._network, replay.program, loop._at_work = before
+            measure.backbone_of, replay.program, loop._at_work = before
 
 
 @contextlib.contextmanager

@@ -1,7 +1,5 @@
 """A text stage from captions to words for patches, with a stop in between."""
 
-import json
-
 import jax
 import numpy as np
 import pytest
@@ -13,8 +11,9 @@ from dinojax.config import ConfigError
 from dinojax.data.sources import open_captioned
 from dinojax.eval import describe as describing
 from dinojax.eval import text_model as model
-from dinojax.eval.checkpoints import evaluate
+from dinojax.eval.evaluate import evaluate
 from dinojax.eval.text_export import export
+from dinojax.runs import records
 from dinojax.runs.scalars import read_metrics
 from dinojax.train import loop
 from dinojax.train.records import Records
@@ -80,8 +79,8 @@ def test_rows_evaluation_export_and_words_of_a_run(whole, tmp_path, capsys):
     assert [row["step"] for row in measured] == [0, 4]
 
     evaluate("pairs", directory, [], None)
-    told = json.loads((directory / "eval" / "pairs.jsonl").read_text())
-    assert told["text@1"] == pytest.approx(measured[-1]["pairs/text@1"], abs=1e-3)
+    (told,) = records.read(directory / "eval")
+    assert told["values"]["pairs/text@1"] == pytest.approx(measured[-1]["pairs/text@1"], abs=1e-3)
 
     loaded = model.load(directory)
     jax.tree.map(

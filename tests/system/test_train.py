@@ -15,8 +15,10 @@ import dinojax
 from dinojax import config as configs
 from dinojax.cli import main
 from dinojax.data import tiles
+from dinojax.eval import features
 from dinojax.eval.features import EvalTransform
 from dinojax.eval.knn import knn_accuracy
+from dinojax.runs import records
 from dinojax.runs.scalars import read_metrics
 from dinojax.train import loop
 from dinojax.train.records import Records
@@ -143,11 +145,23 @@ def test_eval_knn_measures_the_checkpoint_of_a_run(run, capsys):
     directory = run[0]
     assert main.main(["eval", "knn", "--run", str(directory)]) == main.FINISHED
     assert "step 4, 48 images in the bank, 32 queries" in capsys.readouterr().out
-    row = json.loads((directory / "eval" / "knn.jsonl").read_text())
+    (row,) = records.read(directory / "eval")
     during = [r for r in read_metrics(directory / "metrics.jsonl") if "knn/cls" in r][-1]
     names = ("cls", "patches", "both")
     assert during["step"] == row["step"] == 4
-    assert {name: during[f"knn/{name}"] for name in names} == {name: row[name] for name in names}
+    assert row["values"] == {f"knn/{name}": during[f"knn/{name}"] for name in names}
+    low, high = row["intervals"]["knn/cls"]
+    assert low < row["values"]["knn/cls"] < high and row["n"] == 32
+    # A second one reads the features of the first, and what is of another protocol stands apart.
+    again = ["eval", "knn", "--run", str(directory), "--set", "knn.neighbors=3"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features, "extract_outputs", None)
+        assert main.main(again) == main.FINISHED
+    assert main.main(["report", str(directory)]) == main.FINISHED
+    groups = records.grouped(records.read(directory / "eval"))
+    assert [len(rows) for rows in groups.values()] == [1, 1]
+    report = (directory / "report.html").read_text()
+    assert all(f"protocol {fingerprint}" in report for _, fingerprint in groups)
     assert main.main(["eval", "knn", "--run", str(directory), "--step", "3"]) == main.REFUSED
     assert "has no checkpoint 3; it has [2, 4]" in capsys.readouterr().err
 
