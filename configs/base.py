@@ -37,6 +37,16 @@ def part(name: str, path: str, *, source: str = "folder", weight: float = 0.0, a
     )
 
 
+def guide(column: str, kind: str, *, effect: str = "keep", weight: float):
+    """A column of metadata that guides the backbone (docs/own_data.md)."""
+    return (
+        column,  # of metadata; label: the class; [R] guided
+        kind,  # classification, regression or prototypes (means of the teacher's cls); [R] guided
+        effect,  # keep it in the backbone, or remove it by gradient reversal; [R] guided
+        float(weight),  # of the loss; the release divides those of removal by 10; [R] guided
+    )
+
+
 def get_config() -> ConfigDict:
     """A config of all defaults, to be changed by a recipe."""
     c = ConfigDict(convert_dict=True)

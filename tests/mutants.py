@@ -208,8 +208,8 @@ MUTATIONS = (
     # -- the step
     Mutation(
         "ema_before_update",
-        '1.0 - now["momentum"]), state.ema, student)',
-        '1.0 - now["momentum"]), state.ema, state.student)',
+        '1.0 - now["momentum"]), state.ema, followed)',
+        '1.0 - now["momentum"]), state.ema, {name: state.student[name] for name in state.ema})',
         ("test_the_ema_moves_a_tenth_of_the_way_to_the_new_student",),
     ),
     Mutation(

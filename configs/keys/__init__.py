@@ -22,6 +22,12 @@ STAGE_KEYS: dict[str, Key] = {
     "seed": Key(0, "integer; every random draw derives from it; [R]", (0, 2**32 - 1)),
     "stage": Key("pretrain", "of a recipe with STAGES: set to the stage's name; a folder; [ours]"),
     "num_steps": Key(125_000, "updates of this stage; [R]", (1, COUNT)),
+    "epochs": Key(
+        None,
+        "passes over the images instead of num_steps, schedules in proportion, or None; [ours]",
+        (SMALL, COUNT),
+        optional=float,
+    ),
     "batch_size": Key(2048, "images per step over all devices and micro-batches; [R]", (1, IMAGES)),
     "group_size": Key(
         64,
@@ -30,6 +36,13 @@ STAGE_KEYS: dict[str, Key] = {
     ),
     "accumulate": Key(
         1, "micro-batches per step; changes memory, not results; [ours]", (1, IMAGES)
+    ),
+    # auto: what recipes that compute their values are told (docs/own_data.md)
+    "auto.images": Key(
+        None, "number of images, None = counted at data.path; [ours]", (1, COUNT), optional=int
+    ),
+    "auto.memory": Key(
+        None, "GiB of a device, None = asked of it; [ours]", (SMALL, 1e6), optional=float
     ),
     # start
     # What a stage starts from (docs/stages.md).
@@ -45,6 +58,11 @@ STAGE_KEYS: dict[str, Key] = {
         "keep",
         "keep [R] | new (random: files of weights hold no heads) [ours]",
         choices=("keep", "new"),
+    ),
+    "start.channels": Key(
+        "same",
+        "same | expand (a file's 3 to image.channels: new ones are means); [R] guided",
+        choices=("same", "expand"),
     ),
     "start.schedules": Key(
         "restart",

@@ -5,8 +5,15 @@ from dinojax.data.sources import SOURCES
 
 IMAGES_KEYS: dict[str, Key] = {
     # data
-    "data.source": Key("folder", "kind of data set; [ours]", choices=tuple(SOURCES)),
+    "data.source": Key(
+        "folder",
+        "kind of data set; auto: as data.path looks; [ours]",
+        choices=(*SOURCES, "auto"),
+    ),
     "data.path": Key("", "of the images; a folder is read to any depth; [ours]"),
+    "data.metadata": Key(
+        "", "table (CSV, Parquet) of a folder's images: column path, and others; [ours]"
+    ),
     "data.mixture": Key(
         (),
         "rows made by base.part, instead of one source; () = no mixture; [P]",

@@ -9,6 +9,20 @@ LEARNING_KEYS: dict[str, Key] = {
     "losses.koleo": Key(
         0.1, "weight, times the number of global crops; [R]", (0, FLOAT), terms=("koleo",)
     ),
+    # SIGReg (arXiv:2511.08544) draws the bottleneck of cls tokens towards a normal distribution.
+    "losses.sigreg": Key(
+        0.0,
+        "weight, times the number of global crops; [R] 0.05 where guided",
+        (0, FLOAT),
+        terms=("sigreg",),
+    ),
+    "losses.sigreg_directions": Key(
+        1024, "random ones, anew in each step; [R] guided", (1, CHANNELS)
+    ),
+    "losses.sigreg_points": Key(
+        17, "of the characteristic function, on [-range, range]; [R] guided", (2, 1024)
+    ),
+    "losses.sigreg_range": Key(5.0, "in standard deviations; [R] guided", (SMALL, 1e3)),
     "losses.student_temperature": Key(0.1, "divides the student's logits; [R]", (SMALL, FLOAT)),
     "losses.skip_same_crop": Key(True, "leave out the pairs of a global crop with itself; [R]"),
     "losses.koleo_group": Key(
@@ -46,8 +60,9 @@ LEARNING_KEYS: dict[str, Key] = {
     "gram.per_image": Key(True, "a matrix per image, else one per group; [R] 7B"),
     "gram.clip": Key(
         "none",
-        "none [R] | both | teacher: set negative similarities to 0",
-        choices=("none", "both", "teacher"),
+        "negative similarities become 0: none [R] | both | teacher (as released) | both_negative "
+        "(the teacher's, and the student's where both are) [ours]",
+        choices=("none", "both", "teacher", "both_negative"),
     ),
     "gram.tokens": Key(
         "all",
@@ -78,8 +93,48 @@ LEARNING_KEYS: dict[str, Key] = {
         choices=("sqrt_1024", "linear_256", "none"),
     ),
     "optim.freeze_backbone": Key(False, "it and its ema stay to the last bit, heads train; [ours]"),
+    # A new patch embedding learns while the rest of the backbone, its trunk, stays what it was.
+    "optim.freeze_trunk": Key(
+        0, "steps with a learning rate of 0 for the trunk; [R] guided 10,000", (0, COUNT)
+    ),
+    "optim.trunk_warmup": Key(
+        0, "steps in which its rate and decay then rise to all; [R] guided 1000", (0, COUNT)
+    ),
     "optim.freeze_last_layer": Key(
         1250, "steps with a learning rate of 0 for the prototypes; [R]", (0, COUNT)
+    ),
+    # guides: what metadata keep in the backbone, or take out of it: arXiv:2606.05107
+    "guides.rows": Key(
+        (),
+        "rows made by base.guide; () = none; [R] guided",
+        columns=(str, str, str, float),
+    ),
+    "guides.hidden": Key(
+        (512,), "widths of hidden layers of heads, of any number; [ours]", (1, CHANNELS), many=int
+    ),
+    "guides.activation": Key(
+        "sigmoid",
+        "of regression to 0..1: none | sigmoid | tanh; [R] guided",
+        choices=("none", "sigmoid", "tanh"),
+    ),
+    "guides.temperature": Key(
+        0.07, "of prototypes of a class that was not seen yet; [R] guided", (SMALL, FLOAT)
+    ),
+    "guides.momentum": Key(0.999, "of prototypes, by updates of a class; [R] guided", (0, 1)),
+    "guides.min_temperature": Key(0.01, "of prototypes; [R] guided", (SMALL, FLOAT)),
+    # none: weights alone; norms: gradients of equal norm whatever the weights (as released);
+    "guides.equalize": Key(
+        "none",
+        "none | norms | weights (equal norms times weights); [ours]",
+        choices=("none", "norms", "weights"),
+    ),
+    "guides.ramp": Key(
+        "sigmoid",
+        "of gradients to the backbone: sigmoid | linear | constant; [R] guided",
+        choices=("sigmoid", "linear", "constant"),
+    ),
+    "guides.ramp_start": Key(
+        0, "steps in which guides learn and send the backbone nothing; [R] guided", (0, COUNT)
     ),
     # adapter: low-rank adapters: LoRA, arXiv:2106.09685
     "adapter.rank": Key(0, "of the blocks' adapters; 0 = all weights train; [ours]", (0, CHANNELS)),

@@ -70,11 +70,18 @@ def add_verb(commands: Any, parser: Parser) -> None:
 
 
 def _show(args: argparse.Namespace) -> None:
-    config = load(args.config, args.set, stage=args.stage)
+    config = load(args.config, args.set, stage=args.stage, measure=_measured)
     lines = [
         f"{key} = {value!r}  ({config.sources[key]})" for key, value in config.values().items()
     ]
     print("\n".join(line.removesuffix("  (base)") for line in lines))
+
+
+def _measured(values):
+    """What a recipe wants to know of images and machine; imports jax only then."""
+    from dinojax.train.measure import measure
+
+    return measure(values)
 
 
 def _explain(args: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from dinojax.cli import processes
 from dinojax.cli.parser import Parser
 from dinojax.config import load_stages, load_students, of_run, pick, pick_students
+from dinojax.distributed import cluster
 from dinojax.distributed.interrupt import leaving
 
 # Flag of `train` after --accept- -> what it accepts.
@@ -55,6 +56,12 @@ def add_verb(commands: Any, parser: Parser) -> None:
     for command in (train, distill):
         parser.config_options(command, required=False, absent="; default: that of the run")
         command.add_argument(
+            "--epochs",
+            type=float,
+            metavar="E",
+            help="passes over the images, instead of num_steps; schedules keep their shares",
+        )
+        command.add_argument(
             "--stage", metavar="NAME", help="run this stage alone; default: all that are not done"
         )
         command.add_argument(
@@ -73,7 +80,8 @@ def add_verb(commands: Any, parser: Parser) -> None:
 
 def _train(program: Callable[[str], Callable]) -> Callable:
     def run(args: argparse.Namespace) -> None:
-        found = load_stages(args.config or of_run(args.run), args.set)
+        recipe = args.config or of_run(args.run)
+        found = load_stages(recipe, _with_epochs(args), measure=_measure(args))
         if args.stage is not None:
             pick(found, args.stage)
         _start(lambda: program("train"), found, args)
@@ -83,10 +91,27 @@ def _train(program: Callable[[str], Callable]) -> Callable:
 
 def _distill(program: Callable[[str], Callable]) -> Callable:
     def run(args: argparse.Namespace) -> None:
-        found = load_students(args.config or of_run(args.run), args.set)
+        recipe = args.config or of_run(args.run)
+        found = load_students(recipe, _with_epochs(args), measure=_measure(args))
         _start(lambda: program("distill"), pick_students(found, args.student), args)
 
     return run
+
+
+def _with_epochs(args: argparse.Namespace) -> list[str]:
+    """What --set gives, and --epochs as one of them."""
+    return args.set + ([] if args.epochs is None else [f"epochs={args.epochs}"])
+
+
+def _measure(args: argparse.Namespace) -> Callable:
+    """Counts images and asks for devices, where a recipe wants to know: imports jax only then."""
+
+    def measure(values):
+        place = cluster.find(args.coordinator, args.num_processes, args.process_id, args.cluster)
+        alone = place is None or place.count == 1
+        return importlib.import_module("dinojax.train.measure").measure(values, alone=alone)
+
+    return measure
 
 
 def _start(program: Callable[[], Callable], found, args: argparse.Namespace) -> None:

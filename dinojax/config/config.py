@@ -95,7 +95,7 @@ class Config:
         that the run was given have no use for them.
         """
         unread = self.unread()
-        unread = [k for k in unread if not (k.startswith(besides) and self.sources[k] == "recipe")]
+        unread = [k for k in unread if not (k.startswith(besides) and self.sources[k] != "--set")]
         if unread:
             lines = [f"{key} is set (by {self.sources[key]}) but nothing read it" for key in unread]
             raise ConfigError("; ".join(lines) + "; remove it, or enable what uses it.")

@@ -12,7 +12,7 @@ USUAL = {
     **dict.fromkeys(("momentum", "ema", "ema_decay", "ema_momentum"), "schedules.momentum.peak"),
     **dict.fromkeys(("temp", "teacher_temp"), "schedules.teacher_temperature.peak"),
     "student_temp": "losses.student_temperature",
-    **dict.fromkeys(("epochs", "num_epochs", "max_epochs", "n_epochs"), "num_steps"),
+    **dict.fromkeys(("num_epochs", "max_epochs", "n_epochs"), "epochs"),
     **dict.fromkeys(("steps", "max_steps", "iterations", "num_iterations", "iters"), "num_steps"),
     **dict.fromkeys(("batch", "bs", "batchsize", "global_batch_size"), "batch_size"),
     **dict.fromkeys(("batch_size_per_gpu", "per_device_batch_size"), "group_size"),

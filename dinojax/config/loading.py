@@ -5,8 +5,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dinojax.config import computed, rules, saved, stage_rules
 from dinojax.config import recipe as recipe_files
-from dinojax.config import rules, saved, stage_rules
 from dinojax.config.config import Config, check
 from dinojax.config.overrides import parse, typed
 from dinojax.config.recipe import ConfigError, flat, unknown
@@ -29,13 +29,18 @@ def load(
     *,
     smoke: bool = False,
     stage: str | None = None,
+    measure: computed.Measure = computed.assumed,
 ) -> Config:
     """The checked config of one stage of a recipe, by default its first. See `load_stages`."""
-    return pick(load_stages(recipe, overrides, smoke=smoke), stage)
+    return pick(load_stages(recipe, overrides, smoke=smoke, measure=measure), stage)
 
 
 def load_students(
-    recipe: str | Path, overrides: Sequence[str] = (), *, smoke: bool = False
+    recipe: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    smoke: bool = False,
+    measure: computed.Measure = computed.assumed,
 ) -> dict[str, list[Config]]:
     """Student -> the checked configs of its stages, of a recipe with STUDENTS or of a run of it.
 
@@ -54,7 +59,9 @@ def load_students(
         rest = [o for o in kept if not o.startswith(f"{student}:")]
         plain = [o for o in rest if o.partition("=")[0].strip() not in given]
         if folder is None:
-            found[student] = load_stages(recipe, plain + own, smoke=smoke, student=student)
+            found[student] = load_stages(
+                recipe, plain + own, smoke=smoke, student=student, measure=measure
+            )
         else:
             found[student] = load_stages(folder / student, plain + own, smoke=smoke)
     return found
@@ -66,22 +73,25 @@ def load_stages(
     *,
     smoke: bool = False,
     student: str | None = None,
+    measure: computed.Measure = computed.assumed,
 ) -> list[Config]:
     """The checked configs of all stages of a recipe.
 
     recipe: a file, the name of a packaged one such as `tiny`, or a run directory, whose resolved
     config is taken (a packaged name goes first; ./tiny is a folder). overrides: `key=value` for
     every stage or `STAGE:key=value` for one, applied last. smoke: shrink each by the recipe's own
-    `smoke`. student: of a recipe that has STUDENTS. Raises ConfigError for unknown or duplicate
-    keys, wrong types, and all broken rules at once.
+    `smoke`. student: of a recipe that has STUDENTS. measure: what recipes that compute their values
+    are told (computed.py). Raises ConfigError for unknown or duplicate keys, wrong types, and all
+    broken rules at once.
     """
     if student is None and (many := student_names(recipe)):
         raise ConfigError(
             f"{recipe} is for several students ({', '.join(many)}): use `dinojax distill` or "
             "`dinojax plan`, with --student NAME for one of them."
         )
-    folder = saved.folder_of(recipe)
+    folder, function = saved.folder_of(recipe), None
     if folder is None:
+        function = None if smoke else recipe_files.computed(recipe_files.find(recipe))
         drafts = _of_recipe(recipe_files.find(recipe), str(recipe), smoke=smoke, student=student)
     elif smoke:
         raise ConfigError(f"{recipe} is a run, which has no smoke; give its recipe.")
@@ -89,11 +99,22 @@ def load_stages(
         drafts = _of_run(folder)
     default, names = flat(base.get_config()), [draft.values["stage"] for draft in drafts]
     found: list[Config] = []
+    facts: computed.Facts | None = None
     before = 0
     for values, sources, origin in drafts:
         own = _of_stage(overrides, values["stage"], names)
-        for key, value in parse(own, default).items():
+        given = parse(own, default)
+        for key, value in given.items():
             values[key], sources[key] = value, "--set"
+        # A run's own epochs have long become its number of steps.
+        has_epochs = values["epochs"] is not None and (folder is None or "epochs" in given)
+        if function is not None or has_epochs:
+            facts = measure(values) if facts is None else facts
+            place = f"{recipe}: "
+            for note in computed.fill(
+                function, values, sources, facts=facts, default=default, place=place
+            ):
+                logging.getLogger(__name__).warning("%s: %s", recipe, note)
         if before and sources["start.steps_before"] == "base":
             values["start.steps_before"], sources["start.steps_before"] = before, "recipe"
         before = values["start.steps_before"] + values["num_steps"]

@@ -5,7 +5,7 @@ import contextlib
 import importlib.util
 import re
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -87,6 +87,14 @@ def stages(path: Path) -> tuple[str, ...]:
     Raises ConfigError for a STAGES that is no dictionary from names to functions.
     """
     return _named_functions(path, "STAGES", "configs/tiny_stages.py")
+
+
+def computed(path: Path) -> Callable | None:
+    """A recipe's own `computed`, or None: see config/computed.py."""
+    found = getattr(_import(path), "computed", None)
+    if found is not None and not callable(found):
+        raise ConfigError(f"{path}: computed must be a function; see configs/own_small.py.")
+    return found
 
 
 def students(path: Path) -> tuple[str, ...]:

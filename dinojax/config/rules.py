@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dinojax.config import data_rules, distill_rules, stage_rules, stages, text_rules
+from dinojax.config import data_rules, distill_rules, guide_rules, stage_rules, stages, text_rules
 from dinojax.configs.keys import KEYS
 from dinojax.configs.keys.key import COUNT, FLOAT
 from dinojax.data.fields import shown
@@ -28,7 +28,7 @@ def violations(values: Values) -> list[str]:
     own = (_batch, _sizes, _more_sizes, _rope, _steps, _pairs, _adapter, _precision)
     staged = (stage_rules.start_rules, stage_rules.freeze_rules, stage_rules.end_rules)
     others = (data_rules.rules, distill_rules.rules, stage_rules.gram_rules, text_rules.rules)
-    rules = (*own, *staged, *others)
+    rules = (*own, *staged, *others, guide_rules.rules)
     return single or [message for rule in rules for message in rule(values)]
 
 

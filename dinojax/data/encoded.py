@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -42,6 +42,8 @@ class EncodedSource:
     options: ReadOptions = PLAIN
     notes: tuple[str, ...] = ()
     captioned: bool = False  # an image without a caption cannot be read
+    # Reads further columns of where images are listed, as texts, "" for a gap (metadata.py).
+    metadata: Callable[[], Mapping[str, list[str]]] | None = None
 
     @property
     def labels(self) -> np.ndarray | None:

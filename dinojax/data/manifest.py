@@ -6,6 +6,7 @@ With a column `caption` rows of one path are captions of one image, which comes 
 
 import csv
 import dataclasses
+import functools
 import importlib
 import io
 import os
@@ -82,6 +83,7 @@ def manifest(
         class_names=class_names,
         fingerprint=fingerprint(_rows(paths, classes, captions)),
         options=options,
+        metadata=functools.partial(_further, path, where),
     )
     return check_one_decodes(source, where)
 
@@ -105,6 +107,21 @@ def _by_image(columns: Columns) -> tuple[Columns, tuple[tuple[str, ...], ...]]:
     return kept, tuple(map(tuple, captions.values()))
 
 
+def read_table(path: str, where: str) -> Columns:
+    """All columns of a manifest as texts, "" for a missing value. Raises as `manifest`."""
+    if not path.lower().endswith(EXTENSIONS):
+        raise ValueError(f"{where}: a table ends with {' or '.join(EXTENSIONS)}.")
+    data = read_bytes(path if is_url(path) else os.path.abspath(os.path.expanduser(path)))
+    if path.lower().endswith(".parquet"):
+        return _parquet(data, where, is_whole=True)
+    return _csv(data, where)
+
+
+def _further(path: str, where: str) -> Columns:
+    """Columns beside those of COLUMNS."""
+    return {name: cells for name, cells in read_table(path, where).items() if name not in COLUMNS}
+
+
 def _csv(data: bytes, where: str) -> Columns:
     try:
         rows = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
@@ -126,7 +143,7 @@ def _csv(data: bytes, where: str) -> Columns:
     return columns
 
 
-def _parquet(data: bytes, where: str) -> Columns:
+def _parquet(data: bytes, where: str, *, is_whole: bool = False) -> Columns:
     try:
         parquet = importlib.import_module("pyarrow.parquet")
     except ModuleNotFoundError:
@@ -137,7 +154,7 @@ def _parquet(data: bytes, where: str) -> Columns:
     try:
         file = parquet.ParquetFile(io.BytesIO(data))
         all_names = file.schema_arrow.names
-        names = [name for name in all_names if name in (*COLUMNS, CAPTION)]
+        names = [name for name in all_names if is_whole or name in (*COLUMNS, CAPTION)]
         _check_columns(all_names, where)
         table = file.read(columns=names)
     except _WrongColumns:

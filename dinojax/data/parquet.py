@@ -147,8 +147,25 @@ def parquet(
         fingerprint=fingerprint((*r, os.path.getsize(p)) for p, r in zip(files, rows, strict=True)),
         options=options,
         notes=notes,
+        metadata=functools.partial(_further, tuple(files), column),
     )
     return check_one_decodes(source, where)
+
+
+def _further(files: tuple[str, ...], image_column: str) -> dict[str, list[str]]:
+    """Columns of plain values beside images and labels, as texts."""
+    found: dict[str, list[str]] = {}
+    types = importlib.import_module("pyarrow").types
+    for path in files:
+        file = _opened(_pyarrow_parquet(), path)
+        nested = {field.name for field in file.schema_arrow if types.is_nested(field.type)}
+        names = [n for n in file.schema_arrow.names if n not in {image_column, LABEL} | nested]
+        table = file.read(columns=names)
+        for name in names:
+            cells = table.column(name).to_pylist()
+            found.setdefault(name, []).extend("" if v is None else str(v) for v in cells)
+        file.close()
+    return found
 
 
 def _of_split(files: list[str], split: str, where: str) -> tuple[list[str], tuple[str, ...]]:

@@ -26,6 +26,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
 
 # Sources that come with the program. Given a data.path, they step aside for the data there.
 EMBEDDED = ("tiles",)
+AUTO = "auto"  # data.source that takes the kind its path looks like
 
 
 def open_captioned(data, *, channels: int) -> Source:
@@ -52,7 +53,7 @@ def open_source(data, *, channels: int, split: str = "train") -> Source:
     """
     if data.mixture:
         return _open_mixture(data, channels=channels, split=split)
-    if data.source not in SOURCES:
+    if data.source not in (*SOURCES, AUTO):
         raise ValueError(f"data.source={data.source!r} is unknown; choose of {', '.join(SOURCES)}.")
     return SOURCES[source_name(data)](
         path=data.path, channels=channels, split=split, options=read_options(data)
@@ -89,7 +90,9 @@ def source_name(data) -> str:
     """The row of SOURCES that a `data` section ends up with, or `mixture`."""
     if data.mixture:
         return "mixture"
-    return kind_of(data.path) if data.source in EMBEDDED and data.path else data.source
+    if data.source == AUTO and not data.path:
+        raise ValueError("data.path is empty; set it to your images: --set data.path=FOLDER")
+    return kind_of(data.path) if data.source in (*EMBEDDED, AUTO) and data.path else data.source
 
 
 def kind_of(path: str) -> str:

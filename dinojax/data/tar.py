@@ -8,6 +8,7 @@ place in the file. That asks for uncompressed shards on a local path.
 """
 
 import dataclasses
+import functools
 import os
 import tarfile
 from typing import Any
@@ -123,8 +124,36 @@ def tar(
         ),
         options=options,
         notes=(*notes, *(f"in the tar files: {note}" for note in skipped(index.others))),
+        metadata=functools.partial(_further, tuple(files)),
     )
     return check_one_decodes(source, where)
+
+
+def _further(files: tuple[str, ...]) -> dict[str, list[str]]:
+    """Plain values of json files beside `label`, by their names, as texts: one per image."""
+    index, contents = _Index(), {}
+    for number, path in enumerate(files):
+        _add(index, number, path)
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                if member.isreg() and member.name.lower().endswith(".json"):
+                    folder, _, name = member.name.rpartition("/")
+                    stem = name.lower().partition(".")[0]
+                    text = archive.extractfile(member).read()  # type: ignore[union-attr]
+                    content = fields.parse(text, where=f"{path}: {member.name}")
+                    if isinstance(content, dict):
+                        contents[number, f"{folder}/{stem}"] = content
+    kept = (int, float, str)
+    names = dict.fromkeys(
+        name for found in contents.values() for name, v in found.items() if isinstance(v, kept)
+    )
+    names.pop("label", None)
+
+    def cell(sample: tuple[int, str], name: str) -> str:
+        value = contents.get(sample, {}).get(name)
+        return str(value) if isinstance(value, kept) else ""
+
+    return {name: [cell(sample, name) for sample in index.samples] for name in names}
 
 
 def _add(index: _Index, number: int, path: str) -> None:

@@ -39,11 +39,12 @@ class _Distill(ModuleType):
         StudentFailed, which names the student that ended before its time.
         """
         from dinojax.distill import loop
+        from dinojax.train import measure
 
         if config is None:
             config = of_run(run)
         if isinstance(config, (str, Path)):
-            config = load_students(config, settings(overrides))
+            config = load_students(config, settings(overrides), measure=measure.measure)
         elif overrides:
             raise ValueError("overrides change a recipe; a Config that was loaded stays as it is.")
         chosen = pick_students(config, students)

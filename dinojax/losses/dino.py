@@ -47,3 +47,14 @@ def pair_mean(loss_BST: jax.Array, *, skip_same_crop: bool = False) -> jax.Array
         )
     loss_ST = jnp.mean(loss_BST, axis=0)
     return jnp.sum(loss_ST * jnp.asarray(pairs_ST / pairs_ST.sum(), loss_ST.dtype))
+
+
+def cosine_distances(rows_BSZ: jax.Array, targets_BTZ: jax.Array) -> jax.Array:
+    """1 - cosine of unit vectors, every row with every target of the same b: [B, S, T].
+
+    Float32 at least.
+    """
+    rows_BSZ, targets_BTZ = (
+        x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (rows_BSZ, targets_BTZ)
+    )
+    return 1.0 - jnp.einsum("bsz,btz->bst", rows_BSZ, targets_BTZ, precision="highest")

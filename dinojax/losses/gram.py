@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from dinojax.ops import interpolate
 
-CLIPS = {"none": (False, False), "both": (True, True), "teacher": (False, True)}
+CLIPS = ("none", "both", "teacher", "both_negative")
 
 
 def gram_loss(
@@ -23,7 +23,10 @@ def gram_loss(
     per_image: a matrix [P, P] for each leading row; otherwise one matrix of all the patches given,
     which may then also be [N, D]. A matrix per group of images: reshape to [U, N, D] and use
     per_image. normalize: unit-length patches. clip: none | both | teacher, whose negative
-    similarities become 0. Scalar, float32 at least; gradient through the student alone.
+    similarities become 0 | both_negative, as teacher, and the student's become 0 where the
+    teacher's are negative too, so that two patches that are unlike for both cost nothing: what
+    public training code means and, as released, does not do (facebookresearch/dinov3, pull
+    request 265). Scalar, float32 at least; gradient through the student alone.
 
     Raises ValueError for another clip, and for arrays that do not fit per_image.
     """
@@ -40,10 +43,11 @@ def gram_loss(
     teacher_gram = _gram(
         jax.lax.stop_gradient(teacher_BPD), normalize=normalize, per_image=per_image
     )
-    clip_student, clip_teacher = CLIPS[clip]
-    if clip_student:
+    if clip == "both":
         student_gram = jnp.where(student_gram < 0, 0.0, student_gram)
-    if clip_teacher:
+    elif clip == "both_negative":
+        student_gram = jnp.where((student_gram < 0) & (teacher_gram < 0), 0.0, student_gram)
+    if clip != "none":
         teacher_gram = jnp.where(teacher_gram < 0, 0.0, teacher_gram)
     return jnp.mean((student_gram - teacher_gram) ** 2)
 

@@ -60,10 +60,14 @@ class Head(nn.Module):
 
     def bottleneck(self, tokens: jax.Array) -> jax.Array:
         """tokens [..., D] -> unit vectors [..., Z]."""
+        return l2_normalize(self.raw_bottleneck(tokens)).astype(self.spec.dtype)
+
+    def raw_bottleneck(self, tokens: jax.Array) -> jax.Array:
+        """tokens [..., D] -> the same vectors [..., Z] before they get unit length."""
         x = _with_images(tokens)
         for i, layer in enumerate(self.layers):
             x = _with_images(layer(x if i == 0 else gelu(x)))
-        return l2_normalize(x).astype(self.spec.dtype)
+        return x
 
     def logits(self, bottleneck: jax.Array) -> jax.Array:
         """unit vectors [..., Z] -> logits [..., K]."""

@@ -13,9 +13,11 @@ from dinojax.sharding.mesh import Layout
 def init_params(networks: HasNetworks, key: jax.Array) -> dict:
     """Random parameters of backbone and heads, with the names of their axes still attached.
 
+    Those of guides too, where the networks have `guide_heads`.
+
     key: of a seed.
     """
-    spec = networks.backbone.spec
+    spec, key_of_seed = networks.backbone.spec, key
     heads = {"dino_head": networks.dino_head, "ibot_head": networks.ibot_head}
     init_keys = jax.random.split(rng.init_key(key), 3)
     pixels = jnp.zeros((1, spec.patch_size, spec.patch_size, spec.channels), spec.dtype)
@@ -25,6 +27,9 @@ def init_params(networks: HasNetworks, key: jax.Array) -> dict:
         for (name, head), key in zip(heads.items(), init_keys[1:], strict=True):
             if head is not None:
                 params[name] = head.init(key, token)["params"]
+        key = rng.stream(rng.init_key(key_of_seed), "guides")
+        for number, (name, head) in enumerate(getattr(networks, "guide_heads", {}).items()):
+            params[name] = head.init(jax.random.fold_in(key, number), token)["params"]
         return params
 
 

@@ -30,7 +30,9 @@ WITH_RANGES = {
 OTHER_TERMS = tuple(t for t in ALL_TERMS if all(t not in own for own in WITH_RANGES.values()))
 # Title -> what is in the chart.
 CURVES: dict[str, Curves] = {
-    "Other losses": Curves("KoLeo falls while images spread.", OTHER_TERMS, "loss"),
+    "Other losses": Curves(
+        "KoLeo falls while images spread, SIGReg while they become normal.", OTHER_TERMS, "loss"
+    ),
     "Entropy": Curves(
         "Share of the maximum. A teacher at 1 says nothing, one at 0 shouts.",
         ("teacher_entropy/dino", "teacher_entropy/ibot")

@@ -7,7 +7,16 @@ import jax
 import jax.numpy as jnp
 
 # Numbers are part of the meaning of a seed: append, never renumber.
-PURPOSES = {"crop": 1, "photometric": 2, "mask": 3, "drop": 4, "rope": 5}
+PURPOSES = {
+    "crop": 1,
+    "photometric": 2,
+    "mask": 3,
+    "drop": 4,
+    "rope": 5,
+    "sigreg": 6,
+    "prototypes": 7,
+    "guides": 8,
+}
 INIT = 2**31  # in place of a step's number, which is below
 
 

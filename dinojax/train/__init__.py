@@ -42,12 +42,12 @@ class _Train(ModuleType):
         for a config that cannot be, or is not that of the run, ValueError or FileNotFoundError for
         data; Interrupted once a signal (Ctrl-C) has been answered by saving.
         """
-        from dinojax.train import loop
+        from dinojax.train import loop, measure
 
         if config is None:
             config = of_run(run)
         if isinstance(config, (str, Path)):
-            config = load_stages(config, settings(overrides))
+            config = load_stages(config, settings(overrides), measure=measure.measure)
         elif overrides:
             raise ValueError("overrides change a recipe; a Config that was loaded stays as it is.")
         return loop.train(config, Path(run), accept=accept, stage=stage, max_wall=max_wall)

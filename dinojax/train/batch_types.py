@@ -14,6 +14,7 @@ class Inputs:
     views: Views
     drop_keys_U: jax.Array
     rope_keys_U: jax.Array
+    guides: dict = struct.field(default_factory=dict)  # name -> {"values" [B], "weights" [B]}
 
 
 @struct.dataclass
@@ -45,4 +46,8 @@ class Targets:
     dino: Rows | jax.Array  # [B, G], of features [B, G, D]
     ibot: Rows | jax.Array  # [U, M], of features [U, M, D]
     gram_BGPD: jax.Array | None
-    columns: dict[str, Columns] | None  # of dino and ibot; all else leads with images or groups
+    columns: dict[str, Columns] | None  # of dino and ibot
+    # What every micro-batch needs of the whole batch; all but this and columns leads with images
+    # or groups: "directions" of SIGReg, "prototypes" of guides, and "statistics" with "num_parts"
+    # where there are several micro-batches.
+    whole: dict = struct.field(default_factory=dict)

@@ -10,7 +10,7 @@ from dinojax.data.example import Source
 from dinojax.data.ranges import batch_notes, range_notes
 from dinojax.eval import suite
 from dinojax.runs.directory import ACCEPT_DATA
-from dinojax.train import initialize
+from dinojax.train import initialize, notes
 from dinojax.train.stage import Run
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,8 @@ def check_data(meta: dict, source: Source, accept: Collection[str] = ()) -> None
 
 def check_start(run: Run) -> None:
     """Refuse what cannot start, and settings that nothing has read."""
-    initialize.check(run.config, run.directory, began=run.checkpoints.latest() is not None)
+    began = run.checkpoints.latest() is not None
+    initialize.check(run.config, run.directory, began=began)
     # A recipe may hold settings of evaluations that this run does not make.
     unmade = [f"{name}." for name in suite.sections() if name not in run.evaluations]
     is_watched = any(suite.SUITE[name].is_watched for name in run.evaluations)
@@ -53,6 +54,8 @@ def check_start(run: Run) -> None:
         )
     values = run.config.values()
     besides = (*unmade, *distill_rules.in_vain(values), *text_rules.in_vain(values))
+    notes.tell_computed(run.config)
+    notes.keep_metadata(run.directory, run.metadata, began=began)
     run.config.check_all_read(besides=besides)
     layout = run.program.layout
     log.info(

@@ -61,7 +61,8 @@ def first_state(built: Program, config: Config, run_dir: Path) -> State:
     if place is not None:
         log.info("stage %s starts from %s", config.stage, place)
         what, heads = config.start.what, config.start.heads
-        state = _hand_over(state, place, what=what, heads=heads)
+        widen = config.start.channels == "expand"
+        state = _hand_over(state, place, what=what, heads=heads, widen=widen)
         if what != "state":  # an optimizer may hold on to the weights it began with
             place_of = jax.tree.map(lambda leaf: leaf.sharding, state.opt_state)
             init = jax.jit(built.step.optimizer.init, out_shardings=place_of)
@@ -119,18 +120,18 @@ def refresh(layout_of: State):
     return renewed
 
 
-def _hand_over(state: State, place: Place, *, what: str, heads: str) -> State:
+def _hand_over(state: State, place: Place, *, what: str, heads: str, widen: bool = False) -> State:
     """The new state with weights of another; step, key and gram network stay its own."""
     is_text = "backbone" not in state.student  # only the backbone goes on, and stays
     if place.step is None or heads == "new" or (is_text and what == "ema"):
-        backbone = _backbone(place, like=state.ema["backbone"])
+        backbone = _backbone(place, like=state.ema["backbone"], widen=widen)
         ema = {**state.ema, "backbone": backbone}
         own = {} if is_text else {"backbone": _copied(backbone)}
         student = {**state.student, **own}
         return dataclasses.replace(state, student=student, ema=ema)
     if what == "ema":
         ema = _restored(place, {"ema": state.ema})["ema"]
-        return dataclasses.replace(state, student=_copied(ema), ema=ema)
+        return dataclasses.replace(state, student={**state.student, **_copied(ema)}, ema=ema)
     names = ("student", "ema", "opt_state") + (("centers",) if state.centers else ())
     parts = _restored(place, {name: getattr(state, name) for name in names})
     return dataclasses.replace(state, **parts)
@@ -141,16 +142,40 @@ def _copied(tree):
     return jax.tree.map(jnp.copy, tree)
 
 
-def _backbone(place: Place, *, like) -> dict:
-    """Parameters of the ema's backbone at a place, where `like` has its own."""
+def _backbone(place: Place, *, like, widen: bool = False) -> dict:
+    """Parameters of the ema's backbone at a place, where `like` has its own.
+
+    widen: a file's patch embedding may have fewer channels, see `expand_channels`.
+    """
     if place.step is not None:
         return _restored(place, {"ema": {"backbone": like}})["ema"]["backbone"]
     found = run.load(place.path).params
+    if widen and "patch_embed" in found:
+        channels = like["patch_embed"]["kernel"].shape[2]
+        kernel = expand_channels(np.asarray(found["patch_embed"]["kernel"]), channels)
+        found = {**found, "patch_embed": {**found["patch_embed"], "kernel": kernel}}
     if lines := checksum.differences(checksum.shapes(found), checksum.shapes(like)):
         raise ValueError(
             "\n  ".join([f"{place.path} holds another backbone than model.*:", *lines])
         )
     return jax.tree.map(_put, found, like)
+
+
+def expand_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
+    """A patch embedding [p, p, C, D] for more channels: each new one is the mean of the old ones.
+
+    All are then scaled by old / new, so that an image of equal channels gives what it gave
+    (arXiv:2606.05107). Raises ValueError for fewer channels than there are.
+    """
+    old = kernel.shape[2]
+    if channels < old:
+        raise ValueError(
+            f"image.channels={channels}, but the weights have {old} channels, and none is dropped; "
+            f"use {old} or more."
+        )
+    mean = np.mean(kernel, axis=2, keepdims=True)
+    wide = np.concatenate([kernel, np.repeat(mean, channels - old, axis=2)], axis=2)
+    return wide * (old / channels)
 
 
 def _put(x: Any, like: jax.Array) -> jax.Array:
@@ -219,6 +244,8 @@ def _refuse_other_network(config: Config, path: str, key: str) -> None:
     if isinstance(ours, VitSpec) and isinstance(theirs, VitSpec):
         if ours.position == theirs.position == "rope":
             pairs += [(f"rope.{name}", *_both(theirs.rope, ours.rope, name)) for name in ROPE]
+    if config.start.channels == "expand":
+        pairs = [pair for pair in pairs if pair[0] != "image.channels"]
     lines = [f"  {name}: {a!r} there, {b!r} here" for name, a, b in pairs if a != b]
     if lines:
         move = "Set these keys to what the file has."

@@ -1,27 +1,42 @@
 """The networks of a config and how they meet their losses: the objective."""
 
 import dataclasses
+import logging
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from dinojax.augment.spec import patch_of_crops
 from dinojax.config import Config
+from dinojax.data.example import Source
+from dinojax.data.metadata import Column, read_columns
+from dinojax.data.sources import open_source
 from dinojax.models import zoo
 from dinojax.models.convnext import ConvNext
 from dinojax.models.heads import Head, HeadSpec
 from dinojax.models.networks import with_attention
 from dinojax.models.vit import Vit, VitSpec, num_kept
+from dinojax.train.guidance import Guidance, GuideSpec
 from dinojax.train.objective import GramSpec, LossSpec, Objective
 from dinojax.train.teacher import Teacher, open_teacher
 
+log = logging.getLogger(__name__)
+
+Columns = dict[str, Column]
+ASSUMED = 16  # classes of a column where there are no images to read them from
+
 
 def build_objective(
-    config: Config, *, images_per_step: int, teacher: Teacher | None = None
+    config: Config,
+    *,
+    images_per_step: int,
+    teacher: Teacher | None = None,
+    columns: Columns | None = None,
 ) -> Objective:
     """Networks and losses. images_per_step: those one device works on at once.
 
-    teacher: of a distillation, None = the config's.
+    teacher: of a distillation, None = the config's; columns: of metadata that guides need.
     """
     if config.distill.enabled and teacher is None:
         teacher = open_teacher(config)
@@ -54,6 +69,7 @@ def build_objective(
         group_size=config.group_size,
         frozen=frozen,
         heads_only=config.optim.freeze_backbone,
+        guidance=_guidance(config, spec.width, columns or {}),
     )
 
 
@@ -61,6 +77,52 @@ def _others(section: Config) -> tuple[tuple[str, Any], ...]:
     """Keys of the section `losses` that have no field of their own."""
     fields = {field.name for field in dataclasses.fields(LossSpec)}
     return tuple((n, getattr(section, n)) for n in section.to_dict() if n not in fields)
+
+
+def open_columns(config: Config, source: Source | None = None) -> Columns:
+    """The metadata that the guides of a config need; source: of its images, None = opened here.
+
+    Raises ValueError for what `read_columns` refuses.
+    """
+    kinds = {
+        column: "numbers" if kind == "regression" else "classes"
+        for column, kind, _, _ in config.guides.rows
+    }
+    if not kinds:
+        return {}
+    if source is None and not config.data.path and not config.data.mixture:
+        log.info("no data.path: guides are built for columns of %d classes", ASSUMED)
+        return {name: _assumed(name, kind) for name, kind in kinds.items()}
+    if source is None:
+        source = open_source(config.data, channels=config.image.channels)
+    where = f"data.path={config.data.path}"
+    return read_columns(source, kinds, table=config.data.metadata, where=where)
+
+
+def _assumed(name: str, kind: str) -> Column:
+    """A column of a plan, which has no images."""
+    if kind == "numbers":
+        return Column(name, np.array([0.0, 1.0], np.float32), ())
+    classes = tuple(str(number) for number in range(ASSUMED))
+    return Column(name, np.arange(ASSUMED, dtype=np.int32), classes)
+
+
+def _guidance(config: Config, width: int, columns: Columns) -> Guidance | None:
+    rows, section = config.guides.rows, config.guides
+    if not rows:
+        return None
+
+    def spec(name: str, kind: str, effect: str, weight: float) -> GuideSpec:
+        column = columns[name]
+        low, high = (0.0, 1.0) if column.classes else column.range
+        return zoo.fill(
+            GuideSpec,
+            section,
+            **dict(name=name, kind=kind, reverse=effect == "remove", weight=weight),
+            **dict(outputs=len(column.classes) or 1, low=low, high=high),
+        )
+
+    return Guidance(tuple(spec(*row) for row in rows), width, section.equalize)
 
 
 def _backbone(config: Config, images: int) -> Vit | ConvNext:

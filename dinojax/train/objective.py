@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from dinojax.augment.views import Views
 from dinojax.configs.keys import ALL_TERMS
 from dinojax.losses import blockwise
-from dinojax.losses.dino import pair_mean
+from dinojax.losses.dino import cosine_distances, pair_mean
 from dinojax.losses.gram import by_group, gram_loss, resize_patches
 from dinojax.losses.ibot import masked_patches, weighted_mean
 from dinojax.losses.koleo import by_crop, koleo_loss
@@ -27,11 +27,13 @@ from dinojax.losses.specs import GramSpec, LossSpec
 from dinojax.models import zoo
 from dinojax.models.convnext import ConvNext
 from dinojax.models.heads import Head
-from dinojax.models.layers import l2_normalize, wide
+from dinojax.models.layers import l2_normalize
 from dinojax.models.networks import Networks
 from dinojax.models.vit import Features, Vit
 from dinojax.train import health
+from dinojax.train.batch_statistics import BatchStatistics, over_batch
 from dinojax.train.batch_types import Inputs, Targets, TeacherFeatures, TeacherOutputs
+from dinojax.train.guidance import Guidance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +48,12 @@ class Objective:
     group_size: int
     frozen: Networks | None = None  # the teacher of distillation; None: the ema is the teacher
     heads_only: bool = False  # no gradient for the backbone, and no time spent on it
+    guidance: Guidance | None = None  # what metadata keep in the backbone, or take out of it
+
+    @property
+    def guide_heads(self) -> dict:
+        """Part of the student -> head, of guides."""
+        return {} if self.guidance is None else self.guidance.heads
 
     @property
     def is_features(self) -> bool:
@@ -92,10 +100,11 @@ class Objective:
         scalars = health.teacher_health(*seen, {}, group_size=self.group_size)
         return TeacherFeatures(outputs.dino_BGZ, outputs.ibot_UMZ, health=scalars, heads={})
 
-    def assign(self, teacher, outputs: TeacherOutputs | TeacherFeatures, centers: dict, now: dict):
+    def assign(self, teacher, outputs, centers: dict, now: dict, guides: dict | None = None):
         """(Targets over the whole batch, next centers); teacher: what made the outputs.
 
-        Centers are empty unless centering=softmax.
+        Centers are empty without centering=softmax and without prototypes of guides; guides: the
+        rows of `Inputs`, of the whole batch.
         """
         if self.is_features:
             targets = Targets(outputs.dino_BGZ, outputs.ibot_UMZ, None, {})
@@ -115,6 +124,8 @@ class Objective:
                 mean_K = blockwise.mean_logits(tokens, kernel_ZK)
                 next_centers[name] = center_K + (1 - spec.center_momentum) * (mean_K - center_K)
             rows[name], columns[name] = made
+        if self.guidance is not None:
+            next_centers = self.guidance.moved(next_centers, outputs.cls_BGD, guides or {})
         targets = Targets(rows["dino"], rows["ibot"], outputs.gram_BGPD, columns)
         return jax.lax.stop_gradient((targets, next_centers))
 
@@ -163,16 +174,39 @@ class Objective:
                 by_crop(cls_BGD, spec.koleo_group), num_neighbors=spec.koleo_neighbors
             ),
         }
+        statistics, place = self.batch_statistics, {"whole": targets.whole, "now": now}
+        own = statistics.of_part(student, cls_BGD, inputs.guides, **place)
+        of_batch = over_batch(own, targets.whole)
+        if spec.sigreg:
+            terms["sigreg"] = statistics.sigreg_loss(of_batch)
         if targets.gram_BGPD is not None:
             patches_BGPD = whole.patches.reshape(targets.gram_BGPD.shape)
             terms["gram"] = self._gram(patches_BGPD, targets.gram_BGPD, views)
         assert terms.keys() <= set(ALL_TERMS), "configs/keys/ names the terms that others watch"
         total = self._total(terms, now, num_global, num_local=views.local_BLHWC.shape[1])
+        if self.guidance is not None:
+            squares = of_batch.get("squares")
+            added = self.guidance.total(student, cls_BGD, inputs.guides, squares=squares, **place)
+            total += added[0]
+            terms |= added[1]
         for name, (_, entropy) in found.items():
             if entropy.size:
                 share = health.entropy_share(entropy, _heads(self)[name].spec.prototypes)
                 terms[f"student_entropy/{name}"] = share
         return total, {"total": total, **terms}
+
+    # -- what is no mean over images ---------------------------------------------------------
+
+    @property
+    def batch_statistics(self) -> BatchStatistics:
+        return BatchStatistics(self.losses, self.dino_head, self.guidance)
+
+    def statistics(self, student, inputs: Inputs, whole: dict, now: dict) -> dict:
+        """Those that the loss takes of one micro-batch, by a forward pass of their own."""
+        features = self._student_features(student["backbone"], inputs, is_whole=True)[0]
+        cls_BGD = features.cls.reshape(*inputs.views.global_BGHWC.shape[:2], -1)
+        place = {"whole": whole, "now": now}
+        return self.batch_statistics.of_part(student, cls_BGD, inputs.guides, **place)
 
     @property
     def _skips_same_crop(self) -> bool:
@@ -205,13 +239,16 @@ class Objective:
         )
         total = spec.dino * dino + spec.ibot * terms["ibot"]
         total += spec.koleo * num_global * terms["koleo"]
+        if spec.sigreg:
+            total += spec.sigreg * num_global * terms["sigreg"]
         if self.gram is not None:
             total += now["gram_weight"] * terms["gram"]
         return total
 
-    def _student_features(self, params, inputs: Inputs):
+    def _student_features(self, params, inputs: Inputs, *, is_whole: bool = False):
+        """Of the global and of the local crops; is_whole: of the global crops alone."""
         views, keys = inputs.views, (inputs.drop_keys_U, inputs.rope_keys_U)
-        sets = [_flat(views.global_BGHWC), _flat(views.local_BLHWC)]
+        sets = [_flat(views.global_BGHWC), _flat(views.local_BLHWC)][: 1 if is_whole else 2]
         draws = [
             zoo.make_draws(
                 *keys, self.backbone.spec, num_sequences=len(crops) // len(keys[0]), tag=i
@@ -220,7 +257,7 @@ class Objective:
         ]
         if not self.frozen and isinstance(self.backbone, ConvNext):
             raise ValueError("A ConvNeXt has no tokens to hide: it needs a frozen teacher.")
-        masks = [None if self.frozen else _flat(views.masks_BGP), None]
+        masks = [None if self.frozen else _flat(views.masks_BGP), None][: len(sets)]
         found = self.backbone.apply({"params": params}, sets, masks, draws, train=True)
         return cast(list[Features], found)
 
@@ -244,12 +281,6 @@ def _features(backbone: Vit | ConvNext, params, crops_BGHWC) -> Features:
 
 def _heads(networks: Networks | Objective) -> dict[str, Head]:
     return cast(dict[str, Head], {"dino": networks.dino_head, "ibot": networks.ibot_head})
-
-
-def cosine_distances(rows_BSZ: jax.Array, targets_BTZ: jax.Array) -> jax.Array:
-    """1 - cosine of unit vectors, every row with every target of the same b: [B, S, T]."""
-    rows_BSZ, targets_BTZ = (wide(x) for x in (rows_BSZ, targets_BTZ))
-    return 1.0 - jnp.einsum("bsz,btz->bst", rows_BSZ, targets_BTZ, precision="highest")
 
 
 def _bottleneck(head: Head | None, params, tokens) -> jax.Array:

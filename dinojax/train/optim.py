@@ -123,6 +123,7 @@ class Multipliers(NamedTuple):
     lr: Tree  # float, or an array [depth, 1, ...] for stacked blocks
     weight_decay: Tree  # 0.0 or 1.0
     is_last: Tree  # bool: follows last_layer_lr
+    is_trunk: Tree  # bool: of the backbone, but not its patch embedding
 
 
 def multipliers(
@@ -165,8 +166,11 @@ def multipliers(
     def is_last(path, leaf):
         return any(key.key == "prototypes" for key in path)
 
+    def is_trunk(path, leaf):
+        return path[0].key == "backbone" and path[1].key != "patch_embed"
+
     over = jax.tree_util.tree_map_with_path
-    return Multipliers(over(lr, params), over(weight_decay, params), over(is_last, params))
+    return Multipliers(*(over(f, params) for f in (lr, weight_decay, is_last, is_trunk)))
 
 
 def text_multipliers(params: Tree) -> Multipliers:
@@ -181,7 +185,7 @@ def text_multipliers(params: Tree) -> Multipliers:
 
     over = jax.tree_util.tree_map_with_path
     ones, never = (jax.tree.map(lambda _, x=x: x, params) for x in (1.0, False))
-    return Multipliers(ones, over(weight_decay, params), never)
+    return Multipliers(ones, over(weight_decay, params), never, never)
 
 
 def part_norms(grads: Tree) -> dict[str, jax.Array]:
@@ -192,10 +196,10 @@ def part_norms(grads: Tree) -> dict[str, jax.Array]:
 def build(section, *, multipliers: Multipliers) -> optax.GradientTransformationExtraArgs:
     """AdamW with clipping per part; `update(grads, state, params, now=...)`.
 
-    section: `optim` of the config (beta1, beta2, eps, clip). now: the scalars lr, last_layer_lr
-    and weight_decay of the step, so that nothing recompiles when they change. Moments are float32
-    at least. A part's gradients are scaled by min(1, clip / (norm + 1e-6)). With learning rate 0
-    parameters stay, weight decay included, while their moments accumulate.
+    section: `optim` of the config (beta1, beta2, eps, clip). now: the scalars lr, last_layer_lr,
+    weight_decay and, where there is one, trunk of the step, so that nothing recompiles when they
+    change. Moments are float32 at least. A part's gradients are scaled by min(1, clip / (norm +
+    1e-6)). With learning rate 0 parameters stay, weight decay included, while moments accumulate.
     AdamW: arXiv:1711.05101.
 
     Raises ValueError when clip is not positive.
@@ -217,9 +221,12 @@ def build(section, *, multipliers: Multipliers) -> optax.GradientTransformationE
             grads = {k: jax.tree.map(lambda g, s=scales[k]: g * s, v) for k, v in grads.items()}
         updates, state = _adam(grads, state, betas=betas, eps=eps)
 
-        def step(update, param, lr_factor, decay_factor, is_last):
+        def step(update, param, lr_factor, decay_factor, is_last, is_trunk):
             lr = jnp.asarray(now["last_layer_lr" if is_last else "lr"], update.dtype)
             decay = jnp.asarray(now["weight_decay"], update.dtype) * decay_factor
+            if is_trunk and "trunk" in now:  # AdamW multiplies the two: decay falls by the square
+                trunk = jnp.asarray(now["trunk"], update.dtype)
+                lr, decay = lr * trunk, decay * trunk
             return -lr * jnp.asarray(lr_factor, update.dtype) * (update + decay * param)
 
         return jax.tree.map(step, updates, params, *multipliers), state

@@ -20,13 +20,13 @@ from dinojax.models.vit import Vit
 from dinojax.sharding import compiler_options, mesh
 from dinojax.sharding.batch import check_groups
 from dinojax.sharding.mesh import Layout
-from dinojax.train import lora, optim, text_program
+from dinojax.train import lora, optim, ramps, text_program
 from dinojax.train import state as states
 from dinojax.train.lora import AdapterSpec, num_trained
-from dinojax.train.networks import build_objective
+from dinojax.train.networks import Columns, build_objective, open_columns
 from dinojax.train.objective import Objective
 from dinojax.train.state import State
-from dinojax.train.step import Forward, Step, abstract_batch
+from dinojax.train.step import META, Forward, Step, abstract_batch
 from dinojax.train.teacher import Teacher, open_teacher
 from dinojax.train.teacher_forward import TeacherForward
 
@@ -45,11 +45,13 @@ class Program:
     eval_transform: EvalTransform
     teacher_forward: TeacherForward | None = None  # of distillation: its half of the step
     context: int | None = None  # of a text stage: tokens of a caption
+    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)  # column -> dtype, of guides
 
     @property
     def batch_names(self) -> tuple[str, ...]:
         """What the step takes of a batch of the loader."""
-        return ("images", "sizes", *(("tokens",) if self.context else ()))
+        known = tuple(META + name for name in self.metadata)
+        return ("images", "sizes", *(("tokens",) if self.context else ()), *known)
 
     def new_state(self) -> State:
         """The state before the first step, a function of the seed alone."""
@@ -70,7 +72,7 @@ class Program:
         images, scalar = self.layout.sharding("image"), self.layout.sharding()
         if self.teacher_forward is not None:
             images = self.teacher_forward.student_sharding(self.layout)
-        batch = abstract_batch(self.batch_shape, images, self.context)
+        batch = abstract_batch(self.batch_shape, images, self.context, self.metadata)
         now = {
             name: jax.ShapeDtypeStruct((), jnp.float32, sharding=scalar)
             for name in self.schedules(0)
@@ -115,9 +117,11 @@ def build(
     layout: Layout,
     teacher: Teacher | None = None,
     teacher_layout: Layout | None = None,
+    columns: Columns | None = None,
 ) -> Program:
     """Everything but data and files, from a checked config.
 
+    columns: of metadata, for guides; None = read where the config's images are.
     teacher: of a distillation, None = the config's; teacher_layout: its devices, of which `layout`
     has all or a part, None = those of `layout`.
     Raises ValueError if groups do not fit the devices, or a part refuses its section.
@@ -140,9 +144,12 @@ def build(
         log.info("%s", note)
     before, schedules = config.start.steps_before, _schedules(config)
     if config.gram.enabled:
-        _check_gram_weight(schedules, config.gram.anchor_step)
-    objective = build_objective(
-        config, images_per_step=_images_at_once(config, layout), teacher=teacher
+        ramps.check_gram_weight(schedules, config.gram.anchor_step)
+    columns = open_columns(config) if columns is None else columns
+    at_once = _images_at_once(config, layout)
+    objective = build_objective(config, images_per_step=at_once, teacher=teacher, columns=columns)
+    schedules = ramps.with_ramps(
+        schedules, optim=config.optim, guides=config.guides, num_steps=config.num_steps
     )
     seed = stages.stage_seed(config.seed, before)
     batch_shape = _batch_shape(config)
@@ -160,6 +167,7 @@ def build(
         seed=seed,
         batch_shape=batch_shape,
         teacher_forward=teacher_forward,
+        metadata={name: column.values_N.dtype for name, column in columns.items()},
         eval_transform=EvalTransform.from_sections(image=config.image, knn=config.knn),
     )
 
@@ -206,12 +214,14 @@ def build_sizes(
     layout: Layout,
     teacher: Teacher | None = None,
     teacher_layout: Layout | None = None,
+    columns: Columns | None = None,
 ) -> tuple[Program, ...]:
     """A program for every size that the steps of a stage may have, that of the plain keys first."""
     found = stages.sizes(config.crops, config.data.box_size)
     if config.distill.enabled and teacher is None:
         teacher = open_teacher(config)
-    places = (layout, teacher, teacher_layout)
+    columns = open_columns(config) if columns is None else columns
+    places = (layout, teacher, teacher_layout, columns)
     if len(found) == 1:
         return (build(config, *places),)
     shares = stages.rates(config.crops.more_rates)
@@ -237,21 +247,6 @@ def _check_groups(config: Config, layout: Layout) -> None:
 
 def _images_at_once(config: Config, layout: Layout) -> int:
     return config.batch_size // layout.num_shards // config.accumulate
-
-
-def _check_gram_weight(schedules: Callable, anchor_step: int) -> None:
-    """Raises ValueError if the Gram loss counts before there is an anchor.
-
-    A weight is linear, then half a cosine, then constant: 0 at many places, it is 0 throughout.
-    """
-    for step in sorted({*np.linspace(0, max(anchor_step - 1, 0), 99).astype(int).tolist()}):
-        weight = schedules(step)["gram_weight"]
-        if step < anchor_step and weight:
-            raise ValueError(
-                f"schedules.gram_weight is {weight:.3g} at step {step}, before the anchor is there "
-                f"(gram.anchor_step={anchor_step}); keep it at 0 until then: start=0, peak=0, "
-                f"warmup={anchor_step}, and its value as end."
-            )
 
 
 def _check_koleo(config: Config, layout: Layout) -> None:

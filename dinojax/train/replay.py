@@ -66,7 +66,7 @@ def _look(built: Program, state, batch, now, teacher):
     if isinstance(step, TextStep):
         return _look_at_text(step, state, batch)
     views = step.views(state, batch)
-    parts = split_batch(step.inputs(state, views), step.accumulate)
+    parts = split_batch(step.inputs(state, views, batch), step.accumulate)
     targets, _ = step.targets(state, parts, now, teacher)
     grads, terms = step.gradients(state.student, parts, targets, now)
     looked_at = {
@@ -125,7 +125,7 @@ def _batch(folder: Path) -> dict[str, np.ndarray]:
     if not paths:
         raise ConfigError(f"{folder} holds no batch-0.npz; without the images there is no replay.")
     parts = [np.load(path) for path in paths]
-    names = [name for name in ("images", "sizes", "tokens") if name in parts[0]]
+    names = [name for name in parts[0].files if name != "ids"]
     return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
 

@@ -10,6 +10,7 @@ from dinojax.checkpoint.manager import Checkpoints, open_checkpoints
 from dinojax.config import Config, saved_stages
 from dinojax.config.stages import Anchor, BoxDraw, SizeDraw
 from dinojax.data.example import Source
+from dinojax.data.metadata import Column
 from dinojax.data.mixture import num_drawn, parts_of
 from dinojax.data.quarantine import Quarantine
 from dinojax.data.sources import open_source
@@ -26,6 +27,7 @@ from dinojax.sharding import mesh
 from dinojax.sharding.batch import loaded_rows
 from dinojax.sharding.mesh import Layout
 from dinojax.train import program, text_program
+from dinojax.train.networks import open_columns
 from dinojax.train.program import Program
 from dinojax.train.state import State
 from dinojax.viz.probe import Probe
@@ -70,6 +72,7 @@ class Run:
     tensorboard: bool
     watch: Watch
     hang: dict  # options of the watchdog
+    metadata: dict[str, Column]  # of guides, by the images' ids
     processes: process_group.ProcessGroup  # the processes that work on it; the first of them writes
 
     @property
@@ -139,9 +142,11 @@ def open_run(
     devices that batches go to, None = those of the programs. It belongs to the processes that act
     together (process_group.acting); one that is none of them only looks.
     """
-    processes = process_group.current()
+    processes, hang = process_group.current(), config.hang
+    columns = open_columns(config, source)
     if programs is None:
-        programs = program.build_sizes(config, mesh.from_section(config.mesh))
+        own = mesh.from_section(config.mesh)
+        programs = program.build_sizes(config, own, columns=columns)
     draw = SizeDraw(programs[0].seed, config.crops.more_rates)
     rows = loaded_rows(layout or programs[0].layout, config.batch_size)
     frozen = config.gram.enabled and config.gram.teacher == "frozen"
@@ -176,11 +181,8 @@ def open_run(
         probe=_probe(config, directory, programs[0], source) if config.log.pictures else None,
         tensorboard=config.log.tensorboard,
         watch=Watch(config.until, config.knn, values=config.values()),
-        hang=dict(
-            factor=config.hang.factor,
-            seconds=config.hang.seconds,
-            minutes=config.hang.minutes,
-        ),
+        hang=dict(factor=hang.factor, seconds=hang.seconds, minutes=hang.minutes),
+        metadata=columns,
         processes=processes,
     )
 

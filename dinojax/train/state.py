@@ -17,12 +17,13 @@ class State:
 
     step: jax.Array  # int32, updates done
     key: jax.Array  # PRNG key of the seed
-    student: dict  # {"backbone", "dino_head", "ibot_head"}: takes the gradient
-    # The student's moving average: gives targets, is evaluated and exported. Of a text stage the
-    ema: dict  # frozen parts instead, {"backbone"} and maybe {"text_tower"}
+    student: dict  # {"backbone", "dino_head", "ibot_head"}, heads of guides: takes the gradient
+    # The student's moving average, without guides: gives targets, is evaluated and exported. Of a
+    ema: dict  # text stage the frozen parts instead, {"backbone"} and maybe {"text_tower"}
     gram: dict | None  # a frozen earlier ema, backbone only
     opt_state: tuple
-    centers: dict  # {"dino" [K], "ibot" [K]} with softmax centering, else empty
+    # {"dino" [K], "ibot" [K]} with softmax centering, and prototypes of guides; else empty
+    centers: dict
     bad_steps: jax.Array  # int32, steps in a row, up to the last, that were not finite
 
 
@@ -30,13 +31,16 @@ def _init(objective: Objective | TextObjective, optimizer, key: jax.Array) -> St
     if isinstance(objective, TextObjective):
         return _new(key, *objective.init(key), optimizer, centers={}, gram=None)
     student = init_params(objective, key)
-    centers = {}
+    centers: dict = {}
     if objective.losses.centering == "softmax" and not objective.is_features:
         heads = {"dino": objective.dino_head, "ibot": objective.ibot_head}
         centers = {name: jnp.zeros(head.spec.prototypes) for name, head in heads.items()}
+    if objective.guidance is not None:
+        centers |= objective.guidance.new_prototypes(key)
     frozen = objective.gram is not None and objective.gram.teacher == "frozen"
     gram = jax.tree.map(jnp.copy, student["backbone"]) if frozen else None
-    ema = jax.tree.map(jnp.copy, student)
+    followed = {name: tree for name, tree in student.items() if name not in objective.guide_heads}
+    ema = jax.tree.map(jnp.copy, followed)
     return _new(key, student, ema, optimizer, centers=centers, gram=gram)
 
 

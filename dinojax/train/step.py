@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -34,15 +35,20 @@ class Step:
     accumulate: int = 1
 
     def __call__(self, state: State, batch: dict, now: dict, teacher=None) -> tuple[State, dict]:
-        return self.update(state, self.inputs(state, self.views(state, batch)), now, teacher)
+        return self.update(state, self.inputs(state, self.views(state, batch), batch), now, teacher)
 
     def views(self, state: State, batch: dict) -> Views:
         """Crops and masks of the step that the state is about to take."""
         return _views(jax.random.fold_in(state.key, state.step), batch, self.view_spec)
 
-    def inputs(self, state: State, views: Views) -> Inputs:
-        """Views with the keys of their groups."""
-        return _inputs(jax.random.fold_in(state.key, state.step), views)
+    def inputs(self, state: State, views: Views, batch: dict) -> Inputs:
+        """Views with the keys of their groups, and the rows of guides."""
+        inputs = _inputs(jax.random.fold_in(state.key, state.step), views)
+        guidance = self.objective.guidance
+        if guidance is None:
+            return inputs
+        metadata = {name.removeprefix(META): batch[name] for name in batch if name.startswith(META)}
+        return dataclasses.replace(inputs, guides=guidance.rows(metadata))
 
     def update(self, state: State, inputs: Inputs, now: dict, teacher=None) -> tuple[State, dict]:
         """Teacher targets -> student gradients -> optimizer -> moving average.
@@ -57,7 +63,8 @@ class Step:
 
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.student, now=now)
         student = optax.apply_updates(state.student, updates)
-        ema = jax.tree.map(functools.partial(_towards, 1.0 - now["momentum"]), state.ema, student)
+        followed = {name: student[name] for name in state.ema}
+        ema = jax.tree.map(functools.partial(_towards, 1.0 - now["momentum"]), state.ema, followed)
         bad_steps = jnp.where(ok, 0, state.bad_steps + 1)
 
         new = dict(student=student, ema=ema, opt_state=opt_state, centers=centers)
@@ -78,23 +85,38 @@ class Step:
         else:
             teacher = state.ema if teacher is None else teacher
             whole = _outputs(self.objective, teacher, state.gram, parts)
-        targets, centers = self.objective.assign(teacher, whole, state.centers, now)
+        guides = merge_batch(parts.guides) if parts.guides else {}
+        targets, centers = self.objective.assign(teacher, whole, state.centers, now, guides)
         seen = self.objective.teacher_health(whole, targets)
         rows = split_batch(dataclasses.replace(targets, columns=None), self.accumulate)
-        return dataclasses.replace(rows, columns=targets.columns), (centers, seen)
+        key = rng.stream(jax.random.fold_in(state.key, state.step), "sigreg")
+        shared = self.objective.batch_statistics.shared(key, state.centers)
+        return dataclasses.replace(rows, columns=targets.columns, whole=shared), (centers, seen)
 
     def gradients(self, student: dict, parts: Inputs, targets, now: dict):
-        """Mean gradient and terms over the micro-batches, one in memory at a time."""
+        """Mean gradient and terms over the micro-batches, one in memory at a time.
 
-        rows, columns = dataclasses.replace(targets, columns=None), targets.columns
+        Losses of statistics over the whole batch take these from a forward pass of their own
+        where there are several micro-batches.
+        """
+        shared = {"columns": targets.columns, "whole": targets.whole}
+        rows = dataclasses.replace(targets, columns=None, whole={})
 
         def gradient(part):
             inputs, rows = part
             grad = jax.grad(self.objective.loss, has_aux=True)
-            return grad(student, inputs, dataclasses.replace(rows, columns=columns), now)
+            return grad(student, inputs, dataclasses.replace(rows, **shared), now)
 
         if self.accumulate == 1:
             return _map(gradient, (parts, rows), 1, squeeze=True)
+        if self.objective.batch_statistics.are_needed:
+            found = jax.lax.map(
+                lambda inputs: self.objective.statistics(student, inputs, targets.whole, now),
+                parts,
+            )
+            means = jax.tree.map(lambda x: jnp.mean(x, axis=0), found)
+            whole = {"statistics": means, "num_parts": float(self.accumulate)}
+            shared["whole"] = {**targets.whole, **whole}
 
         def add(total, part):
             return jax.tree.map(jnp.add, total, gradient(part)), None
@@ -127,12 +149,25 @@ class Forward:
         return self.objective.teacher_features(_outputs(self.objective, teacher, None, parts))
 
 
-def abstract_batch(shape: tuple[int, int, int, int], sharding, context: int | None = None) -> dict:
+META = "metadata/"  # before a column's name, in a batch
+
+
+def abstract_batch(
+    shape: tuple[int, int, int, int],
+    sharding,
+    context: int | None = None,
+    metadata: Mapping[str, jnp.dtype] | None = None,
+) -> dict:
     """What a step takes of images, as shapes and shardings. shape: B, S, S, C of all devices.
 
-    context: tokens of a caption, where images have some.
+    context: tokens of a caption, where images have some; metadata: name -> dtype of the columns
+    that guides need.
     """
-    batch = {
+    columns = {
+        META + name: jax.ShapeDtypeStruct((shape[0],), dtype, sharding=sharding)
+        for name, dtype in (metadata or {}).items()
+    }
+    batch = columns | {
         "images": jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=sharding),
         "sizes": jax.ShapeDtypeStruct((shape[0], 2), jnp.int32, sharding=sharding),
     }

@@ -37,6 +37,7 @@ from dinojax.train.program import Program
 from dinojax.train.records import Records, Row
 from dinojax.train.stage import Run
 from dinojax.train.state import State
+from dinojax.train.step import META
 from dinojax.train.stops import PutOff, stoppable
 from dinojax.train.teacher_forward import SharedTeacher, for_student
 
@@ -164,6 +165,8 @@ class Trainer:
         """Dispatch a step. host_batch: the images of this process; batch, features: of several
         students, what the teacher's devices have of images and of its forward pass."""
         run, which = self.run, self.run.draw(self.number)
+        known = {META + n: c.values_N[host_batch["ids"]] for n, c in run.metadata.items()}
+        host_batch = {**host_batch, **known}
         batch = self._own_images(host_batch, batch)
         # Of processes that do not learn with this student nobody would ask for their images.
         self._records.keep_images(self.number + 1, batch if self.is_apart else host_batch)

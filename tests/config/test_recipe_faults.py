@@ -75,7 +75,6 @@ def test_an_error_in_a_module_that_a_recipe_imports_names_that_file(tmp_path, mo
         ("learning_rate", "schedules.lr.peak"),
         ("lr", "schedules.lr.peak"),
         ("optim.lr", "schedules.lr.peak"),
-        ("epochs", "num_steps"),
         ("batch", "batch_size"),
         ("bs", "batch_size"),
         ("train.batch_size", "batch_size"),

@@ -239,6 +239,21 @@ def test_gram_loss_of_raw_and_of_selected_patches():
     np.testing.assert_allclose(joint, GRAM["none"][1], atol=2e-6)
 
 
+def test_what_is_unlike_for_both_networks_costs_nothing_with_both_negative():
+    """Unit patches with cosine -1 for the student, and -0.6 for the teacher."""
+    student = np.array([[[1.0, 0.0], [-1.0, 0.0]]], np.float32)
+    teacher = np.array([[[1.0, 0.0], [-0.6, 0.8]]], np.float32)
+    assert gram_loss(student, teacher, clip="both_negative") == 0
+    np.testing.assert_allclose(gram_loss(student, teacher, clip="teacher"), 2 / 4)
+    # A student that finds them alike is drawn down in both.
+    alike = np.array([[[1.0, 0.0], [0.8, 0.6]]], np.float32)
+    for clip in ("teacher", "both_negative"):
+        np.testing.assert_allclose(gram_loss(alike, teacher, clip=clip), 2 * 0.64 / 4, rtol=1e-6)
+    # What only the student finds unlike still counts.
+    found = gram_loss(student, alike, clip="both_negative")
+    np.testing.assert_allclose(found, 2 * 1.8**2 / 4, rtol=1e-6)
+
+
 def test_gram_gradient_spares_the_teacher_and_is_finite_at_zero():
     student, teacher = normal(1, 3, 4), normal(1, 3, 4, seed=1)
     student[0, 1] = 0.0

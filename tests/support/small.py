@@ -22,7 +22,7 @@ from dinojax.sharding import mesh
 from dinojax.sharding.batch import global_batch, merge_batch
 from dinojax.train import program, trainer
 from dinojax.train.program import Program
-from dinojax.train.step import Step
+from dinojax.train.step import META, Step
 from dinojax.train.teacher import Teacher
 
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -66,7 +66,7 @@ class Recorder(Step):
 
     def targets(self, state, parts, now, teacher=None):
         targets, centers = super().targets(state, parts, now, teacher)
-        rows = merge_batch(dataclasses.replace(targets, columns=None))
+        rows = merge_batch(dataclasses.replace(targets, columns=None, whole={}))
         self.seen["targets"] = dataclasses.replace(rows, columns=targets.columns)
         return targets, centers
 
@@ -224,6 +224,10 @@ def images(program: Program) -> dict[str, jax.Array]:
         "images": rng.integers(0, 256, program.batch_shape, np.uint8),
         "sizes": rng.integers(side // 2, side + 1, (num, 2)).astype(np.int32),
     }
+    for name, dtype in program.metadata.items():  # with gaps
+        values = rng.integers(-1, 3, num)
+        batch[META + name] = np.where(values < 0, np.nan if dtype == np.float32 else -1, values)
+        batch[META + name] = batch[META + name].astype(dtype)
     return global_batch(program.layout, batch)
 
 

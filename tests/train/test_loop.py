@@ -69,6 +69,7 @@ def run(**parts):
     made.every.measuring, made.config.batch_size = set(), 1
     made.config.text.enabled = False
     made.checkpoints.latest = lambda: None
+    made.metadata = {}
     made.hang = {"factor": 10.0, "minutes": 1.0, "seconds": 60.0}
     for name, part in parts.items():
         setattr(made, name, part)
@@ -232,7 +233,10 @@ def test_a_gradient_is_the_mean_of_those_of_the_micro_batches():
 
     rows = Targets(jnp.array([10.0, 20.0]), None, None, None)
     for parts in (1, 2):
-        step = Step(SimpleNamespace(loss=loss), None, None, accumulate=parts)
+        plain = SimpleNamespace(are_needed=False)
+        step = Step(
+            SimpleNamespace(loss=loss, batch_statistics=plain), None, None, accumulate=parts
+        )
         own = Targets(rows.dino[:parts], None, None, None)
         grads, terms = step.gradients(
             {"w": jnp.float32(2.0)}, jnp.array([1.0, 3.0])[:parts], own, {}

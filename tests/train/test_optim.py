@@ -138,7 +138,7 @@ def small(seed):
 
 def ones(tree, last=False):
     same = lambda value: jax.tree.map(lambda _: value, tree)  # noqa: E731
-    return optim.Multipliers(same(1.0), same(1.0), same(last))
+    return optim.Multipliers(same(1.0), same(1.0), same(last), same(False))
 
 
 def train(transform, nows, seed=0):
@@ -166,16 +166,19 @@ def test_without_factors_it_is_optax_adamw():
 def test_it_is_pytorch_adamw_with_factors_and_changing_scalars():
     tree = small(0)
     decayed = factors(tree)
-    nows = [NOW | {"lr": 1e-2 * (i + 1), "weight_decay": 0.1 * i} for i in range(3)]
+    nows = [
+        NOW | {"lr": 1e-2 * (i + 1), "weight_decay": 0.1 * i, "trunk": 0.5 * i} for i in range(3)
+    ]
     ours, _ = train(optim.build(ADAM, multipliers=decayed), nows)
 
-    def slow(param, lr_factor, decay_factor, is_last, *grads):
+    def slow(param, lr_factor, decay_factor, is_last, is_trunk, *grads):
         param = np.asarray(param, np.float64)
         m, v = np.zeros_like(param), np.zeros_like(param)
         for t, (grad, now) in enumerate(zip(grads, nows, strict=True), 1):
             grad = np.asarray(grad, np.float64)
-            lr = now["last_layer_lr" if is_last else "lr"] * lr_factor
-            param = param * (1 - lr * now["weight_decay"] * decay_factor)
+            trunk = now["trunk"] if is_trunk else 1.0
+            lr = now["last_layer_lr" if is_last else "lr"] * lr_factor * trunk
+            param = param * (1 - lr * now["weight_decay"] * decay_factor * trunk)
             m, v = 0.9 * m + 0.1 * grad, 0.99 * v + 0.01 * grad**2
             step = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.99**t)) + 1e-8)
             param = param - lr * step

@@ -7,8 +7,7 @@ import pytest
 from dinojax.config import ConfigError
 from dinojax.runs.loss_ranges import loss_ranges
 from dinojax.sharding import mesh
-from dinojax.train import program
-from dinojax.train import stage as runs
+from dinojax.train import checks, program
 from dinojax.train.teacher import open_teacher
 from dinojax.train.teacher_forward import SharedTeacher, for_student
 from dinojax.weights import run
@@ -81,7 +80,7 @@ def test_kernels_are_stored_in_the_dtype_they_are_used_in(teacher_features):
 REFUSALS = {
     "": "distill.teacher is empty; set it to a run",
     "/absent": "distill.teacher=/absent does not exist; give a run directory",
-    "smoke:nothing": "no recipe nothing; give a file, or one of",
+    "smoke:nothing": "no recipe nothing; give a file or a run directory, or one of",
     "smoke:vit7b16": "is 4 x 4 patches of model.patch_size=8 to the student and 2 x 2 patches of "
     "16 pixels to the teacher, and no reduction of its crops by a whole number makes the grids "
     "one; use a student of patch_size 16, or a teacher of patch_size 1, 2, 4, 8. Or set "
@@ -139,9 +138,9 @@ def test_losses_of_features_lie_between_equal_and_unlike():
 
 
 def test_a_run_that_had_another_teacher_is_refused():
-    runs.check_teacher({"teacher": "a" * 64}, "a" * 64)
+    checks.check_teacher({"teacher": "a" * 64}, "a" * 64)
     with pytest.raises(ConfigError, match="aaaaaaaaaaaaaaaa then, bbbbbbbbbbbbbbbb now"):
-        runs.check_teacher({"teacher": "a" * 64}, "b" * 64)
+        checks.check_teacher({"teacher": "a" * 64}, "b" * 64)
 
 
 # -- at work -------------------------------------------------------------------------------------
