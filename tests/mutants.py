@@ -275,8 +275,8 @@ MUTATIONS = (
     ),
     Mutation(
         "student_not_from_ema_at_handover",
-        "dataclasses.replace(state, student=_copied(ema), ema=ema)",
-        "dataclasses.replace(state, ema=ema)",
+        "replace(state, student={**state.student, **_copied(ema)}, ema=ema)",
+        "replace(state, ema=ema)",
         (f"{HANDED_OVER}[ema-keep]",),
         (HANDED,),
     ),

@@ -193,6 +193,7 @@ def test_an_evaluation_of_a_part_is_put_off_when_a_stop_is_asked_for(teams, monk
         student = object.__new__(Trainer)
         student.number, student.state, student._evaluated = 4, None, {0}
         student._records = SimpleNamespace(flush=lambda: None, metrics=None)
+        student._page = SimpleNamespace(changed=lambda: None)
         student.run = SimpleNamespace(
             processes=subgroup.of(processes, (0, 1)), matmul="highest", seen=[]
         )

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from dinojax import config as configs
 from dinojax.config import Config
+from dinojax.config.recipe import flat
 from dinojax.configs import base, distill_tiny, tiny
 from dinojax.runs.directory import FREE_KEYS
 
@@ -152,7 +153,7 @@ def recipes() -> dict[str, dict]:
 
 def _changed(config: Config) -> dict:
     """Keys that differ from configs/keys/, but for those that change no result."""
-    defaults = configs.load("base").values()
+    defaults = flat(base.get_config())
     changed = {key: value for key, value in config.values().items() if value != defaults[key]}
     kept = {k: v for k, v in changed.items() if not k.startswith(FREE_KEYS) or "knn." in k}
     return json.loads(json.dumps(kept))
