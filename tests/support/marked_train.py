@@ -61,7 +61,7 @@ def main() -> int:
     before(Loader, "__next__", waiting)
     before(Autopsy, "keep", stepping)
     before(Run, "save", lambda run, state, *, step, **_: mark("save", step))
-    before(Probe, "look", lambda probe, embed, params, number: mark("evaluate", number))
+    before(Probe, "look", lambda probe, network, number: mark("evaluate", number))
     before(finish, "finish", lambda run, state, **_: mark("finish", run.num_steps))
     if "FEW" in os.environ:
         from dinojax.data import tiles
