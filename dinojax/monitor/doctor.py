@@ -83,6 +83,7 @@ def _incidents(run: RunFiles) -> Iterator[Finding]:
 def _progress(run: RunFiles) -> Iterator[Finding]:
     num_steps, every = run.values["num_steps"], run.values["checkpoint.every"]
     last, standing = run.rows[-1]["step"] if run.rows else 0, state(run)
+    share = run.values["until.left_chance"]  # None: only num_steps ends a run, or once did
     if not run.checkpoints and run.unwritten:
         yield Finding(
             "note",
@@ -101,8 +102,7 @@ def _progress(run: RunFiles) -> Iterator[Finding]:
             if last > every
             else "Wait for the first one, or lower checkpoint.every.",
         )
-    elif run.finished is not None and run.finished < num_steps:
-        share = run.values["until.left_chance"]
+    elif run.finished is not None and run.finished < num_steps and share is not None:
         yield Finding(
             "note",
             "ended before num_steps",
