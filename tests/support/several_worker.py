@@ -115,7 +115,7 @@ def main() -> int:
     except Exception:
         traceback.print_exc()
         code = 1
-    processes.end_together(code)
+    process_flags.end_together(code)
     return code
 
 
