@@ -2,13 +2,12 @@
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-Line = Sequence[tuple[float, float]]  # (step, value), finite
+from dinojax.viz.charts import Line, short, thinned
 
 _WIDTH, _HEIGHT = 420, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 10, 24
-_MAX_POINTS = 400
 
 
 def line_chart(
@@ -111,29 +110,3 @@ def ticks(low: float, high: float, about: int = 4) -> list[float]:
     step = next(power * f for f in (1, 2, 5, 10) if (high - low) / (power * f) <= about)
     first = math.ceil(low / step)
     return [round(n * step, 12) for n in range(first, math.floor(high / step) + 1)]
-
-
-def thinned(line: Line) -> Line:
-    """At most _MAX_POINTS points, of every stretch the lowest and the highest: spikes stay."""
-    if len(line) <= _MAX_POINTS:
-        return line
-    size = math.ceil(2 * len(line) / _MAX_POINTS)
-    kept = []
-    for start in range(0, len(line), size):
-        part = line[start : start + size]
-        ends = {min(part, key=lambda p: p[1]), max(part, key=lambda p: p[1])}
-        kept += sorted(ends)
-    return [*kept[:-1], line[-1]]
-
-
-def short(value: float) -> str:
-    """A number in few characters: 12.5k, 0.0312, 2e-5."""
-    size = abs(value)
-    if size >= 1e6:
-        return f"{value / 1e6:.3g}M"
-    if size >= 1e4:
-        return f"{value / 1e3:.3g}k"
-    if size and size < 1e-3:
-        digits, exponent = f"{value:.1e}".split("e")
-        return f"{digits.removesuffix('.0')}e{int(exponent)}"
-    return f"{value:.4g}" if size >= 1000 else f"{value:.3g}"

@@ -9,7 +9,7 @@ import numpy as np
 from dinojax.curate.allocate import Tree
 from dinojax.curate.duplicates import read_edges
 from dinojax.curate.embed import ids_of
-from dinojax.curate.line_charts import line_chart, short
+from dinojax.curate.line_charts import line_chart
 from dinojax.curate.montage import montage
 from dinojax.curate.pool import Pool, open_pool
 from dinojax.curate.report_style import STYLE
@@ -17,6 +17,7 @@ from dinojax.curate.work import STEP, Work, backbone_of, read_levels, result_of,
 from dinojax.data import fields
 from dinojax.data.example import Source
 from dinojax.files.drafts import write_text
+from dinojax.viz.charts import short
 
 NUM_GROUPS, NUM_CLUSTERS, NUM_DROPPED = 24, 30, 96  # that are shown
 GROUP_IMAGES, CLUSTER_IMAGES = 8, 12
