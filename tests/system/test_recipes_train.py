@@ -12,7 +12,10 @@ from tests.support import small
 from tests.support.recipes import RECIPES
 from tests.support.stopping import Stop, at, die
 
-TRAINED = ("vit7b16", "vitl16_in1k", "dinov2_vitl14", "adapt_vitl16_lora")
+TRAINED = (
+    *("vit7b16", "vitl16_in1k", "dinov2_vitl14", "adapt_vitl16_lora"),
+    *("own_small", "adapt", "guided_fmow"),
+)
 ELSEWHERE = ("tiny", "tiny_stages", "adapt_tiny", "dinotxt_tiny", "dinotxt_vitl16")
 # test_train.py, test_start.py, test_adapt.py, test_text.py
 # The network and optimizer of vitl16_in1k, which is trained, in the stages of vit7b16.
@@ -30,6 +33,16 @@ LARGE = {
     "schedules.lr.end",
 }
 ONE_SIZE = {f"crops.more_{name}" for name in ("rates", "global", "local", "gram", "box")}
+SMALL_CROPS = {
+    *("crops.global_size", "crops.local_size", "data.box_size", "model.patch_size"),
+    *("data.source", "knn.features", "knn.mosaics", "log.pictures"),
+}
+COLOURS = {"augment.jitter_rate", "augment.saturation", "augment.hue", "augment.grayscale_rate"}
+FOUR_CHANNELS = {
+    *COLOURS,
+    *("augment.blur_rates", "augment.solarize_rate", "crops.local_area"),
+    *("image.channels", "image.normalize", "knn.crop_size", "knn.resize_size"),
+}
 # Recipe -> one that is trained here, and the keys in which the two differ when shrunk.
 ALIKE = {
     "vitl16": ("vit7b16", LARGE),
@@ -39,6 +52,9 @@ ALIKE = {
     "adapt_vitl16": ("adapt_vitl16_lora", {"gram.enabled", "gram.anchor", "adapter.rank"} | LARGE),
     **{f"adapt_vit{size}16": ("adapt_vitl16", {"model.name"}) for size in "sb"},
     "dinov2_vitg14": ("dinov2_vitl14", {"model.name", "group_size", "model.remat"}),
+    # smoke() leaves its guides out, for want of metadata; test_guidance.py trains with guides.
+    "guided_tiny": ("own_small", SMALL_CROPS),
+    "guided_hpa": ("guided_fmow", FOUR_CHANNELS),
 }
 
 
