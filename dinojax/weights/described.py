@@ -39,8 +39,10 @@ def read(
         found, more = _compared(found, own, "config.json")
         return found, [*notes, *more]
     if processor is not None and (format == "hf" or own is None):
+        processor, notes = _colours(processor, channels, ours=bool(provenance))
         found = processors.read(processor, channels, str(config.get("model_type", "")))
-        return _compared(found, own, processors.FILE)
+        found, more = _compared(found, own, processors.FILE)
+        return found, [*notes, *more]
     if own is not None:
         return own, []
     found, note = assumed(channels)
@@ -52,6 +54,16 @@ def _own(name: str, content: dict[str, Any]) -> Preprocessing | None:
     if "preprocessing" not in content:
         return None
     return Preprocessing.from_json(Fields(content, name).section("preprocessing").content)
+
+
+def _colours(
+    processor: dict[str, Any], channels: int, *, ours: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """Exports of dinojax 0.1.0 and before told do_convert_rgb of any number of channels."""
+    if not ours or channels == 3 or processor.get("do_convert_rgb") is not True:
+        return processor, []
+    note = f"do_convert_rgb of {processors.FILE} is passed over: the weights take {channels}"
+    return {**processor, "do_convert_rgb": False}, [f"{note} channels"]
 
 
 def _compared(
