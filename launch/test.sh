@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Check and test everything, from nothing but Python: style, types, fast tests, slow tests.
+# --changed [COMMIT] runs the tests of what differs from the commit (HEAD) and of all that uses it.
 # DINOJAX_TEST_ALL=1 runs the exhaustive tests as well, which show at length what others show too.
 # DINOJAX_TEST_TORCH=1 installs PyTorch, transformers and timm as well and compares with them.
 # DINOJAX_TEST_PLANS=1 plans for a TPU and a GPU, with the compilers of `dinojax plan` (860 MB) in an
@@ -25,14 +26,24 @@ export JAX_COMPILATION_CACHE_DIR="$ROOT/.venv-test/compiled"
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.2 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
 echo "== style and types"
 PYTHON=.venv-test/bin/python bash launch/check.sh
+paths=(tests)
+if [ "${1:-}" = --changed ]; then
+    chosen="$(.venv-test/bin/python -m tests.programs.changed "${2:-HEAD}")"
+    mapfile -t paths <<< "$chosen"
+    echo "== tests of what changed: ${paths[*]}"
+fi
 echo "== fast tests"
-.venv-test/bin/python -m pytest --quiet -n 2
+.venv-test/bin/python -m pytest --quiet -n 2 "${paths[@]}"
 echo "== slow tests"
 status=0
 marks=slow
 [ "${DINOJAX_TEST_ALL:-0}" = 1 ] && marks="slow or exhaustive"
-.venv-test/bin/python -m pytest --quiet -n 2 --dist worksteal -m "$marks" || status=$?
+.venv-test/bin/python -m pytest --quiet -n 2 --dist worksteal -m "$marks" "${paths[@]}" || status=$?
 [ "$status" -eq 5 ] || [ "$status" -eq 0 ] || exit "$status"  # 5: there are none
+if [ "${1:-}" = --changed ]; then
+    echo "passed in ${SECONDS} s: tests of what changed"
+    exit
+fi
 
 if [ "$plans" = 1 ]; then
     echo "== plans for machines that are not here"
