@@ -40,11 +40,12 @@ make_env() {
     echo "installed in $((SECONDS - start)) s"
 }
 
-# What the comparisons with PyTorch need, at the versions they were written for. timm asks for
+# What the comparisons with PyTorch and open_clip need, at the versions they were written for. timm asks for
 # torchvision, which has no build for a torch without CUDA; what of it is missing then, two
-# operators, is declared where it is imported (dinojax/weights/libraries.py).
+# operators, is declared where it is imported (dinojax/weights/libraries.py). Of open_clip only the
+# vocabulary is read.
 TORCH="torch==2.13.0 transformers==5.23.0"
-TORCH_WITHOUT_DEPENDENCIES="timm==1.0.31 torchvision==0.28.0"
+TORCH_WITHOUT_DEPENDENCIES="timm==1.0.31 torchvision==0.28.0 open_clip_torch==3.3.0"
 
 # `add_torch DIR`: PyTorch, transformers and timm in an environment that make_env made.
 add_torch() {

@@ -11,6 +11,18 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 cd "$ROOT"
 
+# Tell what failed, of what ran, and exit.
+end() {
+    if [ "${#failed[@]}" -gt 0 ]; then
+        printf 'error: failed in %d s:' "$SECONDS" >&2
+        printf ' %s;' "${failed[@]}" >&2
+        echo >&2
+        exit 1
+    fi
+    echo "all passed in ${SECONDS} s"
+    exit
+}
+
 plans="${DINOJAX_TEST_PLANS:-0}"
 unset DINOJAX_TEST_PLANS  # where it is set, a missing compiler fails the tests
 make_env "$ROOT/.venv-test" test
@@ -32,24 +44,24 @@ if [ "${1:-}" = --changed ]; then
     mapfile -t paths <<< "$chosen"
     echo "== tests of what changed: ${paths[*]}"
 fi
+failed=()  # what else is wrong is worth knowing
 echo "== fast tests"
-.venv-test/bin/python -m pytest --quiet -n 2 "${paths[@]}"
+.venv-test/bin/python -m pytest --quiet -n 2 "${paths[@]}" || failed+=("fast tests")
 echo "== slow tests"
 status=0
-marks=slow
+marks="slow and not exhaustive"
 [ "${DINOJAX_TEST_ALL:-0}" = 1 ] && marks="slow or exhaustive"
 .venv-test/bin/python -m pytest --quiet -n 2 --dist worksteal -m "$marks" "${paths[@]}" || status=$?
-[ "$status" -eq 5 ] || [ "$status" -eq 0 ] || exit "$status"  # 5: there are none
+[ "$status" -eq 5 ] || [ "$status" -eq 0 ] || failed+=("slow tests")  # 5: there are none
 if [ "${1:-}" = --changed ]; then
-    echo "passed in ${SECONDS} s: tests of what changed"
-    exit
+    end
 fi
 
 if [ "$plans" = 1 ]; then
     echo "== plans for machines that are not here"
     make_env "$ROOT/.venv-plan" test,plan
-    DINOJAX_TEST_PLANS=1 .venv-plan/bin/python -m pytest --quiet -n 2 -m slow \
-        tests/plan/test_compilers.py
+    DINOJAX_TEST_PLANS=1 .venv-plan/bin/python -m pytest --quiet -n 2 -m "slow and not exhaustive" \
+        tests/plan/test_compilers.py || failed+=("plans")
 fi
 
 newest="${DINOJAX_TEST_NEWEST:-0}"
@@ -64,12 +76,12 @@ if [ "$newest" != 0 ]; then
         PYTHON="$python" make_env "$ROOT/.venv-test-$version" test
         pytest=(env DINOJAX_TEST_TORCH=0 ".venv-test-$version/bin/python" -m pytest --quiet -n 2)
         if [ "$newest" = all ]; then
-            "${pytest[@]}"
+            "${pytest[@]}" || failed+=("Python $version")
         else
-            "${pytest[@]}" tests/{config/test_config,train/test_step,data/test_loader,augment/test_views,eval/test_embed,weights/test_load,plan/test_targets}.py
-            "${pytest[@]}" -m "not exhaustive" tests/test_api.py  # trains, measures, exports
+            "${pytest[@]}" tests/{config/test_config,train/test_step,data/test_loader,augment/test_views,eval/test_embed,weights/test_load,plan/test_targets}.py || failed+=("Python $version")
+            "${pytest[@]}" -m "not exhaustive" tests/test_api.py || failed+=("API on Python $version")
         fi
         break
     done
 fi
-echo "all passed in ${SECONDS} s"
+end

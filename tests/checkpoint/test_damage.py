@@ -123,7 +123,7 @@ def outcome(directory) -> str:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
-    "seeds", [range(FAST), pytest.param(range(FAST, ALL), marks=pytest.mark.slow)], ids=str
+    "seeds", [range(FAST), pytest.param(range(FAST, ALL), marks=pytest.mark.exhaustive)], ids=str
 )
 def test_whatever_is_damaged_is_refused_with_the_way_on_or_changes_nothing(saved, tmp_path, seeds):
     seen = {}

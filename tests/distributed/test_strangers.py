@@ -87,7 +87,7 @@ def test_strangers_are_dropped_and_told_of_once_while_the_run_meets(caplog):
     with pytest.raises(OSError):  # nobody can call any more
         socket.create_connection(address, timeout=1.0)
     for channel in channels[::-1]:
-        channel.close(seconds=SECONDS)
+        channel.close(seconds=0.5)  # nobody ends, as processes would
 
 
 def test_processes_with_other_secrets_are_told_so_and_process_0_counts_them():
@@ -166,4 +166,4 @@ def test_a_stopped_process_is_named_by_its_silence_and_a_busy_one_is_not():
         peer.kill()
         peer.wait()
         peer.stdout.close()
-    channel.close(seconds=SECONDS)
+    channel.close(seconds=0.5)
