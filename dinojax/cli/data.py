@@ -1,7 +1,9 @@
 """`dinojax data check | convert | bench`: data sets, before a run. No accelerator is touched."""
 
 import argparse
+import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -139,27 +141,33 @@ def _check(args: argparse.Namespace) -> None:
         source = open_source(config.data, channels=channels)
     else:
         source = _open(args, channels, read_options(config.data))
+    survey, allowed = _survey(config, args.processes), config.data.max_bad_share
+    drawn = _drawn(source, config) if isinstance(source, Mixture) else []
+    seed = 0 if out is None else config.seed  # of the crops
+    config.check_settings_read(args.set)
     if isinstance(source, Mixture):
-        found = {part.name: _survey(part.source, config, args.processes) for part in source.parts}
+        found = {part.name: survey(part.source) for part in source.parts}
         content: dict[str, Any] = {"sources": found}
         for name, seen in found.items():
-            print("\n".join([f"== {name}", *_table(seen, config)]))
-        print("\n".join(["== drawn by the recipe's last step", *_drawn(source, config)]))
+            print("\n".join([f"== {name}", *_table(seen, allowed)]))
+        print("\n".join(["== drawn by the recipe's last step", *drawn]))
     else:
-        content = _survey(source, config, args.processes)
-        print("\n".join(_table(content, config)))
+        content = survey(source)
+        print("\n".join(_table(content, allowed)))
     if out is not None:
         write_json(out / "report.json", content)
-        _draw(out / "crops.png", source, config, spec)
+        _draw(out / "crops.png", source, config, spec, seed)
         print(f"{out}: report.json, crops.png")
 
 
-def _survey(source: Source, config: Config, processes: int) -> dict:
+def _survey(config: Config, processes: int) -> Callable[[Source], dict]:
     from dinojax.data.check import check  # commands import their programs when they run
 
     crops = config.crops
     sizes = {"crops.global_size": crops.global_size, "crops.local_size": crops.local_size}
-    return check(source, box_size=config.data.box_size, crop_sizes=sizes, processes=processes)
+    return functools.partial(
+        check, box_size=config.data.box_size, crop_sizes=sizes, processes=processes
+    )
 
 
 def _drawn(source: Mixture, config: Config) -> list[str]:
@@ -168,8 +176,8 @@ def _drawn(source: Mixture, config: Config) -> list[str]:
     return told(source, source.num_drawn(config.seed, position, size))
 
 
-def _table(found: dict, config: Config) -> list[str]:
-    """The report as lines of text, each with what to do about it."""
+def _table(found: dict, allowed: float) -> list[str]:
+    """The report as lines of text, each with what to do about it. allowed: data.max_bad_share."""
     total, bad = found["images"], found["unreadable"]
     lines = [
         f"images            {total:,}, {found['bytes'] / 2**20:,.1f} MiB",
@@ -177,8 +185,7 @@ def _table(found: dict, config: Config) -> list[str]:
         f"stored as         {_counts(found['stored_as'])}",
         *(f"values            {line}" for line in found["values_told"]),
         f"classes           {_classes(found['classes'])}",
-        f"unreadable        {bad:,} ({bad / total:.3%}; data.max_bad_share allows "
-        f"{config.data.max_bad_share:.3%})",
+        f"unreadable        {bad:,} ({bad / total:.3%}; data.max_bad_share allows {allowed:.3%})",
     ]
     lines += [f"  {image['name']}: {image['reason']}" for image in found["unreadable_images"][:5]]
     twins = found["duplicates"]
@@ -223,7 +230,7 @@ def _view_spec(config: Config) -> Any:
     )
 
 
-def _draw(path: Path, source: Source, config: Config, spec: Any) -> None:
+def _draw(path: Path, source: Source, config: Config, spec: Any, seed: int) -> None:
     """The crops that the recipe makes of eight images, as `train` draws them at its first step."""
     import jax
 
@@ -237,14 +244,14 @@ def _draw(path: Path, source: Source, config: Config, spec: Any) -> None:
         source=source,
         batch_size=NUM_DRAWN,
         box_size=config.data.box_size,
-        seed=config.seed,
+        seed=seed,
         start=0,
         rows_B=np.arange(NUM_DRAWN),
         replace=True,
     )
     batch = read(0)
     make = jax.jit(make_views, static_argnames="spec")
-    views = make(jax.random.key(config.seed), batch["images"], batch["sizes"], spec=spec)
+    views = make(jax.random.key(seed), batch["images"], batch["sizes"], spec=spec)
     sets = (views.global_BGHWC, views.local_BLHWC)
     fixed = fixed_statistics(config.image)
     crop_sheet(path, *(true_colors(np.asarray(crops), *fixed) for crops in sets))
@@ -281,19 +288,20 @@ def _bench(args: argparse.Namespace) -> None:
     config = load(args.config or RECIPE, args.set)
     data = config.data
     source = _open(args, config.image.channels, read_options(data))
+    batch_size, box_size = config.batch_size, data.box_size
+    loader = f"data.num_workers={data.num_workers}, num_threads={data.num_threads}"
+    loader += f", prefetch={data.prefetch}"
+    config.check_settings_read(args.set)
     rates = stage_rates(
         source,
-        box_size=data.box_size,
-        batch_size=config.batch_size,
+        box_size=box_size,
+        batch_size=batch_size,
         seconds=args.seconds,
         clock=time.perf_counter,
     )
-    print(f"images/s of one core, {len(source):,} images, box of {data.box_size} pixels")
+    print(f"images/s of one core, {len(source):,} images, box of {box_size} pixels")
     for stage, rate in rates.items():
         print(f"  {stage:8s} {rate:10,.0f}")
-    rate = loader_rate(source, data=data, batch_size=config.batch_size, seconds=args.seconds)
-    print(
-        f"images/s of the loader with data.num_workers={data.num_workers}, "
-        f"num_threads={data.num_threads}\n  {'loader':8s} {rate:10,.0f}"
-    )
-    print(verdict(rate, batch_size=config.batch_size, step_seconds=args.step_seconds))
+    rate = loader_rate(source, data=data, batch_size=batch_size, seconds=args.seconds)
+    print(f"images/s of the loader with {loader}\n  {'loader':8s} {rate:10,.0f}")
+    print(verdict(rate, batch_size=batch_size, step_seconds=args.step_seconds))

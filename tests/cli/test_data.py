@@ -84,6 +84,21 @@ def test_the_kind_of_source_can_be_forced(images, capsys):
     assert main.main(["data", "check", str(images), "--source", "folder"]) == main.FINISHED
 
 
+@pytest.mark.parametrize("command", [["check"], ["bench", "--seconds", "0.1"]])
+@pytest.mark.parametrize(
+    ("key", "read"),
+    [("data.box_size=40", True), ("optim.beta2=0.5", False), ("log.every=3", False)],
+)
+def test_a_key_that_a_command_does_not_read_is_refused_before_any_work(
+    command, key, read, images, capsys
+):
+    code = main.main(["data", *command, str(images), "--config", "tiny", "--set", key])
+    told = capsys.readouterr()
+    assert code == (main.FINISHED if read else main.REFUSED)
+    if not read:
+        assert f"--set {key.split('=')[0]}: nothing here reads it" in told.err and not told.out
+
+
 @pytest.mark.parametrize(
     "args, message",
     [
