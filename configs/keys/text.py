@@ -8,7 +8,7 @@ TEXT_KEYS: dict[str, Key] = {
     "text.enabled": Key(
         False,
         "instead of self-supervision; the backbone is start.source's; [R]",
-        terms=("contrastive",),
+        terms=("contrastive", "sigmoid"),
     ),
     "text.vocabulary": Key(
         "clip", "clip (read from open_clip_torch), tiles, or FILE of merges; [R] clip"
@@ -48,6 +48,15 @@ TEXT_KEYS: dict[str, Key] = {
         "channels of an embedding, even; None = twice the backbone's width; [R]",
         (2, CHANNELS),
         optional=int,
+    ),
+    "text.loss": Key(
+        "contrastive",
+        "contrastive (of each image among all captions, and back) [R] | sigmoid (of each image "
+        "with each caption, arXiv:2303.15343) [ours]",
+        choices=("contrastive", "sigmoid"),
+    ),
+    "text.bias": Key(
+        -10.0, "what sigmoid adds to logits at first; it trains; arXiv:2303.15343", (-1e3, 1e3)
     ),
     "text.scale": Key(1 / 0.07, "what multiplies cosines at first; [R]", (1, 1e6)),
     "text.max_scale": Key(100.0, "the most that it may become; [R]", (1, 1e6)),

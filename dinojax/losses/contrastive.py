@@ -3,23 +3,17 @@
 CLIP, arXiv:2103.00020: of every image, which text is its own, and the reverse. A logit is
 s <image, text> with unit vectors. What loss and gradients need of the matrix [B, B] are sums over
 its rows and columns, so it is computed block after block of texts, forward and backward, and thrown
-away. On a mesh each device has the rows of its own images; a block holds the same share of every
-device's texts, so that only a block is ever gathered, and its gradient is scattered likewise.
+away (pair_blocks.py); a block's gradient is scattered to the devices that it was gathered from.
 """
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.nn import logsumexp
-from jax.sharding import PartitionSpec
 
+from dinojax.losses import pair_blocks
 from dinojax.losses.blockwise_logits import wide
-from dinojax.sharding import mesh
-
-BLOCK_BYTES = 2**23  # of one block of logits of a device, or of the texts gathered for it
 
 
 def contrastive_loss(
@@ -46,11 +40,11 @@ def _pair_losses(images_BE, texts_BE, scale):
 
 def _pair_losses_fwd(images_BE, texts_BE, scale):
     def forward(axes, images_BE, texts_BE, scale):
-        own_B = _own(images_BE, texts_BE) * scale
-        parts = num_blocks(len(images_BE), images_BE.shape[1], _size(axes))
+        own_B = pair_blocks.own(images_BE, texts_BE) * scale
+        parts = pair_blocks.num_blocks(len(images_BE), images_BE.shape[1], pair_blocks.size(axes))
 
         def add(rows, part):
-            block_KE = _gathered(axes, _part(texts_BE, part, parts))
+            block_KE = pair_blocks.gathered(axes, _part(texts_BE, part, parts))
             logits_BK = _logits(images_BE, block_KE, scale)
             log_sum_B, most_B = rows
             log_sum_B = jnp.logaddexp(log_sum_B, logsumexp(logits_BK, axis=1))
@@ -60,10 +54,10 @@ def _pair_losses_fwd(images_BE, texts_BE, scale):
         start = (jnp.full_like(own_B, -jnp.inf), jnp.full_like(own_B, -jnp.inf))
         (rows_B, most_B), columns_PK = jax.lax.scan(add, start, jnp.arange(parts))
         columns_B = _own_columns(axes, columns_PK)
-        right_B = (own_B >= most_B - _slack(most_B)).astype(own_B.dtype)
+        right_B = (own_B >= most_B - pair_blocks.slack(most_B)).astype(own_B.dtype)
         return (rows_B + columns_B) / 2 - own_B, right_B, rows_B, columns_PK
 
-    loss_B, right_B, rows_B, columns_PK = _run(
+    loss_B, right_B, rows_B, columns_PK = pair_blocks.on_devices(
         forward, (images_BE, texts_BE), scale, gives=("rows", "rows", "rows", "all")
     )
     return (loss_B, right_B), (images_BE, texts_BE, scale, rows_B, columns_PK)
@@ -78,15 +72,16 @@ def _pair_losses_bwd(kept, cotangents):
 
         def add(carry, part):
             grad_images, grad_texts, grad_scale = carry
-            block_KE = _gathered(axes, _part(texts_BE, part, parts))
+            block_KE = pair_blocks.gathered(axes, _part(texts_BE, part, parts))
             logits_BK = _logits(images_BE, block_KE, scale)
-            grad_K = _gathered(axes, _part(grad_B, part, parts))
+            grad_K = pair_blocks.gathered(axes, _part(grad_B, part, parts))
             pull_BK = grad_B[:, None] * jnp.exp(logits_BK - rows_B[:, None])
             columns_BK = jnp.exp(logits_BK - columns_PK[part][None])
             pull_BK = (pull_BK + grad_K[None] * columns_BK) / 2
             grad_scale += jnp.sum(pull_BK * (logits_BK / scale))
-            grad_images += scale * _dot("bk,ke->be", pull_BK, block_KE)
-            own_KE = _scattered(axes, scale * _dot("bk,be->ke", pull_BK, images_BE))
+            grad_images += scale * pair_blocks.dot("bk,ke->be", pull_BK, block_KE)
+            sums_KE = scale * pair_blocks.dot("bk,be->ke", pull_BK, images_BE)
+            own_KE = pair_blocks.scattered(axes, sums_KE)
             own_KE += _part(grad_texts, part, parts)
             grad_texts = jax.lax.dynamic_update_slice_in_dim(
                 grad_texts, own_KE, part * len(own_KE), 0
@@ -95,63 +90,22 @@ def _pair_losses_bwd(kept, cotangents):
 
         # Begun with what the pairs themselves add, so that the sums are the results.
         pull_B1 = -scale * grad_B[:, None]
-        own = -jnp.sum(grad_B * _own(images_BE, texts_BE))
+        own = -jnp.sum(grad_B * pair_blocks.own(images_BE, texts_BE))
         start = pull_B1 * texts_BE, pull_B1 * images_BE, own
         grads, _ = jax.lax.scan(add, start, jnp.arange(parts))
         grad_images, grad_texts, grad_scale = grads
         return grad_images, grad_texts, jax.lax.psum(grad_scale, axes) if axes else grad_scale
 
     arrays = (images_BE, texts_BE, rows_B, grad_B)
-    return _run(backward, arrays, scale, columns_PK, gives=("rows", "rows", "all"))
+    gives = ("rows", "rows", "all")
+    return pair_blocks.on_devices(backward, arrays, scale, columns_PK, gives=gives)
 
 
 _pair_losses.defvjp(_pair_losses_fwd, _pair_losses_bwd)
 
 
-def num_blocks(num_rows: int, width: int, devices: int, limit: int | None = None) -> int:
-    """Blocks of a device's `num_rows` texts, a divisor, so that one stays within the limit.
-
-    limit: bytes of the logits [rows, rows of a block x devices] and of the texts gathered for
-    them, None = BLOCK_BYTES. A block has one text of each device at least.
-    """
-    limit = BLOCK_BYTES if limit is None else limit
-    row = 4 * devices * max(num_rows, width)  # bytes, for one text of every device
-    fitting = (p for p in range(1, num_rows + 1) if num_rows % p == 0)
-    return next((p for p in fitting if num_rows // p * row <= limit), num_rows)
-
-
-def _run(function: Callable, rows: tuple, *whole, gives: tuple[str, ...]) -> Any:
-    """function(device axes, *rows, *whole) on every device with its own rows of a batch."""
-    layout = mesh.active()
-    if layout is None:
-        return function((), *rows, *whole)
-    axes = tuple(axis for axis in layout.data_axes if layout.mesh.shape[axis] > 1)
-    specs = {"rows": layout.rows, "all": PartitionSpec()}
-    return jax.shard_map(
-        functools.partial(function, axes),
-        mesh=layout.mesh,
-        in_specs=(layout.rows,) * len(rows) + (PartitionSpec(),) * len(whole),
-        out_specs=tuple(specs[name] for name in gives),
-        check_vma=False,
-    )(*rows, *whole)
-
-
 def _logits(images_BE, texts_KE, scale):
-    return scale * _dot("be,ke->bk", images_BE, texts_KE)
-
-
-def _dot(axes: str, *operands):
-    return jnp.einsum(axes, *operands, precision="highest")
-
-
-def _own(images_BE, texts_BE):
-    """Cosine of every pair."""
-    return jnp.sum(images_BE * texts_BE, axis=1)
-
-
-def _slack(x):
-    """A sum over channels in another order is the same up to this."""
-    return 16 * jnp.finfo(x.dtype).eps * jnp.abs(x)
+    return scale * pair_blocks.dot("be,ke->bk", images_BE, texts_KE)
 
 
 def _part(x, part, parts: int):
@@ -161,19 +115,6 @@ def _part(x, part, parts: int):
 
 
 # -- of a device among those along `axes`, which may be none --------------------------------------
-
-
-def _size(axes) -> int:
-    return jax.lax.axis_size(axes) if axes else 1
-
-
-def _gathered(axes, x):
-    return jax.lax.all_gather(x, axes, axis=0, tiled=True) if axes else x
-
-
-def _scattered(axes, x):
-    """The sum over devices of the rows that this device has gathered to others."""
-    return jax.lax.psum_scatter(x, axes, scatter_dimension=0, tiled=True) if axes else x
 
 
 def _log_sum_devices(axes, x_K):
@@ -187,7 +128,7 @@ def _own_columns(axes, columns_PK):
     """Of values [parts, texts of a block], those of this device's texts, in their order."""
     if not axes:
         return columns_PK.reshape(-1)
-    parted = columns_PK.reshape(len(columns_PK), _size(axes), -1)
+    parted = columns_PK.reshape(len(columns_PK), pair_blocks.size(axes), -1)
     return jax.lax.dynamic_index_in_dim(
         parted, jax.lax.axis_index(axes), axis=1, keepdims=False
     ).reshape(-1)

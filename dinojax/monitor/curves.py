@@ -26,6 +26,7 @@ WITH_RANGES = {
     "DINO loss": ("dino_local", "dino_global"),
     "iBOT loss": ("ibot",),
     "Contrastive loss": ("contrastive",),
+    "Sigmoid loss": ("sigmoid",),
 }
 OTHER_TERMS = tuple(t for t in ALL_TERMS if all(t not in own for own in WITH_RANGES.values()))
 # Title -> what is in the chart.

@@ -21,6 +21,7 @@ LOSSES = {  # term -> its head, or what else learns by it
     "dino_global": "dino",
     "ibot": "ibot",
     "contrastive": "contrastive",
+    "sigmoid": "sigmoid",
 }
 JUMP = 30  # times its median that a gradient norm does not reach by chance
 PARTS = ("backbone", "dino_head", "ibot_head")
@@ -144,7 +145,7 @@ def _why_at_chance(run: RunFiles, head: str, *, silent: bool) -> tuple[str, str]
     others = {finding.name for rule in (movement, divergence) for finding in rule(run)}
     if others & {"the weights stand still", "the weights run away"}:
         return f"As {others.pop()}, nothing is learned.", "Do as said there."
-    if head == "contrastive":
+    if head in ("contrastive", "sigmoid"):
         return (
             "Images and captions do not meet: no better than a guess among the pairs of a step.",
             "Check that captions belong to their images and differ, schedules.lr, and grad_norm"

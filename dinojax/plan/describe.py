@@ -146,8 +146,8 @@ def _text(config: Config) -> Iterator[str]:
     )
     gram = f", gram {text.gram:g}" if text.gram else ""
     yield (
-        f"  contrastive: over all {config.batch_size:,} pairs of a step, chance "
-        f"{math.log(config.batch_size):.2f} nats{gram}"
+        f"  {text.loss}: over all {config.batch_size:,} pairs of a step, chance "
+        f"{loss_ranges(config.values())[text.loss].chance:.2f} nats{gram}"
     )
 
 

@@ -31,8 +31,8 @@ def loss_ranges(values: dict[str, Any]) -> dict[str, Range]:
     masked crops divided by all crops, hence the share.
     """
     group, batch = values["group_size"], values["batch_size"]
-    if values.get("text.enabled"):  # a guess among the batch's pairs has log B
-        return {"contrastive": Range(0.0, math.log(batch))}
+    if values.get("text.enabled"):
+        return {values["text.loss"]: Range(0.0, _chance_of_pairs(values["text.loss"], batch))}
     side = values["crops.global_size"] // patch_of_crops(values)[1]
     counts = mask_counts(
         group * NUM_GLOBAL, side**2, rate=values["masks.rate"], ratio=tuple(values["masks.ratio"])
@@ -54,3 +54,11 @@ def loss_ranges(values: dict[str, Any]) -> dict[str, Range]:
     num_masked = sum(counts) * batch // group
     ibot = make(values["ibot_head.prototypes"], num_masked, share)
     return {"dino_local": dino, "dino_global": dino, "ibot": ibot}
+
+
+def _chance_of_pairs(loss: str, batch: int) -> float:
+    """Of features that say nothing: contrastive, a guess among the batch's pairs; sigmoid, where
+    every image is said to belong to each caption with probability 1 / B."""
+    if loss == "contrastive":
+        return math.log(batch)
+    return math.log(batch) - (batch - 1) * math.log1p(-1 / batch) if batch > 1 else 0.0

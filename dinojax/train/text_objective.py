@@ -13,9 +13,10 @@ from flax import struct
 
 from dinojax.losses.contrastive import contrastive_loss
 from dinojax.losses.gram import gram_loss
+from dinojax.losses.sigmoid import sigmoid_loss
 from dinojax.models import vit
 from dinojax.models.convnext import ConvNext
-from dinojax.models.layers import l2_normalize
+from dinojax.models.layers import Named, l2_normalize
 from dinojax.models.text_networks import PARTS, TextNetworks, init_params
 from dinojax.models.vit import Vit
 
@@ -48,6 +49,12 @@ class TextObjective:
     max_scale: float
     gram: float  # weight of the Gram loss of the vision head's patches with the backbone's
     group_size: int
+    bias: float | None = None  # of logits at first: the sigmoid loss; None = the contrastive one
+
+    @property
+    def scalars(self) -> tuple[str, ...]:
+        """Parts of the student that the loss takes beside features."""
+        return ("logit_scale", *(() if self.bias is None else ("logit_bias",)))
 
     @property
     def backbone(self) -> Vit | ConvNext:
@@ -57,6 +64,8 @@ class TextObjective:
         """(student, frozen parts): random parameters with the names of their axes."""
         params = init_params(self.networks, key, self.scale)
         student = {part: params[part] for part in PARTS if part not in self.frozen}
+        if self.bias is not None:
+            student["logit_bias"] = Named(jnp.float32(self.bias), ())
         return student, {part: params[part] for part in self.frozen}
 
     def features(self, student: dict, frozen: dict, inputs: TextInputs) -> PairFeatures:
@@ -78,12 +87,15 @@ class TextObjective:
         text_BE = self.networks.text(params, inputs.tokens_BN)
         return PairFeatures(l2_normalize(image.pooled), l2_normalize(text_BE), gram_B)
 
-    def loss(self, log_scale: jax.Array, features: PairFeatures) -> tuple[jax.Array, dict]:
-        """Total loss and its terms, of the whole batch."""
+    def loss(self, scalars: dict, features: PairFeatures) -> tuple[jax.Array, dict]:
+        """Total loss and its terms, of the whole batch. scalars: those parts of the student."""
         pair = features.images_BE, features.texts_BE
-        contrastive, accuracy = contrastive_loss(*pair, jnp.exp(log_scale))
-        terms = {"contrastive": contrastive, "pair_accuracy": accuracy}
-        total = contrastive
+        scale = jnp.exp(scalars["logit_scale"])
+        if self.bias is None:
+            name, (total, accuracy) = "contrastive", contrastive_loss(*pair, scale)
+        else:
+            name, (total, accuracy) = "sigmoid", sigmoid_loss(*pair, scale, scalars["logit_bias"])
+        terms = {name: total, "pair_accuracy": accuracy}
         if self.gram:
             terms["gram"] = jnp.mean(features.gram_B)
             total += self.gram * terms["gram"]

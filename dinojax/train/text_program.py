@@ -83,6 +83,7 @@ def build_step(config: Config, *, images_per_step: int, num_ids: int) -> TextSte
         max_scale=section.max_scale,
         gram=section.gram,
         group_size=config.group_size,
+        bias=section.bias if section.loss == "sigmoid" else None,
     )
     crops = CropSpec.from_sections(
         image=config.image,

@@ -74,9 +74,10 @@ class TextStep:
         bad_steps = jnp.where(ok, 0, state.bad_steps + 1)
         new = dict(student=student, opt_state=opt_state)
         kept = health.keep_if(ok, new, {name: getattr(state, name) for name in new})
-        scale = jnp.exp(state.student["logit_scale"])
+        scalars = _some(state.student, self.objective.scalars)
+        scalars["logit_scale"] = jnp.exp(scalars["logit_scale"])
         state = dataclasses.replace(state, **kept, step=state.step + 1, bad_steps=bad_steps)
-        return state, {**terms, **norms, "logit_scale": scale, "bad_steps": bad_steps}
+        return state, {**terms, **norms, **scalars, "bad_steps": bad_steps}
 
     def gradients(self, student: dict, frozen: dict, parts: TextInputs) -> tuple[dict, dict]:
         """Gradient and terms of the loss over all micro-batches, one in memory at a time."""
@@ -86,7 +87,7 @@ class TextStep:
 
             def whole(student):
                 features = objective.features(student, frozen, only)
-                return objective.loss(student["logit_scale"], features)
+                return objective.loss(_some(student, objective.scalars), features)
 
             return jax.grad(whole, has_aux=True)(student)
 
@@ -95,7 +96,7 @@ class TextStep:
 
         rows = merge_batch(jax.lax.map(functools.partial(features, student), parts))
         loss = jax.grad(objective.loss, argnums=(0, 1), has_aux=True)
-        (grad_scale, pulls), terms = loss(student["logit_scale"], rows)
+        (own, pulls), terms = loss(_some(student, objective.scalars), rows)
 
         def add(total, pair):
             part, pull = pair
@@ -104,4 +105,8 @@ class TextStep:
 
         zeros = jax.tree.map(jnp.zeros_like, student)
         grads, _ = jax.lax.scan(add, zeros, (parts, split_batch(pulls, self.accumulate)))
-        return {**grads, "logit_scale": grads["logit_scale"] + grad_scale}, terms
+        return {**grads, **{name: grads[name] + grad for name, grad in own.items()}}, terms
+
+
+def _some(parts: dict, names: tuple[str, ...]) -> dict:
+    return {name: parts[name] for name in names}

@@ -32,10 +32,15 @@ HEAD = VisionHeadSpec(width=16, depth=1, num_heads=2, drop_path=0.5)
 TEXT = TextSpec(IDS, CONTEXT, width=16, depth=1, num_heads=2, outputs=32)
 
 
-def make(*, accumulate=1, frozen=("backbone",), gram=0.5, max_scale=100.0):
+# The same with the sigmoid loss.
+SIGMOID = [("fsdp", 4, 1), ("dp", 2, 2)]
+
+
+def make(*, accumulate=1, frozen=("backbone",), gram=0.5, max_scale=100.0, bias=None):
     sides = VisionHead(HEAD), TextTower(TEXT), TextHead(TEXT)
     networks = TextNetworks(Vit(BACKBONE), *sides)
-    objective = TextObjective(networks, frozen, 10.0, max_scale, gram, group_size=GROUP)
+    sizes = {"group_size": GROUP, "bias": bias}
+    objective = TextObjective(networks, frozen, 10.0, max_scale, gram, **sizes)
     section = ConfigDict({"beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "clip": None})
     student = jax.eval_shape(lambda: states.nn.meta.unbox(objective.init(jax.random.key(0))[0]))
     optimizer = optim.build(section, multipliers=optim.text_multipliers(student))
@@ -55,8 +60,9 @@ def inputs():
 NOW = {"lr": jnp.float32(0.1), "last_layer_lr": jnp.float32(0.1), "weight_decay": jnp.float32(0.1)}
 
 
-def gradients(strategy, devices, accumulate):
-    step, layout, given = make(accumulate=accumulate), mesh.make(strategy, devices), inputs()
+def gradients(strategy, devices, accumulate, bias=None):
+    step, given = make(accumulate=accumulate, bias=bias), inputs()
+    layout = mesh.make(strategy, devices)
 
     def run(state, inputs):
         return step.gradients(state.student, state.ema, split_batch(inputs, accumulate))
@@ -69,15 +75,19 @@ def gradients(strategy, devices, accumulate):
 
 
 @functools.cache
-def reference():
-    return gradients("dp", 1, 1)
+def reference(bias):
+    return gradients("dp", 1, 1, bias)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", PLACES, ids=lambda place: "-".join(map(str, place)))
-def test_loss_and_gradients_are_those_of_one_device(place):
-    grads, terms = gradients(*place)
-    expected, known = reference()
+@pytest.mark.parametrize(
+    ("place", "bias"),
+    [*((place, None) for place in PLACES), *((place, -2.0) for place in SIGMOID)],
+    ids=str,
+)
+def test_loss_and_gradients_are_those_of_one_device(place, bias):
+    grads, terms = gradients(*place, bias)
+    expected, known = reference(bias)
     for name, value in known.items():
         assert float(terms[name]) == pytest.approx(float(value), rel=1e-5), name
     flat = jax.tree_util.tree_leaves_with_path(grads)
@@ -96,6 +106,17 @@ def test_everything_but_the_frozen_parts_learns():
     assert all(jax.tree.leaves(moved)), moved
     assert float(scalars["total"]) > 0 and int(after.step) == 1
     assert {f"grad_norm/{part}" for part in after.student} <= set(scalars)
+
+
+def test_the_bias_of_the_sigmoid_loss_learns_without_weight_decay():
+    step = make(bias=-2.0, gram=0.0)
+    state = states.create(step.objective, step.optimizer, mesh.make("dp", 1), 0)
+    assert float(state.student["logit_bias"]) == -2.0
+    assert optim.text_multipliers(state.student).weight_decay["logit_bias"] == 0.0
+    after, scalars = jax.jit(step.update)(state, inputs(), NOW)
+    assert float(scalars["sigmoid"]) == float(scalars["total"]) > 0
+    assert "contrastive" not in scalars and float(scalars["logit_bias"]) == -2.0
+    assert float(after.student["logit_bias"]) != -2.0
 
 
 def test_a_frozen_tower_is_no_part_of_the_student_and_stays():
