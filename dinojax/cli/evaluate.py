@@ -64,6 +64,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", metavar="DIR", help="of records of --weights")
     parser.add_argument("--prefix", default="", help="taken off the names in a file of weights")
+    parser.add_argument("--backbone", metavar="PATH", help="of --weights of dino.txt without one")
     parser.add_argument("--no-cache", action="store_true", help="keep no features on disk")
     parser.add_argument(
         "--follow",
@@ -115,6 +116,7 @@ def _evaluate(program: Callable[[str], Callable], name: str) -> Callable:
             return
         run_dir = None if args.run is None else Path(args.run)
         named |= {"stage": args.stage, "out": args.out, "prefix": args.prefix}
+        named["backbone"] = args.backbone
         program("eval")(name, run_dir, args.set, args.step, weights=args.weights, **named)
 
     return run

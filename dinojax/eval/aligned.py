@@ -72,7 +72,9 @@ class Aligned:
 
 
 def open_aligned(setting: Setting) -> Aligned | None:
-    """Of a run's text stage; None for a stage that has no text."""
+    """Of a run's text stage, or of weights; None for a stage and for weights without text."""
+    if setting.text is not None:
+        return Aligned(setting.text.networks, setting.text.tokenizer)
     config = setting.config
     if not config.text.enabled:
         return None

@@ -20,6 +20,7 @@ from dinojax.data.sources import open_knn_sources
 from dinojax.eval.features import EvalTransform
 from dinojax.eval.network import Network
 from dinojax.eval.suite import SUITE
+from dinojax.eval.text_model import TextModel
 from dinojax.files.drafts import open_new
 
 
@@ -70,6 +71,7 @@ class Setting:
     patch_size: int  # pixels
     images: Callable[[], Source] | None = None  # of training, opened; None if there are none
     directory: Path | None = None  # of the run; receives a list of images that cannot be read
+    text: TextModel | None = None  # of weights that hold one
     _labelled: list = dataclasses.field(default_factory=list)
 
     @property

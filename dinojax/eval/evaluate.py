@@ -44,16 +44,18 @@ def evaluate(
     out: str | None = None,
     cache: bool = True,
     prefix: str = "",
+    backbone: str | None = None,
 ) -> list[Record]:
     """Measure, print and write down; of a run's ema (stage, step: None = the newest), or weights.
 
     data: train and val, in place of the run's. protocol: values that an evaluation's file names.
     out: folder of records, None = RUN/eval, or beside the weights. cache: keep features on disk.
+    backbone: of weights of dino.txt that hold none.
     """
     settings = [*protocol_settings(name, protocol, overrides), *overrides]
     if run_dir is not None:
-        if prefix or out:
-            raise ConfigError("--prefix and --out are for --weights; leave them out.")
+        if prefix or out or backbone:
+            raise ConfigError("--prefix, --backbone and --out are for --weights; leave them out.")
         target = of_run(Path(run_dir), settings, stage=stage, data=data)
     else:
         assert weights is not None
@@ -62,7 +64,8 @@ def evaluate(
                 "--weights needs --data; --stage and --step choose a checkpoint of a --run."
             )
         folder = None if out is None else Path(out)
-        target = of_weights(weights, data, settings, out=folder, prefix=prefix)
+        named = {"out": folder, "prefix": prefix, "backbone": backbone}
+        target = of_weights(weights, data, settings, **named)
     made = build_named(name, target)
     target.config.check_settings_read(overrides)
     return measure(target, made, step, protocol=protocol, cache=cache)

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from dinojax.config import ConfigError
-from dinojax.data.decode import DecodeError
+from dinojax.data.decode import PLAIN, DecodeError, ReadOptions
 from dinojax.data.example import Source
 from dinojax.data.folder import FolderFiles
 from dinojax.data.sources import SOURCES
@@ -56,24 +56,40 @@ def open_maps(path: str, *, channels: int, key: str) -> MapFolder:
             f"{key}={path} must hold the folders {IMAGES} and {MAPS}: {IMAGES}/NAME.jpg with"
             f" {MAPS}/NAME.png (or {', '.join(SUFFIXES[1:])}) of the same size."
         )
-    where = {"path": str(root / IMAGES), "key": f"{key}/{IMAGES}"}
-    images: Any = SOURCES["folder"](channels=channels, **where)
-    assert isinstance(images.files, FolderFiles)
-    names = images.files.names
-    maps = [_map_of(root, name) for name in names]
-    missing = [name for name, found in zip(names, maps, strict=True) if found is None]
+    keys = f"{key}/{IMAGES}", f"{key}/{MAPS}"
+    return pair_of(str(root / IMAGES), str(root / MAPS), channels=channels, keys=keys)
+
+
+def pair_of(
+    images: str,
+    maps: str,
+    *,
+    channels: int,
+    keys: tuple[str, str],
+    options: ReadOptions = PLAIN,
+) -> MapFolder:
+    """The images of one folder with the maps of another, named alike but for their suffixes.
+
+    keys: of the two, for messages. Raises ConfigError for images without a map.
+    """
+    where: dict[str, Any] = {"path": images, "key": keys[0], "options": options}
+    source: Any = SOURCES["folder"](channels=channels, **where)
+    assert isinstance(source.files, FolderFiles)
+    names = source.files.names
+    found = [_map_of(Path(maps), name) for name in names]
+    missing = [name for name, path in zip(names, found, strict=True) if path is None]
     if missing:
         raise ConfigError(
-            f"{key}={path}: {len(missing)} of {len(names)} images have no map; the first is"
-            f" {missing[0]}, for which {MAPS} should hold the same name with one of"
+            f"{keys[1]}={maps}: {len(missing)} of {len(names)} images have no map; the first is"
+            f" {missing[0]}, for which this folder should hold the same name with one of"
             f" {', '.join(SUFFIXES)}."
         )
-    return MapFolder(images, tuple(found for found in maps if found is not None))
+    return MapFolder(source, tuple(path for path in found if path is not None))
 
 
-def _map_of(root: Path, name: str) -> Path | None:
+def _map_of(folder: Path, name: str) -> Path | None:
     for suffix in SUFFIXES:
-        found = root / MAPS / PurePosixPath(name).with_suffix(suffix)
+        found = folder / PurePosixPath(name).with_suffix(suffix)
         if found.is_file():
             return found
     return None

@@ -22,6 +22,7 @@ from dinojax.eval.cache import FeatureCache
 from dinojax.eval.contract import Setting
 from dinojax.eval.features import EvalTransform
 from dinojax.eval.network import Network, of_backbone
+from dinojax.eval.text_model import TextModel
 from dinojax.models import zoo
 from dinojax.models.convnext import ConvNextSpec
 from dinojax.models.networks import Networks, with_attention
@@ -30,6 +31,7 @@ from dinojax.runs import records
 from dinojax.sharding import mesh
 from dinojax.sharding.mesh import Layout
 from dinojax.weights import run as weights_of
+from dinojax.weights.preprocess import Preprocessing
 
 SPLITS = ("train", "val")  # sub-folders of --data: to learn from, to be judged by
 
@@ -67,13 +69,14 @@ class Target:
         Raises FileNotFoundError for a step that is not there, ValueError for a damaged one.
         """
         params, step = self.load(step)
-        told = {"from": self.told, "checksum": records.fingerprint(checksum.arrays(params))}
-        network = self.network(params)
+        own = records.fingerprint(checksum.arrays(params))
+        told, network = {"from": self.told, "checksum": own}, self.network(params)
         if self.words is not None:
             network.words = self.words(step)
+            told["checksum"] = records.fingerprint([own, checksum.arrays(network.words)])
         if cached is not None:
             precision = {name: self.config.precision.values()[name] for name in PRECISION}
-            tells = {"checksum": told["checksum"], **precision}
+            tells = {"checksum": own, **precision}
             network = dataclasses.replace(network, cache=FeatureCache(cached, tells))
         return network, step, told
 
@@ -136,15 +139,16 @@ def of_weights(
     *,
     out: Path | None = None,
     prefix: str = "",
+    backbone: str | None = None,
 ) -> Target:
-    """A file or folder of weights of any format.
+    """A file or folder of weights of any format; of dino.txt with its words.
 
     data: a folder with sub-folders train and val, labelled by their sub-folders; or images without
     labels, of any kind that a run takes. out: receives the records, None = beside the weights.
-    Keys of the config have their defaults, but for what the weights say of themselves.
+    backbone: of files of dino.txt that hold none. Keys of the config have their defaults, but for
+    what the weights say of themselves.
     """
-    backbone = weights_of.load(path, prefix=prefix)
-    spec, own = backbone.spec, backbone.preprocessing
+    spec, own, whole, text = _read(path, prefix, backbone)
     own.check_statistics(spec.channels)
     if own.out_size is None or not isinstance(own.resize_size or own.side, int):
         raise ValueError(
@@ -168,7 +172,7 @@ def of_weights(
     asked = {n: size for n, size in sizes.items() if size != known[f"knn.{n}"]}
     transform: Any = dataclasses.replace(own, **sizes) if asked else own
     layout = mesh.from_section(config.mesh)
-    params = jax.device_put(backbone.params, layout.sharding())
+    params = jax.device_put(whole, layout.sharding())
     beside = Path(path) if Path(path).is_dir() else Path(f"{path}.{records.FOLDER}")
     folder = out or (beside / records.FOLDER if Path(path).is_dir() else beside)
     setting = Setting(
@@ -177,6 +181,7 @@ def of_weights(
         patch_size=spec.patch_size,
         images=functools.partial(open_source, config.data, channels=spec.channels),
         directory=folder,
+        text=text,
     )
     network = of_backbone(zoo.module(spec), layout)
     return Target(
@@ -188,7 +193,27 @@ def of_weights(
         load=lambda _: (params, None),
         told=str(path),
         matmul=config.precision.matmul,
+        words=None if text is None else lambda _: _but_backbone(text.params),
     )
+
+
+def _read(
+    path: str, prefix: str, backbone: str | None
+) -> tuple[zoo.Spec, Preprocessing, dict, TextModel | None]:
+    """(spec, preprocessing and parameters of a backbone, the words beside it)."""
+    if not text_models.is_released(path):
+        if backbone is not None:
+            raise ConfigError(f"--backbone goes with files of dino.txt; {path} is a backbone.")
+        found = weights_of.load(path, prefix=prefix)
+        return found.spec, found.preprocessing, found.params, None
+    if prefix:
+        raise ConfigError(f"--prefix {prefix}: {path} has the names of dino.txt; leave it out.")
+    text = text_models.load(path, backbone=backbone)
+    return text.networks.backbone.spec, text.preprocessing, text.params["backbone"], text
+
+
+def _but_backbone(params: dict) -> dict:
+    return {part: own for part, own in params.items() if part != "backbone"}
 
 
 def _config(path: str, known: dict[str, Any], overrides: Sequence[str]) -> Config:

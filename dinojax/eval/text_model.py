@@ -157,6 +157,18 @@ def _as_told(file: Path, vision: VisionHeadSpec, text: TextSpec):
     return *pair, value("patch_layer", 1)
 
 
+def is_released(path: str | Path) -> bool:
+    """Whether a file or folder holds weights of dino.txt, by the names of its tensors.
+
+    Anything else, also what cannot be read, is for others to judge.
+    """
+    try:
+        open_released(path)
+    except (ValueError, OSError):
+        return False
+    return True
+
+
 def open_released(path: str | Path) -> tuple[Path, Tensors]:
     """(file, tensors) of a file or folder of dino.txt; nothing is read.
 

@@ -3,10 +3,11 @@
 import colorsys
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 _SIDE = 160  # pixels of the longer side of a picture on a sheet
 _GAP = 4
+_LINE = 22  # pixels of a name
 
 
 def label_colors(labels_HW: np.ndarray) -> np.ndarray:
@@ -49,3 +50,18 @@ def side_by_side(rows) -> np.ndarray:
             top, left = y * (_SIDE + _GAP), x * (_SIDE + _GAP)
             sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
     return sheet
+
+
+def with_names(sheet_HWC: np.ndarray, names: dict[int, str]) -> np.ndarray:
+    """The sheet with the names of labels below it, each beside its colour of `label_colors`."""
+    columns = max(1, sheet_HWC.shape[1] // _SIDE)
+    rows = -(-len(names) // columns)
+    below_HWC = np.full((rows * _LINE + _GAP, *sheet_HWC.shape[1:]), 24, np.uint8)
+    below = Image.fromarray(below_HWC)
+    draw, font = ImageDraw.Draw(below), ImageFont.load_default(size=13)
+    for place, (label, name) in enumerate(names.items()):
+        left, top = (place % columns) * (_SIDE + _GAP), (place // columns) * _LINE + _GAP
+        color = tuple(label_colors(np.array([[label]]))[0, 0].tolist())
+        draw.rectangle((left + 2, top + 2, left + 14, top + 14), fill=color)
+        draw.text((left + 20, top), name, fill="white", font=font)
+    return np.concatenate([sheet_HWC, np.asarray(below)])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dinojax.eval import aligned, openvocab, pairs, zeroshot
+from dinojax.eval import aligned, pairs, zeroshot
 from dinojax.text import dense
 from dinojax.text.zeroshot import class_vectors, patch_half, prompts
 
@@ -85,17 +85,6 @@ def test_windows_end_with_the_image():
         (top, left) for top in (0, 1) for left in (0, 3, 5)
     ]
     assert list(dense.windows(3, 3, side=4, stride=3)) == [(0, 0)]
-
-
-def test_mean_iou_leaves_out_what_counts_for_nothing(tmp_path):
-    from PIL import Image
-
-    Image.fromarray(np.array([[0, 1, 2], [255, 2, 3]], np.uint8)).save(tmp_path / "x.png")
-    truth = openvocab.read_labels(tmp_path / "x.png", first=1, num=3)
-    assert truth.tolist() == [[-1, 0, 1], [-1, 1, 2]]
-    counts = openvocab.confusion(truth, np.array([[2, 0, 0], [2, 1, 2]]), 4)
-    np.testing.assert_allclose(openvocab.ious(counts)[:3], [0.5, 0.5, 1.0])
-    assert np.isnan(openvocab.ious(counts)[3])
 
 
 def test_names_are_lines_of_a_file_or_the_value_itself(tmp_path):

@@ -3,9 +3,9 @@
     python -m tests.programs.photo_folders DIR
 
 photographs/: the 16 of the tiles. regions/: parts of several photographs in one picture, the map
-says of which a pixel is (train: left 60 % of each, val: the rest). depth/: scikit-image's
-motorcycle with the depth of its measured disparity, cut in the same way. objects/: a round part of
-one photograph on another, and its box. Everything is fixed by seeds.
+says of which a pixel is (train: left 60 % of each, val: the rest), classes.txt what each shows.
+depth/: scikit-image's motorcycle with the depth of its measured disparity, cut in the same way.
+objects/: a round part of one photograph on another, and its box. Everything is fixed by seeds.
 """
 
 import csv
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dinojax.data.tile_captions import SUBJECTS
 from dinojax.data.tiles import LEFT_SHARE, PHOTOGRAPHS
 
 HEIGHT, WIDTH = 144, 192  # pixels of the pictures made here
@@ -51,6 +52,7 @@ def part(pixels: np.ndarray, rng, left: bool) -> np.ndarray:
 
 def regions(root: Path, photos: list[np.ndarray]) -> None:
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    names = "".join(f"{SUBJECTS[name]}\n" for name in PHOTOGRAPHS)
     for split, num, left in (("train", 96, True), ("val", 32, False)):
         rng = np.random.default_rng(len(split))
         for number in range(num):
@@ -62,6 +64,7 @@ def regions(root: Path, photos: list[np.ndarray]) -> None:
             pixels = np.take_along_axis(parts, nearest[None, ..., None], axis=0)[0]
             save(root / split / "images" / f"{number:03d}.png", pixels)
             save(root / split / "maps" / f"{number:03d}.png", classes[nearest].astype(np.uint8))
+        (root / split / "classes.txt").write_text(names)
 
 
 def depths(root: Path) -> None:

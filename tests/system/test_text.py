@@ -112,6 +112,28 @@ def test_rows_evaluation_export_and_words_of_a_run(whole, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_a_folder_of_maps_is_measured_alike_of_a_run_and_of_its_export(whole, tmp_path):
+    directory, data = whole[0], tmp_path / "data"
+    image, values = np.zeros((32, 64, 3), np.uint8), np.zeros((32, 64), np.uint8)
+    image[:, :32, 0], image[:, 32:, 2], values[:, 32:] = 200, 200, 1
+    for name, pixels in (("images", image), ("maps", values)):
+        (data / name).mkdir(parents=True)
+        Image.fromarray(pixels).save(data / name / "two.png")
+    (data / "classes.txt").write_text("red\nblue\n")
+    export(directory, tmp_path / "out")
+    weights = {"weights": str(tmp_path / "out"), "out": str(tmp_path / "records")}
+    own = ["openvocab.resize=32", "openvocab.templates=a photo of {}", "openvocab.side=32"]
+    for mode in ("whole", "slide"):
+        given = [*own, "openvocab.stride=16", f"openvocab.mode={mode}"]
+        (one,) = evaluate("openvocab", directory, given, None, data=str(data))
+        (other,) = evaluate("openvocab", None, given, None, data=str(data), **weights)
+        assert one.values == pytest.approx(other.values, abs=1e-3)
+    assert len(list((directory / "eval").glob("openvocab-*-words.png"))) == 2
+    with pytest.raises(ConfigError, match="--prefix x.: .* has the names of dino.txt"):
+        evaluate("openvocab", None, own, None, data=str(data), **weights, prefix="x.")
+
+
+@pytest.mark.slow
 def test_another_vocabulary_is_refused_where_a_run_goes_on(whole, shard, tmp_path):
     model.load(whole[0]).tokenizer.vocabulary.write(tmp_path / "own.txt")
     lines = (tmp_path / "own.txt").read_text().splitlines()
@@ -151,6 +173,7 @@ def test_faults_are_told_before_any_device_work(tmp_path, shard, monkeypatch):
         ("text.scale=200", "text.scale=200 exceeds text.max_scale=100"),
         ("text.freeze_tower=True", "set text.tower to a file"),
         ("distill.enabled=True", "distill.enabled=True has no meaning beside text.enabled=True"),
+        ("text.loss=softmax", "text.loss='softmax' is not one of"),
     ],
 )
 def test_keys_that_do_not_go_together_are_refused(shard, setting, told):
