@@ -16,12 +16,12 @@ from typing import Any
 import jax
 
 from dinojax import config as configs
-from dinojax.config import Config, ConfigError, stages
+from dinojax.config import Config, stages
 from dinojax.losses.blockwise_logits import num_blocks
 from dinojax.losses.sharded import Place
 from dinojax.ops.attention import OPAQUE
 from dinojax.ops.flops import count_flops
-from dinojax.plan import compiler_output, formula, targets
+from dinojax.plan import compiler_output, formula, targets, text_step
 from dinojax.plan.targets import GIB, Target
 from dinojax.sharding import mesh
 from dinojax.train import program
@@ -65,17 +65,13 @@ def plan(
     machine = targets.parse(target)
     config = load(recipe, machine, overrides, images=images, stage=stage)
     config, crops = sized(config, size)
-    if config.text.enabled:
-        raise ConfigError(
-            f"stage {config.stage} aligns text, whose steps are not planned; --words says what it "
-            "does."
-        )
     layout = mesh.from_section(config.mesh, targets.devices(machine))
     built = program.build(config, layout)
+    seen = text_step.crops(crops) if config.text.enabled else _as_seen(crops, built)
     found: dict[str, Any] = {
         "recipe": recipe,
         "stage": config.stage,
-        "crops": {**crops, "reduction": built.step.view_spec.reduction},
+        "crops": seen,
         "overrides": overrides,
         "target": target,
         "strategy": layout.strategy,
@@ -93,18 +89,31 @@ def plan(
     return found | ending(found, machine, start)
 
 
+def _as_seen(crops: dict, built: Program) -> dict:
+    return {**crops, "reduction": built.step.view_spec.reduction}
+
+
 def of_step(config: Config, built: Program, machine: Target, keep: str | None) -> dict:
-    """What is known of a program's step alone; without `memory` if it is too large."""
+    """What is known of a program's step alone; without `memory` if it is too large.
+
+    Of a text stage without a closed form of what is sent for weights and gradients.
+    """
     with mesh.use(built.layout):
         inputs = built.abstract_inputs()
         found = {
             "flops": count_flops(built.step, *inputs),
             "state": state_bytes(inputs[0]),
-            "blocks": _blocks(config, built),
-            "closed_form": formula.wire(built),
-            "reduce": {"chosen": config.precision.reduce, "bytes": formula.summed(built)},
             "batch_bytes": device_bytes(inputs[1]),
         }
+        if config.text.enabled:
+            outputs = built.step.objective.networks.text_tower.spec.outputs
+            found |= {"blocks": text_step.blocks(config, built.layout, outputs)}
+        else:
+            found |= {
+                "blocks": _blocks(config, built),
+                "closed_form": formula.wire(built),
+                "reduce": {"chosen": config.precision.reduce, "bytes": formula.summed(built)},
+            }
         return found | compiler_output.kept(built.lower(), machine, built.layout, keep)
 
 

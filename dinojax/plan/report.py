@@ -55,16 +55,19 @@ def _places(plan: dict) -> str:
 def _wire_and_form(plan: dict, wire: dict, kind: str) -> str:
     if not wire:
         return "-"
-    return f"{wire.get(kind, 0) / 1e9:.2f} / {_in_closed_form(plan, kind) / 1e9:.2f}"
+    sent = f"{wire.get(kind, 0) / 1e9:.2f}"
+    if not any("closed_form" in program for program in programs(plan)):  # of a text stage
+        return sent
+    return f"{sent} / {_in_closed_form(plan, kind) / 1e9:.2f}"
 
 
 def crops_of(plan: dict) -> str:
-    """Pixels of global and local crops as the student sees them, of several as they are cut, and
-    their share of the steps."""
+    """Pixels of global and, where there are some, local crops as the student sees them, of several
+    as they are cut, and their share of the steps."""
     crops = plan["crops"]
     share = f" ({crops['share']:.0%})" if crops["sizes"] > 1 else ""
-    seen = "/".join(str(crops[name] // crops["reduction"]) for name in ("global", "local"))
-    return seen + share
+    sizes = [crops[name] for name in ("global", "local") if crops[name] is not None]
+    return "/".join(str(size // crops["reduction"]) for size in sizes) + share
 
 
 def wire_by_kind(plan: dict) -> dict[str, float]:
@@ -133,6 +136,8 @@ def _one(plan: dict) -> list[str]:
             f"  {one['kind']:18s} among {one['group']:4d}  {_sent(one['wire']):>12s} "
             f"in {one['count']:5d}, {how}"
         )
+    if "closed_form" not in plan:  # of a text stage
+        return lines
     form = ", ".join(f"{kind} {_sent(size)}" for kind, size in plan["closed_form"].items())
     return [*lines, f"  of weights, in closed form: {form}", *_summed(plan)]
 

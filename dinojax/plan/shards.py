@@ -13,6 +13,7 @@ import sys
 import jax
 
 from dinojax import config as configs
+from dinojax.config import ConfigError
 from dinojax.models.layers import Named
 from dinojax.models.params import init_params
 from dinojax.plan.targets import replaced
@@ -41,6 +42,11 @@ def shards(recipe: str, overrides: list[str], student: str | None = None) -> lis
         config = configs.load(recipe, given)
     else:
         config = configs.load_students(recipe, given)[student][0]
+    if config.text.enabled:
+        raise ConfigError(
+            f"stage {config.stage} aligns text, whose parameters are in no table; `dinojax plan "
+            f"--config {recipe} --target cpu:{jax.device_count()}` tells their bytes on a device."
+        )
     layout = mesh.from_section(config.mesh)
     objective = program.build_objective(config, images_per_step=config.group_size)
     boxed = jax.eval_shape(lambda: init_params(objective, jax.random.key(0)))
