@@ -155,17 +155,7 @@ def of_weights(
             f"the preprocessing of {path} makes images of differing sizes or sides; give its file "
             "one size (crop_size, resize_size)."
         )
-    known = {
-        "model.patch_size": spec.patch_size,
-        "image.channels": spec.channels,
-        "image.normalize": own.normalize,
-        "image.mean": own.mean or (),
-        "image.std": own.std or (),
-        "knn.crop_size": own.side,
-        "knn.resize_size": own.resize_size or own.side,
-        "precision.compute": "float32",
-        "data.source": "folder",
-    }
+    known = _known(spec, own)
     given = [*overrides, *_data_settings(data, overrides)]
     config = _config(path, known, given)
     sizes = {"crop_size": config.knn.crop_size, "resize_size": config.knn.resize_size}
@@ -195,6 +185,21 @@ def of_weights(
         matmul=config.precision.matmul,
         words=None if text is None else lambda _: _but_backbone(text.params),
     )
+
+
+def _known(spec: zoo.Spec, own: Preprocessing) -> dict[str, Any]:
+    """Keys of a config that weights tell."""
+    return {
+        "model.patch_size": spec.patch_size,
+        "image.channels": spec.channels,
+        "image.normalize": own.normalize,
+        "image.mean": own.mean or (),
+        "image.std": own.std or (),
+        "knn.crop_size": own.side,
+        "knn.resize_size": own.resize_size or own.side,
+        "precision.compute": "float32",
+        "data.source": "folder",
+    }
 
 
 def _read(
