@@ -64,8 +64,7 @@ def evaluate(
                 "--weights needs --data; --stage and --step choose a checkpoint of a --run."
             )
         folder = None if out is None else Path(out)
-        named = {"out": folder, "prefix": prefix, "backbone": backbone}
-        target = of_weights(weights, data, settings, **named)
+        target = of_weights(weights, data, settings, out=folder, prefix=prefix, backbone=backbone)
     made = build_named(name, target)
     target.config.check_settings_read(overrides)
     return measure(target, made, step, protocol=protocol, cache=cache)

@@ -106,7 +106,8 @@ def of_step(config: Config, built: Program, machine: Target, keep: str | None) -
             "batch_bytes": device_bytes(inputs[1]),
         }
         if config.text.enabled:
-            outputs = built.step.objective.networks.text_tower.spec.outputs
+            objective: Any = built.step.objective  # a TextObjective
+            outputs = objective.networks.text_tower.spec.outputs
             found |= {"blocks": text_step.blocks(config, built.layout, outputs)}
         else:
             found |= {
