@@ -1,9 +1,10 @@
 """What colours alone say of captioned tiles, beside what a run of `dinotxt_tiny` says.
 
-Run: python -m tests.programs.text_baseline [RUN]. A bag of colours: the histogram of a tile's
-colours (8 bins a channel). A class, or a caption, is the mean histogram of the training tiles that
-have it, so the baseline has seen the same pairs. Ends with one line of JSON; exit code 1 if the run
-is not at least ten points above it, zero-shot and in retrieval both ways.
+Run: python -m tests.programs.text_baseline [RUN] [--per-crop]. A bag of colours: the histogram of
+a tile's colours (8 bins a channel). A class, or a caption, is the mean histogram of the training
+tiles that have it, so the baseline has seen the same pairs. --per-crop: histograms of tiles as
+image.normalize=per_crop leaves them, which is what the network sees. Ends with one line of JSON;
+exit code 1 if the run is not at least ten points above it, zero-shot and in retrieval both ways.
 """
 
 import argparse
@@ -21,8 +22,11 @@ BINS = 8
 POINTS = 10.0  # that a run must be above the baseline
 
 
-def histogram(pixels_HWC: np.ndarray) -> np.ndarray:
+def histogram(pixels_HWC: np.ndarray, *, per_crop: bool = False) -> np.ndarray:
     """Shares of the colours of a tile, their roots, so that cosines are Hellinger affinities."""
+    if per_crop:  # two standard deviations to either side fill the range
+        unit_HWC = (pixels_HWC - pixels_HWC.mean()) / max(pixels_HWC.std(), 1e-6)
+        pixels_HWC = np.clip(128 + 64 * unit_HWC, 0, 255)
     bins = (pixels_HWC.astype(int) * BINS) // 256
     numbers = (bins[..., 0] * BINS + bins[..., 1]) * BINS + bins[..., 2]
     counts = np.bincount(numbers.ravel(), minlength=BINS**3)
@@ -33,11 +37,12 @@ def opened(split: str) -> TileSource:
     return dataclasses.replace(tiles(channels=3, split=split), captioned=True)
 
 
-def baseline() -> dict[str, float]:
+def baseline(*, per_crop: bool = False) -> dict[str, float]:
     """Percent right on tiles of parts of the photographs that no training tile shows."""
     train, val = opened("train"), opened("val")
     seen, query = (
-        np.stack([histogram(s.read(i).pixels) for i in range(len(s))]) for s in (train, val)
+        np.stack([histogram(s.read(i).pixels, per_crop=per_crop) for i in range(len(s))])
+        for s in (train, val)
     )
     classes = np.stack([seen[train.labels == c].mean(axis=0) for c in range(len(train.subjects))])
     classes /= np.linalg.norm(classes, axis=1, keepdims=True)
@@ -76,8 +81,9 @@ def of_run(run: Path) -> dict[str, float]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", nargs="?", type=Path)
-    run = parser.parse_args(argv).run
-    colours = baseline()
+    parser.add_argument("--per-crop", action="store_true", help="colours as networks see them")
+    args = parser.parse_args(argv)
+    run, colours = args.run, baseline(per_crop=args.per_crop)
     measured = {} if run is None else of_run(run)
     for name, value in colours.items():
         here = f"  run {measured[name]:5.1f} %" if name in measured else ""
