@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from dinojax.data.tiles import TileSource, tiles
-from dinojax.eval import pairs, zeroshot
+from dinojax.eval import pairs, text_model, zeroshot
 
 BINS = 8
 POINTS = 10.0  # that a run must be above the baseline
+FEW = 5  # images of a caption, of all that are judged
 
 
 def histogram(pixels_HWC: np.ndarray, *, per_crop: bool = False) -> np.ndarray:
@@ -54,10 +55,7 @@ def baseline(*, per_crop: bool = False) -> dict[str, float]:
             known.setdefault(text, []).append(index)
     everything = list(range(len(train)))
     vectors = np.stack([seen[known.get(text, everything)].mean(axis=0) for text in texts])
-    to_text, to_image = pairs.ranks(query, vectors, edges)
-    for k in pairs.RECALLS:
-        found[f"pairs/text@{k}"] = 100 * np.mean(to_text < k)
-        found[f"pairs/image@{k}"] = 100 * np.mean(to_image < k)
+    found |= recalls(query, vectors, edges)
     chance = {
         "zeroshot/top1": 100 / len(train.subjects),
         "pairs/text@1": 100 * len(edges) / len(val) / len(texts),
@@ -67,6 +65,30 @@ def baseline(*, per_crop: bool = False) -> dict[str, float]:
         **{k: float(v) for k, v in found.items()},
         **{f"chance/{k}": v for k, v in chance.items()},
     }
+
+
+def recalls(images_NE: np.ndarray, texts_ME: np.ndarray, edges: np.ndarray) -> dict[str, float]:
+    """Both ways, and of captions apart that few images have."""
+    to_text, to_image = pairs.ranks(images_NE, texts_ME, edges)
+    is_rare = np.bincount(edges[:, 1]) <= FEW
+    found = {}
+    for k in pairs.RECALLS:
+        found[f"pairs/text@{k}"] = 100 * np.mean(to_text < k)
+        found[f"pairs/image@{k}"] = 100 * np.mean(to_image < k)
+    for name, chosen in (("few", is_rare), ("more", ~is_rare)):
+        found[f"pairs/image@1 of {name}"] = 100 * np.mean(to_image[chosen] < 1)
+    return found
+
+
+def by_captions(run: Path) -> dict[str, float]:
+    """Recall of captions that few images have, and of others, of the last checkpoint of a run."""
+    model, val = text_model.load(run), opened("val")
+    read = [val.read(i) for i in range(len(val))]
+    pixels = np.stack([model.preprocessing(example.pixels) for example in read])
+    images = [model.images(pixels[i : i + 96]).pooled for i in range(0, len(read), 96)]
+    texts, edges = pairs.numbered([example.captions for example in read], merge=True)
+    found = recalls(np.concatenate(images), model.texts(texts), edges)
+    return {name: value for name, value in found.items() if " of " in name}
 
 
 def of_run(run: Path) -> dict[str, float]:
@@ -84,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--per-crop", action="store_true", help="colours as networks see them")
     args = parser.parse_args(argv)
     run, colours = args.run, baseline(per_crop=args.per_crop)
-    measured = {} if run is None else of_run(run)
+    measured = {} if run is None else of_run(run) | by_captions(run)
     for name, value in colours.items():
         here = f"  run {measured[name]:5.1f} %" if name in measured else ""
         print(
