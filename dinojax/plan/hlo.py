@@ -44,7 +44,7 @@ def collectives(text: str) -> list[Collective]:
 
     Raises ValueError if one is never called, or called in a loop of unknown length.
     """
-    program, entry = _computations(text)
+    program, entry = computations(text)
     reached = _reach(program, entry)
     found: dict = {}
     for name, lines in program.items():
@@ -81,7 +81,8 @@ def _merged(found) -> list[Collective]:
     return sorted(merged, key=lambda one: -one.wire)
 
 
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+def computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """(Name -> the lines of each computation of a program, the name of that which runs first)."""
     program: dict[str, list[str]] = {}
     entry, current = "", None
     for line in text.splitlines():
@@ -125,18 +126,23 @@ def _chain(line: str) -> tuple | None:
     return (chain[1], channel[1] if channel else None) if chain else None
 
 
-def _trips(line: str, program: dict[str, list[str]]) -> int:
-    """How often a loop runs: as the compiler states it, or the bound its condition compares with.
-
-    Raises ValueError where neither tells and something is sent in the loop.
-    """
+def known_trips(line: str, program: dict[str, list[str]]) -> int | None:
+    """How often a loop runs, None where neither the compiler nor its condition tells."""
     if stated := TRIPS.search(line):
         return int(stated[1])
     called = re.search(r"condition=%([\w.\-]+)", line)
     condition = program.get(called[1], []) if called else []
     bounds = [bound for text in condition for bound in BOUND.findall(text)]
-    if len(bounds) == 1:
-        return int(bounds[0])
+    return int(bounds[0]) if len(bounds) == 1 else None
+
+
+def _trips(line: str, program: dict[str, list[str]]) -> int:
+    """How often a loop runs: as the compiler states it, or the bound its condition compares with.
+
+    Raises ValueError where neither tells and something is sent in the loop.
+    """
+    if (known := known_trips(line, program)) is not None:
+        return known
     body = re.search(r"body=%([\w.\-]+)", line)
     inside = _reach(program, body[1]) if body else {}
     if any(COLLECTIVE.search(text) for name in inside for text in program.get(name, ())):

@@ -17,6 +17,7 @@ CLOSE = 0.05  # distance of unit cls tokens (a cosine of 0.99875) from which ima
 TINY = 1e-12
 
 
+@jax.named_scope("health")
 def image_health(cls_BGD: jax.Array, patches_BGPD: jax.Array, prenorm_BGND: jax.Array) -> dict:
     """What patches of a square grid look like, per crop: a dict of [B, G].
 
@@ -46,6 +47,7 @@ def image_health(cls_BGD: jax.Array, patches_BGPD: jax.Array, prenorm_BGND: jax.
     }
 
 
+@jax.named_scope("health")
 def teacher_health(per_crop: dict, cls_BGD: jax.Array, targets: dict, *, group_size: int) -> dict:
     """Scalars of the teacher, over the whole batch.
 
@@ -64,6 +66,7 @@ def teacher_health(per_crop: dict, cls_BGD: jax.Array, targets: dict, *, group_s
     return jax.lax.stop_gradient(found)
 
 
+@jax.named_scope("health")
 def target_health(targets: dict) -> dict[str, jax.Array]:
     """The part of `teacher_health` that tells of targets."""
     found: dict[str, jax.Array] = {}
@@ -133,6 +136,7 @@ def _quantile(sorted_UN: jax.Array, share: float) -> jax.Array:
     return sorted_UN[:, low] + (place - low) * (sorted_UN[:, high] - sorted_UN[:, low])
 
 
+@jax.named_scope("health")
 def relative_change(new, old) -> jax.Array:
     """Length of the difference of two trees over the length of the old one."""
     squares = lambda tree: sum(jnp.sum(_wide(x) ** 2) for x in jax.tree.leaves(tree))  # noqa: E731

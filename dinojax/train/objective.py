@@ -143,6 +143,7 @@ class Objective:
 
     # -- the student's side ------------------------------------------------------------------
 
+    @jax.named_scope("losses")
     def loss(self, student, inputs: Inputs, targets: Targets, now: dict):
         """Total loss; its terms (unweighted) and student entropies, means over `inputs`."""
         views, spec = inputs.views, self.losses
@@ -151,9 +152,8 @@ class Objective:
         whole, local = self._student_features(held(student["backbone"]), inputs)
 
         cls_BGD = whole.cls.reshape(num_images, num_global, -1)
-        cls_BSD = jnp.concatenate(
-            [cls_BGD, local.cls.reshape(num_images, -1, cls_BGD.shape[-1])], 1
-        )
+        local_BLD = local.cls.reshape(num_images, -1, cls_BGD.shape[-1])
+        cls_BSD = jnp.concatenate([cls_BGD, local_BLD], axis=1)
         masked_UMD = masked_patches(whole.patches, views.masks_BGP, views.masked_UM)
         found = {
             name: self._differences(name, student, tokens, targets)
@@ -245,6 +245,7 @@ class Objective:
             total += now["gram_weight"] * terms["gram"]
         return total
 
+    @jax.named_scope("student")
     def _student_features(self, params, inputs: Inputs, *, is_whole: bool = False):
         """Of the global and of the local crops; is_whole: of the global crops alone."""
         views, keys = inputs.views, (inputs.drop_keys_U, inputs.rope_keys_U)

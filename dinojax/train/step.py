@@ -24,6 +24,10 @@ from dinojax.train.state import State
 class Step:
     """`step(state, batch, now) -> (state, scalars)`; train.py compiles it with its shardings.
 
+    Its operations carry the name of their phase (jax.named_scope), the innermost counts: crops,
+    teacher, targets, student, losses, optimizer, health. Profiles and benchmarks.roofline sort by
+    them.
+
     batch: {"images" uint8 [B, S, S, C], "sizes" int32 [B, 2]}; now: the schedules' values at this
     step as scalars, so that they are exact and a change of schedule never recompiles. teacher: of
     the objective's frozen networks, if it has any, their parameters or the features they gave.
@@ -55,11 +59,18 @@ class Step:
 
         A step whose loss or gradient is not finite changes nothing but the step number.
         """
-        parts = split_batch(inputs, self.accumulate)
+        with jax.named_scope("crops"):
+            parts = split_batch(inputs, self.accumulate)
         targets, (centers, seen) = self.targets(state, parts, now, teacher)
         grads, terms = self.gradients(state.student, parts, targets, now)
+        state, told = self.applied(state, grads, terms["total"], centers, now)
+        return state, {**terms, **seen, **told}
+
+    @jax.named_scope("optimizer")
+    def applied(self, state: State, grads: dict, total, centers: dict, now: dict):
+        """(The next state, scalars); what is not finite changes nothing but the step's number."""
         norms = {f"grad_norm/{part}": norm for part, norm in part_norms(grads).items()}
-        ok = health.all_finite({"total": terms["total"], **norms})
+        ok = health.all_finite({"total": total, **norms})
 
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.student, now=now)
         student = optax.apply_updates(state.student, updates)
@@ -72,8 +83,9 @@ class Step:
         kept = health.keep_if(ok, new, old)
         moved = health.relative_change(kept["ema"]["backbone"], state.ema["backbone"])
         state = dataclasses.replace(state, **kept, step=state.step + 1, bad_steps=bad_steps)
-        return state, {**terms, **norms, **seen, "ema_change": moved, "bad_steps": bad_steps}
+        return state, {**norms, "ema_change": moved, "bad_steps": bad_steps}
 
+    @jax.named_scope("targets")
     def targets(self, state: State, parts: Inputs, now: dict, teacher=None):
         """Targets of all micro-batches together, with (the next centers, health of the teacher).
 
@@ -93,6 +105,7 @@ class Step:
         shared = self.objective.batch_statistics.shared(key, state.centers)
         return dataclasses.replace(rows, columns=targets.columns, whole=shared), (centers, seen)
 
+    @jax.named_scope("student")
     def gradients(self, student: dict, parts: Inputs, targets, now: dict):
         """Mean gradient and terms over the micro-batches, one in memory at a time.
 
@@ -145,7 +158,8 @@ class Forward:
     ) -> TeacherFeatures:
         key = jax.random.fold_in(key, number)
         inputs = _inputs(key, _views(key, batch, self.view_spec))
-        parts = split_batch(inputs, self.accumulate)
+        with jax.named_scope("crops"):
+            parts = split_batch(inputs, self.accumulate)
         return self.objective.teacher_features(_outputs(self.objective, teacher, None, parts))
 
 
@@ -177,11 +191,13 @@ def abstract_batch(
     return batch
 
 
+@jax.named_scope("crops")
 def _views(key: jax.Array, batch: dict, spec: ViewSpec) -> Views:
     per_group = functools.partial(functools.partial, mesh.per_group)
     return make_views(key, batch["images"], batch["sizes"], spec, per_group=per_group)
 
 
+@jax.named_scope("crops")
 def _inputs(key: jax.Array, views: Views) -> Inputs:
     num_groups = views.masked_UM.shape[0]
     return Inputs(
@@ -191,6 +207,7 @@ def _inputs(key: jax.Array, views: Views) -> Inputs:
     )
 
 
+@jax.named_scope("teacher")
 def _outputs(objective: Objective, teacher: dict, gram, parts: Inputs) -> TeacherOutputs:
     """Of all micro-batches together; parts: as `mesh.split_batch` makes them."""
 

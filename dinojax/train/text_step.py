@@ -31,6 +31,8 @@ class TextViews:
 class TextStep:
     """`step(state, batch, now) -> (state, scalars)`, called and compiled as `Step` is.
 
+    Its operations carry the names of phases as those of `Step` do.
+
     batch: {"images" uint8 [B, S, S, C], "sizes" int32 [B, 2], "tokens" int32 [B, N]}. The loss is
     one of the whole batch, so with micro-batches the features of all are made first, the gradient
     of the loss goes to them, and each micro-batch is computed again to take it further: exact, for
@@ -45,6 +47,7 @@ class TextStep:
     def __call__(self, state: State, batch: dict, now: dict) -> tuple[State, dict]:
         return self.update(state, self.inputs(state, self.views(state, batch), batch), now)
 
+    @jax.named_scope("crops")
     def views(self, state: State, batch: dict) -> TextViews:
         """Crops of the step that the state is about to take."""
         per_group = functools.partial(functools.partial, mesh.per_group)
@@ -63,10 +66,17 @@ class TextStep:
 
     def update(self, state: State, inputs: TextInputs, now: dict) -> tuple[State, dict]:
         """Student gradients -> optimizer. Frozen parts stay; a bad step changes nothing."""
-        parts = split_batch(inputs, self.accumulate)
+        with jax.named_scope("crops"):
+            parts = split_batch(inputs, self.accumulate)
         grads, terms = self.gradients(state.student, state.ema, parts)
+        state, told = self.applied(state, grads, terms["total"], now)
+        return state, {**terms, **told}
+
+    @jax.named_scope("optimizer")
+    def applied(self, state: State, grads: dict, total, now: dict) -> tuple[State, dict]:
+        """(The next state, scalars of the update)."""
         norms = {f"grad_norm/{part}": norm for part, norm in part_norms(grads).items()}
-        ok = health.all_finite({"total": terms["total"], **norms})
+        ok = health.all_finite({"total": total, **norms})
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.student, now=now)
         student = optax.apply_updates(state.student, updates)
         most = jnp.log(jnp.asarray(self.objective.max_scale, student["logit_scale"].dtype))
@@ -77,8 +87,9 @@ class TextStep:
         scalars = _some(state.student, self.objective.scalars)
         scalars["logit_scale"] = jnp.exp(scalars["logit_scale"])
         state = dataclasses.replace(state, **kept, step=state.step + 1, bad_steps=bad_steps)
-        return state, {**terms, **norms, **scalars, "bad_steps": bad_steps}
+        return state, {**norms, **scalars, "bad_steps": bad_steps}
 
+    @jax.named_scope("student")
     def gradients(self, student: dict, frozen: dict, parts: TextInputs) -> tuple[dict, dict]:
         """Gradient and terms of the loss over all micro-batches, one in memory at a time."""
         objective = self.objective

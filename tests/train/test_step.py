@@ -5,11 +5,13 @@ step must do to a state of known numbers.
 """
 
 import dataclasses
+import re
 
 import jax
 import numpy as np
 import pytest
 
+from benchmarks import roofline
 from dinojax.sharding import mesh
 from dinojax.train import program
 from dinojax.train.step import Step
@@ -219,6 +221,15 @@ def test_a_step_donates_its_state_and_shares_no_buffer_between_trees(eight):
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.student))
     found = pointers(after)
     assert len(set(found)) == len(found)
+
+
+def test_operations_name_their_phase(one):
+    """So that a profile can be split by them, and `benchmarks.roofline` has rows."""
+    names = re.findall(r'op_name="(jit[^"]*/[^"]*)"', one.step.as_text())  # arguments have no "/"
+    found = [roofline.phase(name) for name in names]
+    assert set(found) - {"rest"} == set(roofline.PHASES)
+    outside = {name for name, phase in zip(names, found, strict=True) if phase == "rest"}
+    assert found.count("rest") < 0.02 * len(found), outside
 
 
 def test_a_step_reads_no_config():
