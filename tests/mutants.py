@@ -146,8 +146,8 @@ MUTATIONS = (
     # -- networks and their first values
     Mutation(
         "drop_path_no_scale",
-        "jnp.asarray(x_UbND.shape[1] / k, y.dtype)",
-        "jnp.asarray(1.0, y.dtype)",
+        "jnp.asarray(len(x_BND) / num_groups / k, y_UkND.dtype)",
+        "jnp.asarray(1.0, y_UkND.dtype)",
         ("test_drop_path_computes_an_exact_subset_per_group",),
     ),
     Mutation(

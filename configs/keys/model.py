@@ -67,8 +67,16 @@ MODEL_KEYS: dict[str, Key] = {
     ),
     "model.remat": Key(
         "none",
-        "none | dots | full: what the backward pass recomputes; [R] none",
-        choices=("none", "dots", "full"),
+        "none | products (keeps them and attention) | dots (products of weights) | full: what the "
+        "backward pass recomputes; [R] none",
+        choices=("none", "products", "dots", "full"),
+    ),
+    "model.unroll": Key(
+        None,
+        "blocks in a row between turns of a program's loop, None = all of up to 12 on GPUs with "
+        "whole weights, else 1; [ours]",
+        (1, 4096),
+        optional=int,
     ),
     # rope
     "rope.base": Key(

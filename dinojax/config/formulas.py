@@ -230,7 +230,7 @@ def image_bytes(values: Values) -> float:
     )
     tokens = sum(count * ((size // patch) ** 2 + 1) for count, size in crops)
     wide = 2 if values["precision.compute"] == "float32" else 1
-    kept = {"none": 1.0, "dots": 0.5, "full": 0.1}[values["model.remat"]]
+    kept = {"none": 1.0, "products": 0.6, "dots": 0.5, "full": 0.1}[values["model.remat"]]
     return TOKEN_BYTES * wide * kept * tokens * width * depth
 
 

@@ -11,30 +11,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.core import unfreeze
+from jax.ad_checkpoint import checkpoint_name
 
 from dinojax.models import rope as rope_lib
 from dinojax.models.layers import Ffn, Linear, Named, Norm, ffn_width, named, spread
-from dinojax.ops.attention import attention
+from dinojax.models.remat import ATTENTION, over_blocks
+from dinojax.ops import subset
+from dinojax.ops.attention import OPAQUE, attention
+from dinojax.ops.packing import pack, unpack
 from dinojax.sharding import gather, mesh
-
-
-def _all_but_gathered(primitive, *operands, **params) -> bool:
-    """Whatever is not a weight just gathered: all of them at once would be the whole network.
-
-    Nor what only arranges anew, widens or repeats: a weight is, on its way from being gathered to
-    being used, and vectors are, on theirs to all tokens.
-    """
-    if primitive.name == "convert_element_type":
-        return params["new_dtype"].itemsize < operands[0].dtype.itemsize
-    return primitive.name not in ("all_gather", "reshape", "transpose", "broadcast_in_dim")
-
-
-# name -> what the backward pass keeps of a block: everything, matrix products, or only its input
-REMAT = {
-    "none": _all_but_gathered,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +45,7 @@ class VitSpec:
     untie_local_cls_norm: bool = False
     attention: str = "plain"
     remat: str = "none"
+    unroll: int = 1  # blocks in a row in the program, between turns of its loop
     position: str = "rope"  # rope | learned (DINOv2)
     position_size: int = 224  # pixels, side of the images whose patches the learned table has
     position_offset: float = 0.1
@@ -107,11 +93,13 @@ def with_block(fn, params, axes, *arrays, dtype, reduce):
     return gather.with_weights(fn, weights, axes, *arrays, dtype=dtype, reduce=reduce)
 
 
-def _repeat(tables_UPE, count: int):
-    """Tables of U groups for each of their `count` sequences; one table shared by all stays."""
+def _repeat(tables_UPE, num_sequences: int):
+    """Tables of U groups for each of their sequences; one table shared by all stays."""
     if tables_UPE is None:
         return None
-    return tuple(t if t.ndim == 2 else jnp.repeat(t, count, axis=0) for t in tables_UPE)
+    return tuple(
+        t if t.ndim == 2 else jnp.repeat(t, num_sequences // len(t), axis=0) for t in tables_UPE
+    )
 
 
 class Attention(nn.Module):
@@ -120,28 +108,26 @@ class Attention(nn.Module):
     spec: VitSpec
 
     @nn.compact
-    def __call__(self, x_BND: jax.Array, table) -> jax.Array:
+    def __call__(self, x_TD: jax.Array, shapes, tables) -> jax.Array:
+        """x_TD: tokens as `pack` makes them of sets of these shapes (B, N); tables: one per set."""
         spec = self.spec
         width, heads, head_width = spec.width, spec.num_heads, spec.head_width
 
         def k_bias_mask():
             return jnp.ones((3, heads, head_width)).at[1].set(0.0)
 
-        qkv = Linear(
+        qkv_T3AE = Linear(
             (width, 3, heads, head_width),
             ("width", None, "heads", None),
             spec.dtype,
             bias=spec.qkv_bias,
             bias_mask=k_bias_mask if spec.mask_k_bias else None,
             name="qkv",
-        )(x_BND)
-        q_BNAE, k_BNAE, v_BNAE = (qkv[:, :, i] for i in range(3))
-        if table is not None:
-            sin, cos = table
-            q_BNAE, k_BNAE = (rope_lib.rotate(t, sin, cos, spec.rope) for t in (q_BNAE, k_BNAE))
-        y_BNAE = attention(
-            q_BNAE, k_BNAE, v_BNAE, implementation=spec.attention, causal=spec.causal
-        )
+        )(x_TD)
+        seen = [
+            self._attend(qkv, table)
+            for qkv, table in zip(unpack(qkv_T3AE, shapes), tables, strict=True)
+        ]
         return Linear(
             (heads, head_width, width),
             ("heads", None, "width"),
@@ -149,11 +135,25 @@ class Attention(nn.Module):
             num_in=2,
             bias=spec.proj_bias,
             name="proj",
-        )(y_BNAE)
+        )(pack(seen))
+
+    def _attend(self, qkv_BN3AE, table):
+        spec = self.spec
+        q_BNAE, k_BNAE, v_BNAE = (qkv_BN3AE[:, :, i] for i in range(3))
+        if table is not None:
+            sin, cos = table
+            q_BNAE, k_BNAE = (rope_lib.rotate(t, sin, cos, spec.rope) for t in (q_BNAE, k_BNAE))
+        y_BNAE = attention(
+            q_BNAE, k_BNAE, v_BNAE, implementation=spec.attention, causal=spec.causal
+        )
+        return y_BNAE if spec.attention in OPAQUE else checkpoint_name(y_BNAE, ATTENTION)
 
 
 class Block(nn.Module):
-    """Pre-norm block: x + scale1 * attn(norm1(x)), then the same with the MLP."""
+    """Pre-norm block: x + scale1 * attn(norm1(x)), then the same with the MLP.
+
+    All sets are rows of one matrix for everything but attention.
+    """
 
     spec: VitSpec
 
@@ -176,39 +176,52 @@ class Block(nn.Module):
         sets = self._branch(self._attend, sets, tables, kept[0])
         return self._branch(self._feed, sets, tables, kept[1])
 
-    def _branch(self, function, sets, tables, subsets):
-        out = []
-        for x_BND, table, kept_Uk in zip(sets, tables, subsets, strict=True):
-            if kept_Uk is None:
-                per_group = table is not None and table[0].ndim == 3
-                num_groups = table[0].shape[0] if per_group else 1
-                out.append(x_BND + function(x_BND, _repeat(table, x_BND.shape[0] // num_groups)))
-            else:
-                out.append(_on_subset(function, x_BND, table, kept_Uk))
-        return out
+    def _branch(self, function, sets, tables, kept):
+        """Each set plus function of the sequences that it keeps, as `_put` adds it."""
+        pairs = list(zip(sets, map(_places, sets, kept), strict=True))
+        taken = [_take(x, rows) for x, rows in pairs]
+        shapes = [x.shape[:2] for x in taken]
+        tables = [_repeat(table, len(x)) for table, x in zip(tables, taken, strict=True)]
+        y_TD = function(pack(taken), shapes, tables)
+        return [_put(*pair, y) for pair, y in zip(pairs, unpack(y_TD, shapes), strict=True)]
 
-    def _attend(self, x_BND, table):
-        y_BND = self.attn(self.norm1(x_BND), table)
-        return y_BND * spread(self.scale1, y_BND) if self.spec.layer_scale else y_BND
+    def _attend(self, x_TD, shapes, tables):
+        y_TD = self.attn(self.norm1(x_TD), shapes, tables)
+        return y_TD * spread(self.scale1, y_TD) if self.spec.layer_scale else y_TD
 
-    def _feed(self, x_BND, table):
-        del table
-        y_BND = self.mlp(self.norm2(x_BND))
-        return y_BND * spread(self.scale2, y_BND) if self.spec.layer_scale else y_BND
+    def _feed(self, x_TD, shapes, tables):
+        del shapes, tables  # a token at a time
+        y_TD = self.mlp(self.norm2(x_TD))
+        return y_TD * spread(self.scale2, y_TD) if self.spec.layer_scale else y_TD
 
 
-def _on_subset(function, x_BND, table, kept_Uk):
-    """x plus the branch on `kept` sequences of each group, scaled by b / k; the others pass by.
+def _places(x_BND, kept_Uk):
+    """What `subset` takes of a set, None where every sequence is kept."""
+    return (
+        None if kept_Uk is None else (kept_Uk, subset.places(kept_Uk, len(x_BND) // len(kept_Uk)))
+    )
 
-    Exactly k sequences are computed, so a drop rate q saves a share q of the branch's FLOPs.
+
+def _take(x_BND, rows):
+    """The kept sequences of all groups."""
+    if rows is None:
+        return x_BND
+    x_UkND = subset.take(x_BND.reshape(len(rows[0]), -1, *x_BND.shape[1:]), *rows)
+    return x_UkND.reshape(-1, *x_BND.shape[1:])
+
+
+def _put(x_BND, rows, y_BND):
+    """x plus the branch on its kept sequences, scaled by b / k; the others pass by.
+
+    Exactly k of the b sequences of a group are computed, so a drop rate q saves a share q of the
+    branch's FLOPs.
     """
-    num_groups, k = kept_Uk.shape
-    x_UbND = x_BND.reshape(num_groups, -1, *x_BND.shape[1:])
-    x_UkND = jax.vmap(lambda x, kept: x.at[kept].get(unique_indices=True))(x_UbND, kept_Uk)
-    y = function(x_UkND.reshape(-1, *x_BND.shape[1:]), _repeat(table, k)).reshape(x_UkND.shape)
-    y = y * jnp.asarray(x_UbND.shape[1] / k, y.dtype)
-    add = jax.vmap(lambda x, kept, y: x.at[kept].add(y, unique_indices=True))
-    return add(x_UbND, kept_Uk, y).reshape(x_BND.shape)
+    if rows is None:
+        return x_BND + y_BND
+    num_groups, k = rows[0].shape
+    y_UkND = y_BND.reshape(num_groups, k, *y_BND.shape[1:])
+    y_UkND = y_UkND * jnp.asarray(len(x_BND) / num_groups / k, y_UkND.dtype)
+    return x_BND + subset.put(y_UkND, *rows).reshape(x_BND.shape)
 
 
 def init_blocks(spec: VitSpec, key):
@@ -242,5 +255,5 @@ def run_blocks(spec: VitSpec, blocks, x_BND, subsets=None):
         dtypes = {"dtype": spec.dtype, "reduce": spec.reduce}
         return with_block(block, params, block_axes(spec), x_BND, subsets, **dtypes), None
 
-    body = jax.checkpoint(body, policy=REMAT[spec.remat], prevent_cse=False)
-    return jax.lax.scan(body, x_BND, (nn.meta.unbox(blocks), subsets))[0]
+    inputs = nn.meta.unbox(blocks), subsets
+    return over_blocks(body, x_BND, inputs, remat=spec.remat, unroll=spec.unroll)

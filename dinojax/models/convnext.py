@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinojax.models.block import REMAT, axes_of, with_block
+from dinojax.models.block import axes_of, with_block
 from dinojax.models.layers import Linear, Norm, gelu, named, normal, spread, wide
+from dinojax.models.remat import REMAT
 from dinojax.models.vit import Features
 from dinojax.ops import interpolate
 from dinojax.sharding import gather, mesh

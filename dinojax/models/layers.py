@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from dinojax.ops.lean import elementwise, normalize, wide
 from dinojax.sharding import gather
 
 # name -> (subtract the mean, epsilon)
@@ -68,11 +69,6 @@ def named(init: Callable, names: Sequence[str | None]) -> Callable:
 def normal(std: float) -> Callable:
     """Normal init. The reference truncates at 100 standard deviations, so not at all."""
     return nn.initializers.normal(std)
-
-
-def wide(x: jax.Array) -> jax.Array:
-    """x in float32 at least; float64 stays."""
-    return x.astype(_wide(x.dtype))
 
 
 def _wide(dtype) -> jnp.dtype:
@@ -137,34 +133,6 @@ def _product_bwd(num_in, kept, grad):
 _product.defvjp(_product_fwd, _product_bwd)
 
 
-def elementwise(function: Callable, *operands: jax.Array) -> jax.Array:
-    """function(*operands), of arrays of one shape, in float32 at least and rounded once.
-
-    In bfloat16 every step of a function would be rounded. For the backward pass only the operands
-    are kept.
-    """
-    if all(x.dtype == _wide(x.dtype) for x in operands):
-        return function(*operands)
-    return _elementwise(function, *operands)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _elementwise(function, *operands):
-    return _elementwise_fwd(function, *operands)[0]
-
-
-def _elementwise_fwd(function, *operands):
-    return function(*map(wide, operands)).astype(operands[0].dtype), operands
-
-
-def _elementwise_bwd(function, operands, grad):
-    _, pull = jax.vjp(function, *map(wide, operands))
-    return tuple(x.astype(y.dtype) for x, y in zip(pull(wide(grad)), operands, strict=True))
-
-
-_elementwise.defvjp(_elementwise_fwd, _elementwise_bwd)
-
-
 def gelu(x: jax.Array) -> jax.Array:
     """The exact form with erf; JAX's default is the tanh approximation."""
     return elementwise(_gelu, x)
@@ -194,16 +162,10 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         centred, eps = NORMS[self.kind]
-        y = wide(x)
-        if centred:
-            y = y - jnp.mean(y, axis=-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
         shape = x.shape[-1:]
-        y = y * spread(self.param("scale", named(nn.initializers.ones, [None]), shape), y)
-        if centred:
-            bias = self.param("bias", named(nn.initializers.zeros, [None]), shape)
-            y = y + spread(bias, y)
-        return y.astype(self.dtype)
+        scale = self.param("scale", named(nn.initializers.ones, [None]), shape)
+        bias = self.param("bias", named(nn.initializers.zeros, [None]), shape) if centred else None
+        return normalize(x, scale, bias, centred=centred, eps=eps, dtype=self.dtype)
 
 
 class Linear(nn.Module):

@@ -19,8 +19,9 @@ from flax import struct
 
 from dinojax.models import positions
 from dinojax.models import rope as rope_lib
-from dinojax.models.block import REMAT, Block, VitSpec, block_axes, init_blocks, with_block
+from dinojax.models.block import Block, VitSpec, block_axes, init_blocks, with_block
 from dinojax.models.layers import Norm, named, normal, product, spread
+from dinojax.models.remat import over_blocks
 from dinojax.sharding import gather, mesh
 
 
@@ -203,9 +204,8 @@ class Vit(nn.Module):
             axes = block_axes(spec)
             return with_block(block, params, axes, sets, draws, **dtypes), None
 
-        body = jax.checkpoint(body, policy=REMAT[spec.remat], prevent_cse=False)
         part = jax.tree.map(lambda leaf: leaf[first:stop], (nn.meta.unbox(self.blocks), draws))
-        return jax.lax.scan(body, sets, part)[0]
+        return over_blocks(body, sets, part, remat=spec.remat, unroll=spec.unroll)
 
     def _tables(self, grids):
         """draws of one block -> sines and cosines per crop set, or None for learned positions."""

@@ -147,26 +147,26 @@ def _student(
     """Forward and backward of the sequences that each branch keeps, all those of a ConvNeXt.
 
     Gradients of pixels are not taken, so patch embedding and stem cost two passes. `dots` computes
-    products of tokens with tokens and depthwise convolutions again, `full` everything in a block.
+    products of tokens with tokens and depthwise convolutions again, `products` those that give the
+    scores and the convolutions, `full` everything in a block.
     Of a frozen backbone (a ViT) the forward pass alone.
     """
     num = groups * sequences
     if isinstance(spec, ConvNextSpec):
         stem, downsampling, depthwise, pointwise = (num * x for x in _convolutions(spec, size))
-        block, again = depthwise + pointwise, depthwise
+        block, again, scores = depthwise + pointwise, depthwise, depthwise
         embed = 1.5 * downsampling + stem
     else:
         linear, pairs = _attention(spec, size)
         kept = groups * num_kept(sequences, spec.drop_path) if spec.drop_path else num
         block = spec.depth * kept * (linear + pairs + _ffn(spec, size))
         again, embed = spec.depth * kept * pairs, _embed(spec, size) * num
+        scores = again / 2
     if not trains:
         return _once(block + embed)
     model = 3 * block + 2 * embed
-    return {
-        "model": model,
-        "hardware": model + {"none": 0.0, "dots": again, "full": block}[spec.remat],
-    }
+    twice = {"none": 0.0, "products": scores, "dots": again, "full": block}
+    return {"model": model, "hardware": model + twice[spec.remat]}
 
 
 def head_layers(head: HeadSpec) -> float:

@@ -17,6 +17,7 @@ from dinojax.models.convnext import ConvNext
 from dinojax.models.heads import Head, HeadSpec
 from dinojax.models.networks import with_attention
 from dinojax.models.vit import Vit, VitSpec, num_kept
+from dinojax.sharding.mesh import Layout
 from dinojax.train.guidance import Guidance, GuideSpec
 from dinojax.train.objective import GramSpec, LossSpec, Objective
 from dinojax.train.teacher import Teacher, open_teacher
@@ -24,6 +25,7 @@ from dinojax.train.teacher import Teacher, open_teacher
 log = logging.getLogger(__name__)
 
 Columns = dict[str, Column]
+SHALLOW = 12  # blocks: a program of that many compiles in at most twice the time of a loop's
 ASSUMED = 16  # classes of a column where there are no images to read them from
 
 
@@ -33,14 +35,16 @@ def build_objective(
     images_per_step: int,
     teacher: Teacher | None = None,
     columns: Columns | None = None,
+    layout: Layout | None = None,
 ) -> Objective:
     """Networks and losses. images_per_step: those one device works on at once.
 
-    teacher: of a distillation, None = the config's; columns: of metadata that guides need.
+    teacher: of a distillation, None = the config's; columns: of metadata that guides need; layout:
+    the devices, None = a network that is only looked at.
     """
     if config.distill.enabled and teacher is None:
         teacher = open_teacher(config)
-    backbone = _backbone(config, images_per_step)
+    backbone = _backbone(config, images_per_step, layout)
     spec = backbone.spec
     dtypes = {"dtype": spec.dtype, "reduce": spec.reduce}
     frozen = None
@@ -125,7 +129,7 @@ def _guidance(config: Config, width: int, columns: Columns) -> Guidance | None:
     return Guidance(tuple(spec(*row) for row in rows), width, section.equalize)
 
 
-def _backbone(config: Config, images: int) -> Vit | ConvNext:
+def _backbone(config: Config, images: int, layout: Layout | None) -> Vit | ConvNext:
     found = zoo.backbone(
         config.model,
         config.rope,
@@ -137,7 +141,20 @@ def _backbone(config: Config, images: int) -> Vit | ConvNext:
     if isinstance(found, ConvNext):
         return found
     crops = (config.crops.global_size, 2), (config.crops.local_size, config.crops.num_local)
-    return Vit(_with_attention(found.spec, config, images, crops))
+    spec = _with_attention(found.spec, config, images, crops)
+    unroll = config.model.unroll or _unroll(spec.depth, layout)
+    return Vit(dataclasses.replace(spec, unroll=unroll))
+
+
+def _unroll(depth: int, layout: Layout | None) -> int:
+    """All blocks of a shallow network on GPUs, where a loop would copy what is kept of each.
+
+    Gathered weights are given back sooner in a loop, and CPUs and TPUs have other costs.
+    """
+    if layout is None or any(layout.sharding("width").spec):
+        return 1
+    is_gpu = layout.mesh.devices.flat[0].platform in ("gpu", "cuda", "rocm")
+    return depth if is_gpu and depth <= SHALLOW else 1
 
 
 def _projector(section, inputs: int, outputs: int, **dtypes) -> Head:

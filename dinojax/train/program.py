@@ -147,7 +147,9 @@ def build(
         ramps.check_gram_weight(schedules, config.gram.anchor_step)
     columns = open_columns(config) if columns is None else columns
     at_once = _images_at_once(config, layout)
-    objective = build_objective(config, images_per_step=at_once, teacher=teacher, columns=columns)
+    objective = build_objective(
+        config, images_per_step=at_once, teacher=teacher, columns=columns, layout=layout
+    )
     schedules = ramps.with_ramps(
         schedules, optim=config.optim, guides=config.guides, num_steps=config.num_steps
     )

@@ -4,15 +4,19 @@ import dataclasses
 import math
 from typing import Any
 
-from dinojax.models.block import REMAT
 from dinojax.models.convnext import NUM_STAGES, ConvNextSpec
 from dinojax.models.layers import FFNS, NORMS
+from dinojax.models.remat import REMAT
 from dinojax.models.rope import RopeSpec
 from dinojax.models.vit import VitSpec
 from dinojax.weights.jsons import shown
 
 WHOLE = {name: 1 for name in ("width", "depth", "num_heads", "patch_size", "channels")}
-WHOLE |= {"position_size": 1, "num_registers": 0}  # field -> its smallest value
+WHOLE |= {
+    "position_size": 1,
+    "num_registers": 0,
+    "unroll": 1,
+}  # field -> its smallest value
 REAL: tuple[str, ...] = (
     "ffn_ratio",
     "layer_scale",

@@ -20,7 +20,7 @@ from dinojax.weights import convnext, facts, fields, jsons, meta
 from dinojax.weights.tensors import Tensor, Tensors
 
 # Fields of a spec that say how to run a backbone, not what it is.
-RUNTIME = ("dtype", "reduce", "attention", "remat", "drop_path")
+RUNTIME = ("dtype", "reduce", "attention", "remat", "unroll", "drop_path")
 AUGMENTS = ("shift", "jitter", "rescale")
 
 

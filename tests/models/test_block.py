@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import print_saved_residuals
 
-from dinojax.models.block import REMAT, Block, VitSpec, block_axes, with_block
+from dinojax.models.block import Block, VitSpec, block_axes, with_block
+from dinojax.models.remat import REMAT
 from dinojax.sharding import mesh
 
 
@@ -30,6 +31,11 @@ def test_the_backward_pass_keeps_no_gathered_weight(capsys):
         lines = capsys.readouterr().out.splitlines()
         return [line for line in lines if "argument" not in line]
 
-    # A device's part of what is kept leads with its image; of a weight it would be all rows.
-    assert kept("none") and all(line.startswith("f32[8,") for line in kept("none"))
+    # A device's part of what is kept leads with its image or its tokens, of a weight with all rows.
+    rows = ("f32[8,", "f32[40,")
+    assert kept("none") and all(line.startswith(rows) for line in kept("none"))
     assert kept("full") == []
+    # What attention gives, heads apart, is all that is kept beside products with weights.
+    assert len(kept("products")) == len(kept("dots")) + 1
+    assert sum(line.startswith("f32[8,5,2,16]") for line in kept("products")) == 1
+    assert not any(line.startswith("f32[8,5,2,16]") for line in kept("dots"))
