@@ -5,6 +5,8 @@ cut off at the border of the box and renormalised. This is Pillow's rule, so a c
 `image.crop(box).resize(size, BICUBIC)` to within rounding.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -57,8 +59,8 @@ def cut_crops(
     columns_KOW = flipped(boxes_K4[:, 1], boxes_K4[:, 3], flips_K)
     # Bytes are cheap to transpose; with rows innermost neither product needs a transposed copy.
     image_CHW = jnp.transpose(image_SSC, (2, 0, 1)).astype(jnp.float32)
-    halfway = _to_bytes(_einsum("kxw,chw->kxch", columns_KOW, image_CHW))
-    return _to_bytes(_einsum("kxch,kyh->kcyx", halfway, rows_KOH))
+    halfway = _to_bytes(_of_bytes("kxw,chw->kxch", columns_KOW, image_CHW, weights=0))
+    return _to_bytes(_of_bytes("kxch,kyh->kcyx", halfway, rows_KOH, weights=1))
 
 
 def resize(crop_CHW: jax.Array, size: int, *, whole: bool) -> jax.Array:
@@ -72,6 +74,30 @@ def resize(crop_CHW: jax.Array, size: int, *, whole: bool) -> jax.Array:
     finish = _to_bytes if whole else lambda x: x
     halfway = finish(_einsum("chw,xw->chx", crop_CHW, weights_OI))
     return finish(_einsum("chx,yh->cyx", halfway, weights_OI))
+
+
+def _of_bytes(spec: str, *operands: jax.Array, weights: int) -> jax.Array:
+    """The einsum of float32 weights with whole values 0..255, with all digits of float32.
+
+    weights: the number of their operand. On accelerators a float32 product costs more than ten in
+    bfloat16. The values are bfloat16 numbers as they are, and every weight is the sum of three, so
+    a bfloat16 product three times as long loses nothing.
+    """
+    in_parts = functools.partial(_in_parts, spec, weights=weights)
+    plain = functools.partial(_einsum, spec)
+    return jax.lax.platform_dependent(*operands, cpu=plain, default=in_parts)
+
+
+def _in_parts(spec: str, *operands: jax.Array, weights: int) -> jax.Array:
+    """The axis that is summed over, the last of either operand, holds one part after another."""
+    parts, left = [], operands[weights]
+    for _ in range(3):  # 8 bits each, of the 24 of float32
+        # Not astype and back, which compilers may take for nothing.
+        parts.append(jax.lax.reduce_precision(left, exponent_bits=8, mantissa_bits=7))
+        left = left - parts[-1]
+    threes = [parts if i == weights else [x] * 3 for i, x in enumerate(operands)]
+    small = [jnp.concatenate(three, axis=-1).astype(jnp.bfloat16) for three in threes]
+    return jnp.einsum(spec, *small, preferred_element_type=jnp.float32)
 
 
 def _einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:

@@ -16,8 +16,9 @@ from jax.extend import core
 def count_flops(fn: Callable, *args: Any) -> int:
     """FLOPs of fn(*args), of which only shapes and types matter (jax.ShapeDtypeStruct will do).
 
-    Loops count as often as they run, of the branches of a condition the dearest counts, what
-    remat computes twice counts twice, and what runs on every device counts for every device.
+    Loops count as often as they run, of the branches of a condition the dearest counts (of ways to
+    compute the same on several platforms the cheapest), what remat computes twice counts twice,
+    and what runs on every device counts for every device.
     Raises ValueError where the program hides the number: products in a loop of unknown length,
     or in a kernel of another library (trace with the plain variant instead).
     """
@@ -112,7 +113,9 @@ def _convolution(equation: core.JaxprEqn) -> int:
 
 
 def _condition(equation: core.JaxprEqn) -> int:
-    return max(_count(branch.jaxpr) for branch in equation.params["branches"])
+    costs = [_count(branch.jaxpr) for branch in equation.params["branches"]]
+    # Of ways to compute the same on one platform or another, the cheapest is what is meant.
+    return min(costs) if equation.params.get("branches_platforms") else max(costs)
 
 
 def _while(equation: core.JaxprEqn) -> int:

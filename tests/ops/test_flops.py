@@ -25,6 +25,12 @@ def test_a_matrix_product_is_two_per_multiply_add():
     assert flops.count_flops(batched, of(2, 3, 4, 5), of(2, 6, 4, 5)) == 2 * (2 * 4) * 3 * 6 * 5
 
 
+def test_of_ways_for_several_platforms_the_cheapest_counts():
+    twice = lambda a, b: a @ b + 2 * a @ b  # noqa: E731
+    either = lambda *x: jax.lax.platform_dependent(*x, cpu=twice, default=product)  # noqa: E731
+    assert flops.count_flops(either, of(3, 5), of(5, 7)) == 2 * 3 * 5 * 7
+
+
 def test_elementwise_work_is_not_counted():
     assert flops.count_flops(lambda x: jnp.tanh(x) * x + jnp.sort(x), of(100)) == 0
 
