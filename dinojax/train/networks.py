@@ -25,7 +25,9 @@ from dinojax.train.teacher import Teacher, open_teacher
 log = logging.getLogger(__name__)
 
 Columns = dict[str, Column]
-SHALLOW = 12  # blocks: a program of that many compiles in at most twice the time of a loop's
+SHALLOW = (
+    12  # blocks: ViT-S written out took 1.8 times the compile time of its loop (docs/benchmarks.md)
+)
 ASSUMED = 16  # classes of a column where there are no images to read them from
 
 
@@ -151,7 +153,7 @@ def _unroll(depth: int, layout: Layout | None) -> int:
 
     Gathered weights are given back sooner in a loop, and CPUs and TPUs have other costs.
     """
-    if layout is None or any(layout.sharding("width").spec):
+    if layout is None or not layout.sharding("width").is_fully_replicated:
         return 1
     is_gpu = layout.mesh.devices.flat[0].platform in ("gpu", "cuda", "rocm")
     return depth if is_gpu and depth <= SHALLOW else 1

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dinojax.models.remat import REMAT, over_blocks
+from dinojax.sharding import mesh
 from dinojax.train.networks import SHALLOW, _unroll
 
 
@@ -44,15 +45,21 @@ def test_blocks_that_are_all_written_out_have_no_loop(unroll, loops):
     assert ("stablehlo.while" in lowered.as_text()) == loops
 
 
-def layout(platform, spec=()):
+def layout(platform, is_whole=True):
     devices = np.array([SimpleNamespace(platform=platform)])
-    place = SimpleNamespace(spec=spec)
+    place = SimpleNamespace(is_fully_replicated=is_whole)
     return SimpleNamespace(mesh=SimpleNamespace(devices=devices), sharding=lambda name: place)
 
 
 def test_shallow_networks_with_whole_weights_are_written_out_on_gpus():
-    assert _unroll(SHALLOW, layout("gpu")) == _unroll(SHALLOW, layout("cuda", (None,))) == SHALLOW
+    assert _unroll(SHALLOW, layout("gpu")) == _unroll(SHALLOW, layout("cuda")) == SHALLOW
     assert _unroll(SHALLOW + 1, layout("gpu")) == 1
-    assert _unroll(SHALLOW, layout("gpu", ("fsdp",))) == 1
+    assert _unroll(SHALLOW, layout("gpu", is_whole=False)) == 1
     assert _unroll(SHALLOW, layout("cpu")) == _unroll(SHALLOW, layout("tpu")) == 1
     assert _unroll(SHALLOW, None) == 1
+
+
+def test_weights_are_whole_on_one_device_by_any_strategy():
+    """As the recipes have it, which name fsdp."""
+    assert mesh.make("fsdp", 1).sharding("width").is_fully_replicated
+    assert not mesh.make("fsdp", 2).sharding("width").is_fully_replicated

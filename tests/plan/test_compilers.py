@@ -7,6 +7,8 @@ table anew that they are compared with.
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,3 +80,15 @@ def test_a_target_s_compiler_sends_what_the_closed_form_says(row):
     assert wire["all-reduce"] - form["all-reduce"] < 0.1 * 2 * form["reduce-scatter"]
     if found["versions"] == row["versions"]:
         assert sharding.differences(found, row) == []
+
+
+def test_kernels_of_a_step_move_what_the_committed_table_says(tmp_path):
+    """In a process of its own: it sets what a compiler is told before jax is there."""
+    compiler_of("h100:1x1")
+    rows = json.loads((BASELINES.parent / "roofline.json").read_text())
+    own = tmp_path / "roofline.json"
+    own.write_text(json.dumps([row for row in rows if row["recipe"] == "tiny"]))
+    command = [sys.executable, "-m", "benchmarks.roofline", "--check", str(own)]
+    assert len(json.loads(own.read_text())) == 1
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
