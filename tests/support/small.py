@@ -87,6 +87,7 @@ class Compiled:
     program: Program
     step: Any
     teacher: tuple = ()  # its parameters, where it is frozen
+    lowered: Any = None  # the step as it was before
 
     def __call__(self, state=None, *, now: dict | None = None):
         """(next state, {"scalars", "targets", "grads"}); the state is donated."""
@@ -146,7 +147,7 @@ def compiled_program(built: Program, *teacher) -> Compiled:
         # What is recorded stays where it is, or recording would add collectives.
         make = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
         traced = make.lower(*inputs, *teacher)
-        return Compiled(built, traced.compile(compiler_options=FAST), teacher)
+        return Compiled(built, traced.compile(compiler_options=FAST), teacher, traced)
 
 
 # A student whose patches are twice the teacher's; what a ConvNeXt does not read is as in base.py.
