@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dinojax.config import Config, load_students, of_run, pick_students
 from dinojax.config.overrides import settings
+from dinojax.sharding import host_memory
 
 if TYPE_CHECKING:
     from dinojax.train.state import State
@@ -38,6 +39,7 @@ class _Distill(ModuleType):
         run, stage, accept, max_wall: as for `dinojax.train`. Raises what that does, and
         StudentFailed, which names the student that ended before its time.
         """
+        host_memory.one_heap()  # before JAX and loaders start threads
         from dinojax.distill import loop
         from dinojax.train import measure
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dinojax.config import Config, load_stages, of_run
 from dinojax.config.overrides import settings
+from dinojax.sharding import host_memory
 
 if TYPE_CHECKING:
     from dinojax.train.state import State
@@ -42,6 +43,7 @@ class _Train(ModuleType):
         for a config that cannot be, or is not that of the run, ValueError or FileNotFoundError for
         data; Interrupted once a signal (Ctrl-C) has been answered by saving.
         """
+        host_memory.one_heap()  # before JAX and loaders start threads
         from dinojax.train import loop, measure
 
         if config is None:

@@ -93,8 +93,12 @@ def watch(command: list[str], metrics: Path, tell=print) -> list[Look]:
 
 
 def judged(looks: list[Look], settled: int = SETTLED) -> dict:
-    """The rise of memory per 1,000 steps; most files and threads in the first and last third."""
-    late = [one for one in looks if one.step >= settled]
+    """The rise of memory per 1,000 steps; fewest files and threads in the first and last third.
+
+    Fewest, as a save or an evaluation has files and threads of its own while it lasts. At the last
+    step the run is compared and reported, which is work that comes once.
+    """
+    late = [one for one in looks if settled <= one.step < looks[-1].step]
     steps_N = np.array([one.step for one in late], np.float64)
     rise = float(np.polyfit(steps_N, [one.megabytes for one in late], 1)[0]) * 1000
     third = len(late) // 3
@@ -103,7 +107,7 @@ def judged(looks: list[Look], settled: int = SETTLED) -> dict:
         found["faults"].append(f"{rise:.2f} MB more per 1,000 steps")
     for name in ("files", "threads"):
         early, later = (
-            max(getattr(one, name) for one in part) for part in (late[:third], late[-third:])
+            min(getattr(one, name) for one in part) for part in (late[:third], late[-third:])
         )
         found[name] = [early, later]
         if later > early:

@@ -15,7 +15,7 @@ def looks(rise=0.0, files=0, threads=0):
             step,
             500.0 + min(step, 2000) * 0.05 + rise * step / 1000 + (step // 100) % 3,
             20 + files * (step // 10_000),
-            30 + threads * (step // 15_000),
+            30 + threads * (step // 10_000),
         )
         for step in range(0, 20_000, 100)
     ]
