@@ -35,7 +35,9 @@ def sigmoid_loss(
 def _rows(axes, images_BE, texts_BE, scale, bias):
     """(sum over all texts [B], 1 where the image is right, else 0 [B]) of a device's images."""
     B, E = images_BE.shape
-    parts = pair_blocks.num_blocks(B, E, pair_blocks.size(axes))
+    # Half a block, for its gradient by differentiation keeps more arrays of a block's size.
+    limit = pair_blocks.BLOCK_BYTES // 2
+    parts = pair_blocks.num_blocks(B, E, pair_blocks.size(axes), limit)
     first = jax.lax.axis_index(axes) * (B // parts) if axes else 0  # of its texts in a block
 
     @jax.checkpoint
