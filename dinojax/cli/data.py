@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from dinojax.cli import crop_sheet
 from dinojax.cli.parser import Parser
 from dinojax.config import Config, load
 from dinojax.data.decode import ReadOptions, WrongChannels
@@ -20,7 +19,6 @@ from dinojax.distributed import cluster
 from dinojax.files.drafts import write_json
 
 RECIPE = "vitl16_in1k"  # whose sizes count when no recipe is given
-NUM_DRAWN = 8  # images of crops.png
 
 SUMMARY = "check, convert or time a data set"
 DATA = """\
@@ -136,7 +134,9 @@ def _check(args: argparse.Namespace) -> None:
     out = None if args.out is None else Path(args.out)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    spec = None if out is None else _view_spec(config)  # refuses before all images are read
+    spec = (
+        None if out is None else crop_sheet.view_spec(config)
+    )  # refuses before all images are read
     if args.path is None:
         source = open_source(config.data, channels=channels)
     else:
@@ -156,7 +156,7 @@ def _check(args: argparse.Namespace) -> None:
         print("\n".join(_table(content, allowed)))
     if out is not None:
         write_json(out / "report.json", content)
-        _draw(out / "crops.png", source, config, spec, seed)
+        crop_sheet.draw(out / "crops.png", source, config, spec, seed)
         print(f"{out}: report.json, crops.png")
 
 
@@ -214,47 +214,6 @@ def _classes(classes: dict) -> str:
         return "none"
     counts = ", ".join(f"{name} {count:,}" for name, count in classes["images_per_class"].items())
     return f"{classes['number']:,} (images of one: {counts})"
-
-
-def _view_spec(config: Config) -> Any:
-    """What the crops of a check are made with. Raises ValueError for settings that do not fit."""
-    from dinojax.augment.spec import ViewSpec
-
-    return ViewSpec.from_sections(
-        image=config.image,
-        crops=config.crops,
-        augment=config.augment,
-        masks=config.masks,
-        patch_size=config.model.patch_size,
-        group_size=NUM_DRAWN,
-    )
-
-
-def _draw(path: Path, source: Source, config: Config, spec: Any, seed: int) -> None:
-    """The crops that the recipe makes of eight images, as `train` draws them at its first step."""
-    import jax
-
-    jax.config.update("jax_platforms", "cpu")  # a check must not take a running job's accelerator
-    from dinojax.augment.views import make_views
-    from dinojax.data.loader import ReadBatch
-    from dinojax.eval.features import fixed_statistics
-    from dinojax.viz.pictures import crop_sheet, true_colors
-
-    read = ReadBatch(
-        source=source,
-        batch_size=NUM_DRAWN,
-        box_size=config.data.box_size,
-        seed=seed,
-        start=0,
-        rows_B=np.arange(NUM_DRAWN),
-        replace=True,
-    )
-    batch = read(0)
-    make = jax.jit(make_views, static_argnames="spec")
-    views = make(jax.random.key(seed), batch["images"], batch["sizes"], spec=spec)
-    sets = (views.global_BGHWC, views.local_BLHWC)
-    fixed = fixed_statistics(config.image)
-    crop_sheet(path, *(true_colors(np.asarray(crops), *fixed) for crops in sets))
 
 
 def _convert(args: argparse.Namespace) -> None:
