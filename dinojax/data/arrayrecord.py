@@ -89,6 +89,10 @@ class RecordFiles:
     def __len__(self) -> int:
         return self.ends[-1]
 
+    @property
+    def local_files(self) -> tuple[str, ...]:
+        return self.shards
+
     def encoded(self, index: int) -> Encoded:
         shard = bisect.bisect_right(self.ends, index)
         place = index - (self.ends[shard - 1] if shard else 0)

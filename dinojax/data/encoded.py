@@ -49,6 +49,11 @@ class EncodedSource:
     def labels(self) -> np.ndarray | None:
         return self.files.labels
 
+    @property
+    def local_files(self) -> tuple[str, ...]:
+        """Paths of the local files that hold the images; () where `files` does not tell."""
+        return getattr(self.files, "local_files", ())
+
     def __len__(self) -> int:
         return len(self.files)
 

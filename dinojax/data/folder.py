@@ -35,6 +35,10 @@ class FolderFiles:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def local_files(self) -> tuple[str, ...]:
+        return tuple(os.path.join(self.root, name) for name in self.names)
+
     def encoded(self, index: int) -> Encoded:
         data = read_file(os.path.join(self.root, self.names[index]))
         label = label_of(self.labels, index)

@@ -37,9 +37,16 @@ class ManifestFiles:
     def __len__(self) -> int:
         return len(self.paths)
 
+    @property
+    def local_files(self) -> tuple[str, ...]:
+        return tuple(place for place in map(self._place, self.paths) if not is_url(place))
+
+    def _place(self, path: str) -> str:
+        return path if is_url(path) or os.path.isabs(path) else f"{self.folder}/{path}"
+
     def encoded(self, index: int) -> Encoded:
         path = self.paths[index]
-        place = path if is_url(path) or os.path.isabs(path) else f"{self.folder}/{path}"
+        place = self._place(path)
         label = label_of(self.labels, index)
         told = () if self.captions is None else self.captions[index]
         data = read_bytes(place, max_bytes=MAX_BYTES)

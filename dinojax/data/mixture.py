@@ -88,6 +88,10 @@ class Mixture:
     def fingerprint(self) -> str:
         return fingerprint((part.name, part.source.fingerprint) for part in self.parts)
 
+    @property
+    def local_files(self) -> tuple[str, ...]:
+        return tuple(place for part in self.parts for place in getattr(part.source, "local_files", ()))
+
     def __len__(self) -> int:
         return sum(len(part.source) for part in self.parts)
 

@@ -51,6 +51,10 @@ class ParquetFiles:
     def __len__(self) -> int:
         return self.ends[-1]
 
+    @property
+    def local_files(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(path for path, _ in self.groups))
+
     def encoded(self, index: int) -> Encoded:
         group = bisect.bisect_right(self.ends, index)
         place = index - (self.ends[group - 1] if group else 0)

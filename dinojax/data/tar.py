@@ -54,6 +54,10 @@ class TarFiles:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def local_files(self) -> tuple[str, ...]:
+        return self.shards
+
     def encoded(self, index: int) -> Encoded:
         shard, start, size = self.places_N3[index].tolist()
         path = self.shards[shard]

@@ -1,13 +1,15 @@
 """Features on disk, so that evaluations share one forward pass and a killed one goes on.
 
 Keyed by everything that features depend on: the weights' checksum, preprocessing and resolution,
-the data's fingerprint, precision, and, as the name of a folder each, layer and norm of an output.
+the data's fingerprint, when its files were last changed, precision, and, as the name of a folder
+each, layer and norm of an output.
 """
 
 import dataclasses
 import functools
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +18,9 @@ from typing import Any
 import numpy as np
 
 from dinojax.data import fields
+from dinojax.data.encoded import fingerprint as data_fingerprint
 from dinojax.data.example import Example, Source
+from dinojax.distributed import process_group
 from dinojax.eval import features
 from dinojax.files.drafts import open_new, write_json
 from dinojax.runs.records import fingerprint
@@ -124,6 +128,7 @@ class FeatureCache:
         key = {
             "weights": self.weights,
             "data": source.fingerprint,
+            "changed": process_group.current().settle("files changed", changed(source)),
             "images": len(source),
             "transform": repr(transform),
             "part_size": self.part_size,
@@ -133,6 +138,23 @@ class FeatureCache:
             here.mkdir(parents=True, exist_ok=True)
             write_json(here / KEY, key)
         return here
+
+
+def changed(source: Source) -> str:
+    """Digest of when each local file of a source was last changed; "" of a source without any.
+
+    A fingerprint has names and sizes alone, so that copies of data compare; a file that was
+    replaced by another of its size is told by this.
+    """
+    files = getattr(source, "local_files", ())
+    return data_fingerprint((path, _last_changed(path)) for path in files) if files else ""
+
+
+def _last_changed(path: str) -> int:
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:  # as reading it will tell
+        return 0
 
 
 def _file(here: Path, name: str, number: int) -> Path:

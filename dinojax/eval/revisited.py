@@ -54,6 +54,7 @@ class Cropped:
     boxes: tuple[tuple[float, ...], ...]
 
     channels = property(lambda self: self.source.channels)
+    local_files = property(lambda self: getattr(self.source, "local_files", ()))
     labels = property(lambda self: None)
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

@@ -1,12 +1,15 @@
 """Features on disk: equal to those without, and a killed job goes on where it was."""
 
+import os
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dinojax.data.decode import DecodeError
 from dinojax.data.example import Example
+from dinojax.data.sources import open_at
 from dinojax.eval import features
 from dinojax.eval.cache import FeatureCache
 from dinojax.eval.features import EvalTransform
@@ -106,3 +109,22 @@ def test_nothing_readable_is_an_error(tmp_path):
         ValueError, match="none of 11 images can be read, the first: image 0 is cut"
     ):
         extracted(FeatureCache(tmp_path, {}), network(), source=Pixels(range(11)))
+
+
+@pytest.mark.parametrize("kind", ["folder", "manifest"])
+def test_a_file_that_was_replaced_by_one_of_equal_size_is_read_anew(tmp_path, kind):
+    path = tmp_path / "images/a/0.bmp"
+    path.parent.mkdir(parents=True)
+    (tmp_path / "images.csv").write_text("path\nimages/a/0.bmp\n")
+    data = {"folder": str(tmp_path / "images"), "manifest": str(tmp_path / "images.csv")}[kind]
+    cache, found = FeatureCache(tmp_path / "cache", {}), []
+    for grey in (10, 10, 200):
+        if not found or grey == 200:
+            Image.fromarray(np.full((4, 4), grey, np.uint8)).save(path)
+            os.utime(path, ns=(grey, grey))
+        source = open_at(data, channels=1, key="data")
+        net = network()
+        value = extracted(cache, net, source=source)["cls"][0, 0]
+        found.append((round(255 * float(value)), len(net.asked), source.fingerprint))
+    assert [row[:2] for row in found] == [(10, 1), (10, 0), (200, 1)]
+    assert len({row[2] for row in found}) == 1
