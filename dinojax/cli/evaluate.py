@@ -65,6 +65,11 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", help="of records of --weights")
     parser.add_argument("--prefix", default="", help="taken off the names in a file of weights")
     parser.add_argument("--backbone", metavar="PATH", help="of --weights of dino.txt without one")
+    parser.add_argument(
+        "--baselines",
+        action="store_true",
+        help="measure random weights and raw pixels as well, and say whether it is above them",
+    )
     parser.add_argument("--no-cache", action="store_true", help="keep no features on disk")
     parser.add_argument(
         "--follow",
@@ -109,6 +114,8 @@ def _evaluate(program: Callable[[str], Callable], name: str) -> Callable:
                 raise ConfigError(
                     "--follow takes all checkpoints of a --run, no --stage or --step."
                 )
+            if args.baselines:
+                raise ConfigError("--baselines compares one checkpoint; leave out --follow.")
             if args.poll <= 0:
                 raise ConfigError(f"--poll {args.poll:g} is not above 0 seconds.")
             follow = program("eval --follow")
@@ -117,6 +124,7 @@ def _evaluate(program: Callable[[str], Callable], name: str) -> Callable:
         run_dir = None if args.run is None else Path(args.run)
         named |= {"stage": args.stage, "out": args.out, "prefix": args.prefix}
         named["backbone"] = args.backbone
+        named |= {"baselines": args.baselines}
         program("eval")(name, run_dir, args.set, args.step, weights=args.weights, **named)
 
     return run

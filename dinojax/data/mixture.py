@@ -90,7 +90,9 @@ class Mixture:
 
     @property
     def local_files(self) -> tuple[str, ...]:
-        return tuple(place for part in self.parts for place in getattr(part.source, "local_files", ()))
+        return tuple(
+            place for part in self.parts for place in getattr(part.source, "local_files", ())
+        )
 
     def __len__(self) -> int:
         return sum(len(part.source) for part in self.parts)

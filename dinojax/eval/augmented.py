@@ -55,18 +55,23 @@ class TrainingBatches:
 def random_crop(pixels_HWC: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     """A random part as [size, size, C], antialiased bicubic, mirrored half of the time."""
     height, width = pixels_HWC.shape[:2]
-    top, left, rows, columns = _box(height, width, rng)
+    top, left, rows, columns = crop_box(height, width, rng)
     part_HWC = pixels_HWC[top : top + rows, left : left + columns]
     part_HWC = resize_pixels(part_HWC, size, size)
     return part_HWC[:, ::-1] if rng.random() < 0.5 else part_HWC
 
 
-def _box(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """(top, left, height, width); the centre, of the nearest aspect, if ten draws do not fit."""
+def crop_box(
+    height: int, width: int, rng: np.random.Generator, *, area: tuple[float, float] = AREA
+) -> tuple[int, int, int, int]:
+    """(top, left, height, width); the centre, of the nearest aspect, if ten draws do not fit.
+
+    area: least and largest share of the image.
+    """
     for _ in range(ATTEMPTS):
-        area = height * width * rng.uniform(*AREA)
+        pixels = height * width * rng.uniform(*area)
         aspect = math.exp(rng.uniform(math.log(ASPECT[0]), math.log(ASPECT[1])))
-        columns, rows = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        columns, rows = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
         if 0 < columns <= width and 0 < rows <= height:
             top = int(rng.integers(0, height - rows + 1))
             return top, int(rng.integers(0, width - columns + 1)), rows, columns

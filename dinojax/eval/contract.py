@@ -16,8 +16,8 @@ from PIL import Image
 from dinojax.config import Config
 from dinojax.data.example import Source
 from dinojax.data.quarantine import KNN_FILE
-from dinojax.data.sources import open_knn_sources
 from dinojax.eval.features import EvalTransform
+from dinojax.eval.labelled_layouts import open_labelled_pair
 from dinojax.eval.network import Network
 from dinojax.eval.suite import SUITE
 from dinojax.eval.text_model import TextModel
@@ -91,7 +91,7 @@ class Setting:
         """
         if not self._labelled:  # listing a large folder takes a while
             config = self.config
-            found = open_knn_sources(config.data, config.knn, channels=config.image.channels)
+            found = open_labelled_pair(config.data, config.knn, channels=config.image.channels)
             self._labelled.append(found)
         return self._labelled[0]
 

@@ -12,17 +12,17 @@ import numpy as np
 from dinojax.config import ConfigError
 from dinojax.data.example import Source
 from dinojax.eval import depth_losses, depth_metrics, sliding
-from dinojax.eval.adamw import Settings
 from dinojax.eval.contract import Measured, Setting
 from dinojax.eval.dense_pixels import nearest, resized, short_side
 from dinojax.eval.dense_schedules import OneCycle
 from dinojax.eval.depth_bins import depth_of
 from dinojax.eval.depth_transforms import DepthTrainTransform
-from dinojax.eval.linear_head import Bank, evaluated, new_bank, update
+from dinojax.eval.linear_head import Bank, evaluated, update
 from dinojax.eval.map_folder import MapFolder
+from dinojax.eval.map_probe import open_pair, trained
 from dinojax.eval.network import Network
 from dinojax.eval.patch_maps import as_seen, normalizer, patch_maps, values_of
-from dinojax.eval.ridge_evaluator import PICTURES, open_pair
+from dinojax.eval.ridge_evaluator import PICTURES
 from dinojax.ops.interpolate import resize
 from dinojax.viz.label_colors import side_by_side, value_colors
 
@@ -174,33 +174,30 @@ class LinearDepth:
         return {"min_depth": self.section.min_depth, "max_depth": self.section.max_depth}
 
     def _trained(self, network: Network, sweep: list[tuple[float, float]]) -> Bank:
-        own, rng = self.section, np.random.default_rng(SEED)
+        own = self.section
         cut = DepthTrainTransform((own.size, own.size), normalizer(self.transform))
         warmup = min(own.warmup, own.num_steps - 1)
         cycles = [OneCycle(rate, own.num_steps, warmup) for rate, _ in sweep]
-        bank, order = None, []  # type: ignore[var-annotated]
-        for number in range(own.num_steps):
-            while len(order) < own.batch_size:
-                order += rng.permutation(len(self.train)).tolist()
-            views = [cut(*self._at_size(index), rng) for index in order[: own.batch_size]]
-            order = order[own.batch_size :]
-            pixels, truth = (np.stack(parts) for parts in zip(*views, strict=True))
-            patches = patch_maps(
-                network, pixels, patch_size=self.patch_size, batch_size=own.batch_size
-            )
-            if bank is None:
-                shape = {"width": patches.shape[-1], "outputs": own.num_bins}
-                bank = new_bank(jax.random.key(SEED), num_heads=len(sweep), **shape)
-            now = [
-                (c.rate(number), decay, c.momentum(number))
-                for c, (_, decay) in zip(cycles, sweep, strict=True)
-            ]
-            settings = Settings(*(jnp.asarray(v, jnp.float32) for v in zip(*now, strict=True)))
-            inputs = jnp.asarray(patches), jnp.asarray(truth), settings
+
+        def step(bank, patches, truth, settings, number):
             with_variance = jnp.asarray(number >= _WARM_LOSS)
-            bank = _step(bank, *inputs, with_variance, clip=own.clip, **self._options())
-        assert bank is not None
-        return bank
+            options = {"clip": own.clip, **self._options()}
+            return _step(bank, patches, truth, settings, with_variance, **options)
+
+        return trained(
+            network,
+            len(self.train),
+            lambda index, rng: cut(*self._at_size(index), rng),
+            step,
+            section=own,
+            patch_size=self.patch_size,
+            outputs=own.num_bins,
+            hyper=lambda number: [
+                (cycle.rate(number), decay, cycle.momentum(number))
+                for cycle, (_, decay) in zip(cycles, sweep, strict=True)
+            ],
+            seed=SEED,
+        )
 
     def _at_size(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         pixels, stored = self.train.read(index)
@@ -251,13 +248,14 @@ def _step(bank, patches_BhwD, truth_BHW, settings, with_variance, *, clip, min_d
 
 def build(section, setting: Setting) -> LinearDepth | None:
     section = values_of(section, KEYS)
-    folders = open_pair(section, setting, "depth")
-    if folders is None:
+    found = open_pair(section, setting, "depth", kind="depth")
+    if found is None:
         return None
+    train, val, section = found
     if section.min_depth >= section.max_depth:
         raise ConfigError(
             f"depth.min_depth={section.min_depth} is not below max_depth={section.max_depth}."
         )
     if not section.rates or not section.decays:
         raise ConfigError("depth.rates and depth.decays need at least one value each.")
-    return LinearDepth(*folders, section, setting.transform, setting.patch_size)
+    return LinearDepth(train, val, section, setting.transform, setting.patch_size)

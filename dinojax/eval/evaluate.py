@@ -13,8 +13,10 @@ import numpy as np
 
 from dinojax.config import ConfigError
 from dinojax.eval import bootstrap
+from dinojax.eval.baselines import compared, raw_pixels, told
 from dinojax.eval.contract import Evaluation, Measured, build, draw
 from dinojax.eval.features import EvalTransform
+from dinojax.eval.network import Network
 from dinojax.eval.row import Row, protocols_of
 from dinojax.eval.suite import SUITE
 from dinojax.eval.targets import PRECISION, Target, of_run, of_weights
@@ -45,12 +47,14 @@ def evaluate(
     cache: bool = True,
     prefix: str = "",
     backbone: str | None = None,
+    baselines: bool = False,
 ) -> list[Record]:
     """Measure, print and write down; of a run's ema (stage, step: None = the newest), or weights.
 
     data: train and val, in place of the run's. protocol: values that an evaluation's file names.
     out: folder of records, None = RUN/eval, or beside the weights. cache: keep features on disk.
     backbone: of weights of dino.txt that hold none.
+    baselines: the same of random weights and of raw pixels, and whether the number is above them.
     """
     settings = [*protocol_settings(name, protocol, overrides), *overrides]
     if run_dir is not None:
@@ -67,7 +71,7 @@ def evaluate(
         target = of_weights(weights, data, settings, out=folder, prefix=prefix, backbone=backbone)
     made = build_named(name, target)
     target.config.check_settings_read(overrides)
-    return measure(target, made, step, protocol=protocol, cache=cache)
+    return measure(target, made, step, protocol=protocol, cache=cache, baselines=baselines)
 
 
 def protocol_settings(name: str, protocol: str | None, overrides: Sequence[str]) -> list[str]:
@@ -120,6 +124,7 @@ def measure(
     protocol: str | None = None,
     cache: bool = True,
     keep: bool = True,
+    baselines: bool = False,
 ) -> list[Record]:
     """Records of one network, each written down as soon as it is measured.
 
@@ -128,13 +133,24 @@ def measure(
     found, cached = [], target.folder / (FEATURES if keep else f"{FEATURES}.follow")
     with target.at_work():
         network, step, weights = target.open(step, cached=cached if cache else None)
+        others = _baselines(target) if baselines else {}
         for name, evaluation in made.items():
             began = time.monotonic()
             measured = evaluation.measure(network)
+            seconds, ends = round(time.monotonic() - began, 3), intervals(measured)
+            column = SUITE[name].main_column(target.config.values())
+            beside = compared(
+                SUITE[name],
+                evaluation,
+                measured,
+                column=column,
+                networks=others,
+                interval=ends.get(column),
+            )
             record = Record(
                 evaluation=name,
                 values=dict(measured.values),
-                intervals=intervals(measured),
+                intervals=ends,
                 n=measured.num,
                 protocol=protocol_of(target, name, evaluation),
                 weights=weights,
@@ -145,17 +161,30 @@ def measure(
                     "seed": target.config.values().get(f"{SUITE[name].section}.seed"),
                     "bootstrap": {"seed": bootstrap.SEED, "draws": bootstrap.DRAWS},
                     "told": measured.told,
-                    "seconds": round(time.monotonic() - began, 3),
+                    "notes": notes_of(evaluation),
+                    "seconds": seconds,
+                    **({"baselines": beside} if beside else {}),
                     "versions": _versions(),
                 },
             )
             records.append(target.folder, record)
             draw(target.folder, f"{name}-{record.fingerprint}-{step or 0:08d}", measured)
-            say(SUITE[name], record, measured.told)
+            say(SUITE[name], record, measured.told, notes_of(evaluation))
+            for sentence in told(SUITE[name], beside):
+                print(f"  {sentence}")
             found.append(record)
     if cache and not keep:
         shutil.rmtree(cached, ignore_errors=True)
     return found
+
+
+def _baselines(target: Target) -> dict[str, Network]:
+    assert target.random is not None, "every target knows its backbone"
+    patch_size = target.setting.patch_size
+    return {
+        "random weights": target.network(target.random()),
+        "raw pixels": raw_pixels(patch_size),
+    }
 
 
 _versions = functools.cache(package_versions)  # reads the metadata of all that is installed
@@ -192,8 +221,16 @@ def intervals(measured: Measured) -> dict[str, tuple[float, float]]:
     }
 
 
-def say(row: Row, record: Record, told: str) -> None:
+def notes_of(evaluation: Evaluation) -> list[str]:
+    """What is said of its data: terms of use, counts that are not the published ones, and so on."""
+    sources = evaluation.sources
+    return list(dict.fromkeys(note for s in sources for note in getattr(s, "notes", ())))
+
+
+def say(row: Row, record: Record, told: str, notes: Sequence[str] = ()) -> None:
     """The record in a few lines."""
+    for note in notes:
+        print(f"  {note}")
     where = "" if record.step is None else f"step {record.step}, "
     print(f"{where}{told or row.title}")
     for column, value in record.values.items():

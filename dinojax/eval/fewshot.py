@@ -9,8 +9,9 @@ import dataclasses
 import numpy as np
 
 from dinojax.eval import few_shot_ridge, subsets
+from dinojax.eval.answers import Answers
 from dinojax.eval.contract import Measured, Setting
-from dinojax.eval.labelled import READS, Labelled, open_labelled
+from dinojax.eval.labelled import READS, LabelledProbe
 from dinojax.eval.network import Network
 
 KEYS = {
@@ -41,18 +42,13 @@ KEYS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class FewShot:
+class FewShot(LabelledProbe):
     """Fields are the keys of the section `fewshot`."""
 
-    images: Labelled
     features: str
     shots: tuple[int, ...]
     draws: int
     penalty: float
-
-    @property
-    def sources(self):
-        return self.images.sources
 
     def measure(self, network: Network) -> Measured:
         """Columns fewshot/5 and so on, the percentage at so many images of each class."""
@@ -62,7 +58,7 @@ class FewShot:
         samples = {}
         for shots in self.shots:
             right_SM = [
-                self._hits(train_ND, train.labels, test_MD, test.labels, shots, seed)
+                self._hits(train_ND, train.labels, test_MD, self.images.answers(test), shots, seed)
                 for seed in range(self.draws)
             ]
             samples[f"fewshot/{shots}"] = 100.0 * np.mean(right_SM, axis=0)
@@ -71,17 +67,19 @@ class FewShot:
         told = f"{self.draws} draws, {len(test.labels)} images to judge"
         return Measured(values, num=len(test.labels), told=told, samples=samples)
 
-    def _hits(self, train_ND, labels_N, test_MD, test_labels_M, shots: int, seed: int):
+    def _hits(self, train_ND, labels_N, test_MD, answers: Answers, shots: int, seed: int):
         few = subsets.few_shot(labels_N, shots, seed)
         ridge = few_shot_ridge.Ridge(train_ND[few], labels_N[few], self.images.num_classes)
         scores_MC = ridge.scores(test_MD, self.penalty)
-        return np.argmax(scores_MC, axis=1) == test_labels_M
+        return answers.right(np.argmax(answers.allowed(scores_MC), axis=1))
 
 
 def build(section, setting: Setting) -> FewShot | None:
     """The row `fewshot` of the table; None without labels."""
-    images = open_labelled(setting)
-    if images is None:
-        return None
-    shots = tuple(int(number) for number in section.shots)
-    return FewShot(images, section.features, shots, int(section.draws), float(section.penalty))
+    return FewShot.of(
+        setting,
+        features=section.features,
+        shots=tuple(int(number) for number in section.shots),
+        draws=int(section.draws),
+        penalty=float(section.penalty),
+    )

@@ -4,6 +4,7 @@ A query's k most similar bank entries by cosine vote for their class with weight
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +49,7 @@ def knn_classes(
     neighbors: int,
     temperature: float,
     num_classes: int,
+    columns: Sequence[int] | None = None,
     max_entries: int = _MAX_ENTRIES,
 ) -> np.ndarray:
     """Class int32 [M] of each query.
@@ -55,7 +57,7 @@ def knn_classes(
     Similarities are float32 at the highest matmul precision. Where entries are equally similar
     the lowest bank index goes first, and of equal votes the lowest class wins. More neighbours
     than the bank has are clipped to the bank. `max_entries` bounds the memory of one chunk of
-    queries and changes no result.
+    queries and changes no result. columns: the classes that may be answered, None = all.
 
     Raises ValueError for empty or non-finite features, labels outside 0..num_classes - 1,
     a bank of over 8 million, neighbors < 1 and temperature <= 0.
@@ -78,6 +80,9 @@ def knn_classes(
     entries = max(len(bank_ND), neighbors * num_classes)
     chunk = max(1, min(len(queries_MD), max_entries // entries))
     unit_ND = _unit(bank_ND)
+    allowed_C = np.ones(num_classes, bool)
+    if columns is not None:
+        allowed_C = np.isin(np.arange(num_classes), columns)
     classes = []
     for first in range(0, len(queries_MD), chunk):
         part_MD = queries_MD[first : first + chunk]
@@ -87,6 +92,7 @@ def knn_classes(
             labels_N,
             _unit(jnp.pad(part_MD, ((0, fill), (0, 0)))),
             jnp.float32(temperature),
+            allowed_C=jnp.asarray(allowed_C),
             neighbors=neighbors,
             num_classes=num_classes,
         )
@@ -95,7 +101,9 @@ def knn_classes(
 
 
 @functools.partial(jax.jit, static_argnames=("neighbors", "num_classes"))
-def _vote(bank_ND, labels_N, queries_MD, temperature, *, neighbors: int, num_classes: int):
+def _vote(
+    bank_ND, labels_N, queries_MD, temperature, *, allowed_C, neighbors: int, num_classes: int
+):
     """Classes [M] of one chunk of queries; both inputs have unit length."""
     highest = jax.lax.Precision.HIGHEST
     similarities_MN = jnp.einsum("MD,ND->MN", queries_MD, bank_ND, precision=highest)
@@ -104,7 +112,7 @@ def _vote(bank_ND, labels_N, queries_MD, temperature, *, neighbors: int, num_cla
     weights_Mk = jax.nn.softmax(nearest_Mk / temperature, axis=1)
     votes_MkC = jax.nn.one_hot(labels_N[indexes_Mk], num_classes, dtype=jnp.float32)
     scores_MC = jnp.einsum("Mk,MkC->MC", weights_Mk, votes_MkC, precision=highest)
-    return jnp.argmax(scores_MC, axis=1)
+    return jnp.argmax(jnp.where(allowed_C[None], scores_MC, -1), axis=1)
 
 
 def largest(similarities_MN: jax.Array, neighbors: int) -> jax.Array:

@@ -10,6 +10,7 @@ import numpy as np
 from dinojax.data.example import Source
 from dinojax.data.quarantine import Skipped, note_skipped
 from dinojax.distributed import process_group
+from dinojax.eval.answers import answers_of
 from dinojax.eval.contract import Measured, Setting
 from dinojax.eval.features import FEATURES, Embed, EvalTransform, extract, selected
 from dinojax.eval.knn import knn_classes, shared_labels
@@ -109,6 +110,8 @@ class Knn:
             for name in FEATURES
         }
         values = {name: 100.0 * float(np.mean(right_M)) for name, right_M in right.items()}
+        answers = answers_of(self.bank, self.query).of(found[1]["kept"])
+        values |= answers.more("knn", right[f"knn/{self.features}"])
         return Measured(
             {**values, "knn/skipped": skipped} if skipped else values,
             num=len(found[1]["kept"]),
@@ -156,7 +159,8 @@ class Knn:
 
     def _are_right(self, found: list[dict], features: list) -> np.ndarray:
         """Whether the class of each query is right, bool [M]."""
-        bank_labels, query_labels, num_classes = shared_labels(self.bank, self.query)
+        bank_labels, _, num_classes = shared_labels(self.bank, self.query)
+        answers = answers_of(self.bank, self.query)
         classes_M = knn_classes(
             features[0],
             bank_labels[found[0]["kept"]],
@@ -164,8 +168,9 @@ class Knn:
             neighbors=self.neighbors,
             temperature=self.temperature,
             num_classes=num_classes,
+            columns=answers.columns,
         )
-        return classes_M == query_labels[found[1]["kept"]]
+        return answers.of(found[1]["kept"]).right(classes_M)
 
 
 def learned(knn: Knn, embed: Embed, *, random: dict, ema: dict) -> dict[str, float]:

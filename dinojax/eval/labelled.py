@@ -2,13 +2,14 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from dinojax.data.example import Source
 from dinojax.data.quarantine import Skipped, note_skipped
 from dinojax.distributed import process_group
+from dinojax.eval.answers import Answers, answers_of
 from dinojax.eval.contract import Setting
 from dinojax.eval.features import EvalTransform
 from dinojax.eval.knn import shared_labels
@@ -55,6 +56,10 @@ class Labelled:
         """Classes of all images of both, numbered alike by their names."""
         train, test, _ = shared_labels(self.train, self.test)
         return train, test
+
+    def answers(self, test: Split) -> Answers:
+        """What is right of the images to be judged by that could be read."""
+        return answers_of(self.train, self.test).of(test.kept)
 
     def extract(
         self, network: Network, names: tuple[str, ...] = ("cls", "mean"), *, what: str
@@ -112,3 +117,20 @@ def open_labelled(setting: Setting) -> Labelled | None:
         max_bad_share=setting.max_bad_share,
         bad_list=setting.bad_list,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledProbe:
+    """What learns from features of labelled images; subclasses have their keys, and measure."""
+
+    images: Labelled
+
+    @property
+    def sources(self) -> tuple[Source, Source]:
+        return self.images.sources
+
+    @classmethod
+    def of(cls, setting: Setting, **keys: Any) -> Self | None:
+        """With the images of a setting; None without labels."""
+        images = open_labelled(setting)
+        return None if images is None else cls(images, **keys)

@@ -24,7 +24,7 @@ from dinojax.eval import heads, subsets
 from dinojax.eval.augmented import TrainingBatches
 from dinojax.eval.contract import Measured, Setting
 from dinojax.eval.heads import Head, Training
-from dinojax.eval.labelled import Labelled, Split, open_labelled
+from dinojax.eval.labelled import LabelledProbe, Split
 from dinojax.eval.logreg import judged
 from dinojax.eval.network import Network
 from dinojax.sharding import batch, mesh
@@ -129,10 +129,9 @@ PROTOCOLS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class LinearProbe:
+class LinearProbe(LabelledProbe):
     """Fields are the keys of the section `linear`."""
 
-    images: Labelled
     augment: bool
     families: tuple[tuple[str, ...], ...]  # outputs that are put side by side, per set of heads
     heads: tuple[Head, ...]  # which name their family by joining its outputs
@@ -142,10 +141,6 @@ class LinearProbe:
     epochs: float | None
     hold_out: float
     seed: int
-
-    @property
-    def sources(self):
-        return self.images.sources
 
     def measure(self, network: Network) -> Measured:
         """Columns linear/accuracy, linear/top5 and linear/class_accuracy of the chosen head."""
@@ -171,7 +166,7 @@ class LinearProbe:
             f"{'judged' if chooser is test else 'held-out'} images ({100 * share:.1f} %): "
             f"{self.heads[best].features} at lr {self.heads[best].lr:.3g}"
         )
-        return judged("linear", self._scores(params, best, test), test.labels, told)
+        return judged("linear", self._scores(params, best, test), self.images.answers(test), told)
 
     @property
     def _outputs(self) -> tuple[str, ...]:
@@ -272,9 +267,6 @@ def families(blocks: tuple[int, ...], mean: str) -> tuple[tuple[str, ...], ...]:
 
 def build(section, setting: Setting) -> LinearProbe | None:
     """The row `linear` of the table; None without labels."""
-    images = open_labelled(setting)
-    if images is None:
-        return None
     read = families(tuple(int(count) for count in section.blocks), section.mean)
     scale = section.batch_size / 256 if section.scale_lr else 1.0
     grid = tuple(
@@ -283,8 +275,8 @@ def build(section, setting: Setting) -> LinearProbe | None:
         for lr in section.lrs
         for decay in section.weight_decays
     )
-    return LinearProbe(
-        images=images,
+    return LinearProbe.of(
+        setting,
         augment=section.augment,
         families=read,
         heads=grid,

@@ -9,8 +9,9 @@ import dataclasses
 import numpy as np
 
 from dinojax.eval import classification, logistic, subsets
+from dinojax.eval.answers import Answers
 from dinojax.eval.contract import Measured, Setting
-from dinojax.eval.labelled import READS, Labelled, open_labelled
+from dinojax.eval.labelled import READS, LabelledProbe
 from dinojax.eval.network import Network
 
 KEYS = {
@@ -49,18 +50,13 @@ METRICS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class LogisticProbe:
+class LogisticProbe(LabelledProbe):
     """Fields are the keys of the section `logreg`."""
 
-    images: Labelled
     features: str
     hold_out: float
     metric: str
     seed: int
-
-    @property
-    def sources(self):
-        return self.images.sources
 
     def measure(self, network: Network) -> Measured:
         """Columns logreg/accuracy, logreg/top5 and logreg/class_accuracy, in percent."""
@@ -78,27 +74,33 @@ class LogisticProbe:
         )
         scores_MC = chosen.model.scores(test.side_by_side(names))
         told = f"{len(fitted)} images to fit, {len(held)} to choose C={chosen.strength:.3g}"
-        return judged("logreg", scores_MC, test.labels, told)
+        return judged("logreg", scores_MC, self.images.answers(test), told)
 
 
-def judged(section: str, scores_MC: np.ndarray, labels_M: np.ndarray, told: str) -> Measured:
-    """Percentages of a probe's scores: accuracy, top5 (from six classes on) and class_accuracy."""
-    right = {"accuracy": classification.hits(scores_MC, labels_M)}
-    if scores_MC.shape[1] > 5:
-        right["top5"] = classification.hits(scores_MC, labels_M, 5)
+def judged(section: str, scores_MC: np.ndarray, answers: Answers, told: str) -> Measured:
+    """Percentages of a probe's scores: accuracy and top5 (from six classes on).
+
+    Where an image has one class, among all, class_accuracy too; of ImageNet-C, mce.
+    """
+    right = {"accuracy": answers.hits(scores_MC)}
+    if len(answers.columns or scores_MC.T) > 5:
+        right["top5"] = answers.hits(scores_MC, 5)
     samples = {f"{section}/{name}": 100.0 * hits_M for name, hits_M in right.items()}
     values = {name: float(np.mean(hits_M)) for name, hits_M in samples.items()}
-    mean = classification.mean_class_accuracy(scores_MC, labels_M)
-    values[f"{section}/class_accuracy"] = 100.0 * mean
-    told = f"{told}, {len(labels_M)} to judge"
-    return Measured(values, num=len(labels_M), told=told, samples=samples)
+    if answers.is_plain:
+        mean = classification.mean_class_accuracy(scores_MC, answers.labels)
+        values[f"{section}/class_accuracy"] = 100.0 * mean
+    values |= answers.more(section, right["accuracy"])
+    told = f"{told}, {len(scores_MC)} to judge"
+    return Measured(values, num=len(scores_MC), told=told, samples=samples)
 
 
 def build(section, setting: Setting) -> LogisticProbe | None:
     """The row `logreg` of the table; None without labels."""
-    images = open_labelled(setting)
-    if images is None:
-        return None
-    return LogisticProbe(
-        images, section.features, section.hold_out, section.metric, int(section.seed)
+    return LogisticProbe.of(
+        setting,
+        features=section.features,
+        hold_out=section.hold_out,
+        metric=section.metric,
+        seed=int(section.seed),
     )

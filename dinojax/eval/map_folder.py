@@ -1,6 +1,10 @@
-"""A folder of images and their maps, of labels or of depth: `images/NAME.jpg`, `maps/NAME.png`."""
+"""A folder of images and their maps, of labels or of depth: `images/NAME.jpg`, `maps/NAME.png`.
+
+Or a public data set in the layout of its authors (layouts.py).
+"""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,6 +16,8 @@ from dinojax.data.decode import PLAIN, DecodeError, ReadOptions
 from dinojax.data.example import Source
 from dinojax.data.folder import FolderFiles
 from dinojax.data.sources import SOURCES
+from dinojax.eval import layout_files
+from dinojax.eval.segmentation_metrics import IGNORE
 
 IMAGES, MAPS = "images", "maps"
 SUFFIXES = (".png", ".npy", ".tif", ".tiff")  # of maps, whatever that of the image
@@ -23,6 +29,7 @@ class MapFolder:
 
     images: Source
     maps: tuple[Path, ...]
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of a layout
 
     def __len__(self) -> int:
         return len(self.maps)
@@ -40,16 +47,42 @@ class MapFolder:
             )
         return pixels, values
 
+    def known(self, section: Any, *keys: str) -> Any:
+        """A section whose keys have the values that a layout states, where it states them."""
+        own = {key: self.facts[key] for key in keys if key in self.facts}
+        return type(section)(**(vars(section) | own))
 
-def has_maps(path: str) -> bool:
+    def check_labels(self, index: int, labels_HW: np.ndarray, num_classes: int) -> None:
+        """Raise DecodeError, naming the map, for labels that no class has."""
+        valid = labels_HW[labels_HW != IGNORE]
+        if valid.size and not 0 <= valid.min() <= valid.max() < num_classes:
+            raise DecodeError(
+                f"{self.maps[index]}: its labels run from {valid.min()} to {valid.max()}; with"
+                f" {num_classes} classes they must be in 0..{num_classes - 1}, or {IGNORE} ="
+                " ignored."
+            )
+
+
+def has_maps(path: str, kind: str = "maps") -> bool:
+    """Whether a path is such a folder, or names a layout of this kind: maps (labels) or depth."""
+    if layout_files.is_layout(path):
+        return layout_files.kind_of(path) == kind
     return bool(path) and (Path(path) / IMAGES).is_dir() and (Path(path) / MAPS).is_dir()
 
 
-def open_maps(path: str, *, channels: int, key: str) -> MapFolder:
-    """The folder at a path; `key` is what messages name.
+def open_maps(
+    path: str, *, channels: int, key: str, kind: str = "maps", learn: bool = True
+) -> MapFolder:
+    """The folder or the layout at a path; `key` is what messages name.
 
-    Raises ConfigError for a folder of another layout and for images without a map.
+    kind: of a layout, maps or depth; learn: of one without a split, that to learn from. Raises
+    ConfigError for a folder of another layout and for images without a map.
     """
+    if layout_files.is_layout(path):
+        files = layout_files.find(path, key=key, kind=kind, learn=learn)
+        source = layout_files.source_of(files, channels=channels, key=key)
+        maps = tuple(files.root / name for name in files.maps)
+        return MapFolder(source, maps, files.layout.facts)
     root = Path(path)
     if not has_maps(path):
         raise ConfigError(

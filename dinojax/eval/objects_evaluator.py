@@ -1,6 +1,5 @@
 """Object discovery on a folder with boxes: TokenCut and CorLoc. DINOv3, arXiv:2508.10104, D.4."""
 
-import csv
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ from PIL import Image, ImageDraw
 from dinojax.config import ConfigError
 from dinojax.data.example import Source
 from dinojax.data.sources import SOURCES
+from dinojax.eval import boxes as boxes_of
+from dinojax.eval import layout_files
 from dinojax.eval.contract import Measured, Setting
 from dinojax.eval.dense_pixels import resized
 from dinojax.eval.network import Network
@@ -25,7 +26,10 @@ KEYS = {
         "optional": "int",
         "limits": (1, None),
     },
-    "data": {"default": "", "says": 'folder of images/ and boxes.csv; "" = none; [ours]'},
+    "data": {
+        "default": "",
+        "says": 'voc2007_boxes:ROOT, or a folder of images/ and boxes.csv; "" = none; [ours]',
+    },
     "longest": {
         "default": 0,
         "says": "pixels of the longer side, where it is longer; 0 = as stored; [P] D.4",
@@ -39,7 +43,6 @@ KEYS = {
     },
 }
 PROTOCOLS = {"quick": {"longest": 224, "thresholds": (0.1, 0.2, 0.3)}}
-COLUMNS = ("name", "left", "top", "right", "bottom")
 BOXES = "boxes.csv"
 PICTURES = 6
 
@@ -114,43 +117,23 @@ def _drawn(pixels_HWC, boxes_K4, found_4) -> np.ndarray:
     return np.asarray(picture)
 
 
-def read_boxes(path: Path) -> dict[str, np.ndarray]:
-    """Name of an image -> boxes [K, 4]: rows of name,left,top,right,bottom.
-
-    Raises ConfigError, with the line, for a table of other columns and for boxes without an area.
-    """
-    found: dict[str, list] = {}
-    with path.open(newline="") as file:
-        rows = csv.DictReader(file)
-        if tuple(rows.fieldnames or ()) != COLUMNS:
-            raise ConfigError(
-                f"{path}: the columns are {rows.fieldnames}; give {','.join(COLUMNS)}."
-            )
-        for line, row in enumerate(rows, start=2):
-            try:
-                box = [float(row[name]) for name in COLUMNS[1:]]
-            except (TypeError, ValueError):
-                raise ConfigError(
-                    f"{path}, line {line}: {row} is no name with 4 numbers."
-                ) from None
-            if not (box[0] < box[2] and box[1] < box[3]):
-                raise ConfigError(f"{path}, line {line}: the box {box} has no area.")
-            found.setdefault(row["name"], []).append(box)
-    return {name: np.array(boxes) for name, boxes in found.items()}
-
-
 def build(section, setting: Setting) -> Objects | None:
     section = values_of(section, KEYS)
     if not section.data:
         return None
     if not section.thresholds:
         raise ConfigError("objects.thresholds needs at least one value.")
+    channels, more = setting.config.image.channels, (section, setting.transform, setting.patch_size)
+    if layout_files.is_layout(section.data):
+        files = layout_files.find(section.data, key="objects.data", kind="boxes", learn=False)
+        source = layout_files.source_of(files, channels=channels, key="objects.data")
+        return Objects(source, boxes_of.of_layout(files), *more)
     root = Path(section.data)
     if not (root / "images").is_dir() or not (root / BOXES).is_file():
         raise ConfigError(f"objects.data={section.data} must hold the folder images and {BOXES}.")
     where = {"path": str(root / "images"), "key": "objects.data/images"}
-    images: Any = SOURCES["folder"](channels=setting.config.image.channels, **where)
-    boxes = read_boxes(root / BOXES)
+    images: Any = SOURCES["folder"](channels=channels, **where)
+    boxes = boxes_of.read_table(root / BOXES)
     names = images.files.names
     if lost := [name for name in names if name not in boxes] or [
         n for n in boxes if n not in names
@@ -159,5 +142,4 @@ def build(section, setting: Setting) -> Objects | None:
             f"objects.data={section.data}: {lost[0]} is not both in images and in {BOXES}"
             f" ({len(lost)} in all); every image needs a box, every box an image."
         )
-    known = tuple(boxes[name] for name in names)
-    return Objects(images, known, section, setting.transform, setting.patch_size)
+    return Objects(images, tuple(boxes[name] for name in names), *more)

@@ -6,19 +6,16 @@ A number of this project, for checkpoints of one run; DAVIS is another task.
 """
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
-from dinojax.data.example import Source
-from dinojax.data.quarantine import read_all
-from dinojax.distributed import process_group
-from dinojax.eval import propagation, video_metrics
+from dinojax.eval import video_metrics
 from dinojax.eval.contract import Measured, Setting
 from dinojax.eval.dense_pixels import resized, short_side
 from dinojax.eval.network import Network
-from dinojax.eval.patch_maps import as_seen, patch_maps, values_of
-from dinojax.eval.warps_evaluator import open_images
+from dinojax.eval.patch_maps import as_seen, values_of
+from dinojax.eval.photographs import Photographs, open_photographs
+from dinojax.eval.propagation_evaluator import follow
 from dinojax.viz.label_colors import label_colors, side_by_side
 
 KEYS = {
@@ -62,36 +59,18 @@ PICTURES = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Pans:
+class Pans(Photographs):
     """Videos made of the images of a source."""
-
-    images: Source
-    section: Any
-    transform: Any
-    patch_size: int
-    setting: Setting
-
-    @property
-    def sources(self) -> tuple[Source, ...]:
-        return (self.images,)
 
     def measure(self, network: Network) -> Measured:
         """Columns pan/jf, j and f, in percent, over objects; the first and last frame left out."""
-        order = np.random.default_rng(SEED).permutation(len(self.images))[: self.section.num]
-        found = read_all(
-            self.images,
-            order,
-            what="pans",
-            max_share=self.setting.max_bad_share,
-            path=self.setting.bad_list if process_group.current().is_main else None,
-        )
         scores, pictures = [], {}
-        for number, (index, example) in enumerate(zip(order, found, strict=True)):
+        for number, (index, example) in enumerate(self.read(SEED, "pans")):
             own = self.section
             video = pan(
                 example.pixels,
                 own.size,
-                np.random.default_rng((SEED, int(index))),
+                np.random.default_rng((SEED, index)),
                 frames=own.frames,
                 objects=own.objects,
             )
@@ -113,13 +92,14 @@ class Pans:
         """Ids [T, H, W] from those of the first frame."""
         own = self.section
         seen = np.stack([as_seen(self.transform, frame) for frame in frames_THWC])
-        maps = patch_maps(network, seen, patch_size=self.patch_size, batch_size=own.batch_size)
-        labels = propagation.first_labels(ids_THW[0], maps.shape[1:3])
-        settings = propagation.Settings(
-            own.context, own.radius, own.shape, own.neighbors, own.temperature
+        guesses = follow(
+            network,
+            seen,
+            ids_THW[0],
+            section=own,
+            patch_size=self.patch_size,
+            objects=own.objects,
         )
-        soft = propagation.propagate(maps, np.eye(own.objects + 1)[labels], settings)
-        guesses = [propagation.predicted(labels_hwM, ids_THW.shape[1:]) for labels_hwM in soft]
         return np.stack([ids_THW[0], *guesses])
 
 
@@ -170,7 +150,5 @@ def _sheet(frames_THWC, ids_THW, guessed_THW) -> np.ndarray:
 
 def build(section, setting: Setting) -> Pans | None:
     section = values_of(section, KEYS)
-    images = open_images(section, setting, "pan")
-    if images is None:
-        return None
-    return Pans(images, section, setting.transform, setting.patch_size, setting)
+    images = open_photographs(section, setting, "pan")
+    return None if images is None else Pans(images, section, setting)

@@ -56,16 +56,3 @@ def normalizer(transform: Any) -> Callable[[np.ndarray], np.ndarray]:
 def as_seen(transform: Any, pixels_HWC: np.ndarray) -> np.ndarray:
     """uint8 [H, W, C] -> float32 of the same size, normalised."""
     return normalizer(transform)(pixels_HWC.astype(np.float32) / 255)
-
-
-def raw_pixels(patch_size: int) -> Network:
-    """The baseline of every dense number: a patch is its own normalised pixels."""
-
-    def embed(params, images_BHWC):
-        batch, height, width, channels = images_BHWC.shape
-        grid = height // patch_size, width // patch_size
-        cells = images_BHWC.reshape(batch, grid[0], patch_size, grid[1], patch_size, channels)
-        patches = cells.swapaxes(2, 3).reshape(batch, grid[0] * grid[1], -1)
-        return patches.mean(axis=1), patches.mean(axis=1), patches
-
-    return Network(embed, {})

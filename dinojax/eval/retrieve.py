@@ -11,7 +11,7 @@ import numpy as np
 
 from dinojax.eval import classification, met
 from dinojax.eval.contract import Measured, Setting
-from dinojax.eval.labelled import READS, Labelled, open_labelled
+from dinojax.eval.labelled import READS, LabelledProbe
 from dinojax.eval.network import Network
 
 KEYS = {
@@ -41,17 +41,12 @@ SEED = 8131  # of which images ask; part of the metric's meaning
 
 
 @dataclasses.dataclass(frozen=True)
-class Retrieval:
+class Retrieval(LabelledProbe):
     """Fields are the keys of the section `retrieval`."""
 
-    images: Labelled
     features: str
     whiten: int
     queries: int
-
-    @property
-    def sources(self):
-        return self.images.sources
 
     def measure(self, network: Network) -> Measured:
         """Columns retrieval/map and retrieval/first (the first is right), in percent."""
@@ -84,7 +79,9 @@ class Retrieval:
 
 def build(section, setting: Setting) -> Retrieval | None:
     """The row `retrieval` of the table; None without labels."""
-    images = open_labelled(setting)
-    if images is None:
-        return None
-    return Retrieval(images, section.features, int(section.whiten), int(section.queries))
+    return Retrieval.of(
+        setting,
+        features=section.features,
+        whiten=int(section.whiten),
+        queries=int(section.queries),
+    )

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from dinojax.config import ConfigError
 from dinojax.data.example import Source
 from dinojax.eval import ridge, segmentation_metrics, sliding
 from dinojax.eval.contract import Measured, Setting
 from dinojax.eval.dense_pixels import nearest, resized, short_side
-from dinojax.eval.map_folder import MapFolder, has_maps, open_maps, read_map
+from dinojax.eval.map_folder import MapFolder, read_map
+from dinojax.eval.map_probe import open_pair
 from dinojax.eval.network import Network
 from dinojax.eval.patch_maps import as_seen, patch_maps, values_of
 from dinojax.ops.interpolate import resize
@@ -83,6 +83,7 @@ class Judged:
         for index in range(len(self.val)):
             pixels, stored = self.val.read(index)
             truth = self.labels(stored)
+            self.val.check_labels(index, truth, self.num_classes)
             patches, places, size = self.windows(network, pixels)
             guesses = []
             for scores_NhwC in apply(patches):
@@ -142,41 +143,18 @@ class RidgeSegmentation:
         for index in range(len(self.train)):
             pixels, stored = self.train.read(index)
             patches, places, size = self.judge.windows(network, pixels)
-            labels_HW = nearest(self.judge.labels(stored), size)
+            labels_HW = self.judge.labels(stored)
+            self.train.check_labels(index, labels_HW, self.judge.num_classes)
+            labels_HW = nearest(labels_HW, size)
             yield patches, sliding.cut(labels_HW, places)
-
-
-def open_pair(section, setting: Setting, name: str) -> tuple[MapFolder, MapFolder] | None:
-    """The folders to learn from and to be judged by, or None where none are named.
-
-    Raises ConfigError for one without the other and for windows that are not whole patches.
-    """
-    knn = setting.config.knn
-    paths = {
-        f"{name}.train": section.train or (knn.bank if has_maps(knn.bank) else ""),
-        f"{name}.val": section.val or (knn.query if has_maps(knn.query) else ""),
-    }
-    if not any(paths.values()):
-        return None
-    if not all(paths.values()):
-        missing = next(key for key, path in paths.items() if not path)
-        raise ConfigError(f"{missing} is empty; set both {' and '.join(paths)} to a folder.")
-    if section.size % setting.patch_size:
-        raise ConfigError(
-            f"{name}.size={section.size} is no multiple of the patch of"
-            f" {setting.patch_size} pixels."
-        )
-    channels = setting.config.image.channels
-    train, val = (open_maps(path, channels=channels, key=key) for key, path in paths.items())
-    return train, val
 
 
 def build(section, setting: Setting) -> RidgeSegmentation | None:
     section = values_of(section, KEYS)
-    folders = open_pair(section, setting, "ridge")
-    if folders is None:
+    found = open_pair(section, setting, "ridge")
+    if found is None:
         return None
-    train, val = folders
+    train, val, section = found
     judge = Judged(
         val,
         setting.transform,

@@ -38,6 +38,7 @@ class Row:
     unit: str = "%"  # of its values
     switch: str = "every"  # key of the section without whose value it is not built; "" = none
     free: tuple[str, ...] = ()  # keys of the section that change none of its values
+    better: int = 1  # 1: more is better; -1: less is; 0: neither, or no baseline is known
     is_watched: bool = False  # knn.alarm and the doctor judge by the first of these that is there
 
     def main_column(self, values: Mapping[str, Any]) -> str:

@@ -10,20 +10,19 @@ import itertools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dinojax.config import ConfigError
 from dinojax.data.example import Source
 from dinojax.eval import segmentation_losses
-from dinojax.eval.adamw import Settings
 from dinojax.eval.contract import Measured, Setting
 from dinojax.eval.dense_schedules import OneCycle
-from dinojax.eval.linear_head import Bank, drop_channels, evaluated, new_bank, update
+from dinojax.eval.linear_head import Bank, drop_channels, evaluated, update
 from dinojax.eval.map_folder import MapFolder
+from dinojax.eval.map_probe import open_pair, trained
 from dinojax.eval.network import Network
-from dinojax.eval.patch_maps import normalizer, patch_maps, values_of
-from dinojax.eval.ridge_evaluator import Judged, largest_label, open_pair
+from dinojax.eval.patch_maps import normalizer, values_of
+from dinojax.eval.ridge_evaluator import Judged, largest_label
 from dinojax.eval.segmentation_transforms import TrainTransform
 from dinojax.ops.interpolate import resize
 
@@ -112,7 +111,7 @@ class LinearSegmentation:
         return judge.measured("segmentation", results, best, told)
 
     def _trained(self, network: Network, sweep: list[tuple[float, float]]) -> Bank:
-        own, rng = self.section, np.random.default_rng(SEED)
+        own, key = self.section, jax.random.key(SEED)
         cut = TrainTransform(
             own.size,
             own.size,
@@ -124,30 +123,30 @@ class LinearSegmentation:
                      float("inf"), beta1=0.9)
             for rate, _ in sweep
         ]  # fmt: skip
-        bank, key = None, jax.random.key(SEED)
-        order: list[int] = []
-        for number in range(own.num_steps):
-            while len(order) < own.batch_size:
-                order += rng.permutation(len(self.train)).tolist()
-            views = [cut(*self.train.read(index), rng) for index in order[: own.batch_size]]
-            order = order[own.batch_size :]
-            pixels, labels = (np.stack(parts) for parts in zip(*views, strict=True))
-            patches = patch_maps(
-                network, pixels, patch_size=self.patch_size, batch_size=own.batch_size
-            )
-            if bank is None:
-                bank = new_bank(
-                    key, num_heads=len(sweep), width=patches.shape[-1], outputs=self.num_classes
-                )
-            now = [
-                (c.rate(number), decay, 0.9) for c, (_, decay) in zip(cycles, sweep, strict=True)
-            ]
-            settings = Settings(*(jnp.asarray(v, jnp.float32) for v in zip(*now, strict=True)))
-            inputs = jnp.asarray(patches), jnp.asarray(labels, jnp.int32)
+
+        def view(index: int, rng: np.random.Generator):
+            pixels, labels_HW = cut(*self.train.read(index), rng)
+            self.train.check_labels(index, labels_HW, self.num_classes)
+            return pixels, labels_HW.astype(np.int32)
+
+        def step(bank, patches, labels, settings, number):
             drawn = jax.random.fold_in(key, number)
-            bank, _ = _step(bank, *inputs, settings, drawn, dropout=own.dropout)
-        assert bank is not None
-        return bank
+            return _step(bank, patches, labels, settings, drawn, dropout=own.dropout)[0]
+
+        return trained(
+            network,
+            len(self.train),
+            view,
+            step,
+            section=own,
+            patch_size=self.patch_size,
+            outputs=self.num_classes,
+            hyper=lambda number: [
+                (cycle.rate(number), decay, 0.9)
+                for cycle, (_, decay) in zip(cycles, sweep, strict=True)
+            ],
+            seed=SEED,
+        )
 
 
 @functools.partial(jax.jit, static_argnames="dropout", donate_argnums=0)
@@ -164,12 +163,15 @@ def _step(bank, patches_BhwD, labels_BHW, settings, key, *, dropout: float):
 
 def build(section, setting: Setting) -> LinearSegmentation | None:
     section = values_of(section, KEYS)
-    folders = open_pair(section, setting, "segmentation")
-    if folders is None:
+    found = open_pair(section, setting, "segmentation")
+    if found is None:
         return None
+    train, val, section = found
     if not section.rates or not section.decays:
         raise ConfigError(
             "segmentation.rates and segmentation.decays need at least one value each."
         )
-    num_classes = section.num_classes or largest_label(folders[0], section.zero_is_unlabelled) + 1
-    return LinearSegmentation(*folders, section, setting.transform, setting.patch_size, num_classes)
+    num_classes = section.num_classes or largest_label(train, section.zero_is_unlabelled) + 1
+    return LinearSegmentation(
+        train, val, section, setting.transform, setting.patch_size, num_classes
+    )

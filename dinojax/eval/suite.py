@@ -1,13 +1,15 @@
 """The table of evaluations. docs/evaluation.md says how to add one: its file, and a row here.
 
 Config sections with their explanations and limits, columns of metrics, report, early stopping,
-progress, doctor and the command line read this table. It imports nothing but `row`.
+progress, doctor and the command line read this table. It imports nothing but `row`, and the rows of
+evaluations on public sets (suite_sets.py).
 """
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dinojax.eval.row import Row, keys_of
+from dinojax.eval.suite_sets import SETS
 
 # Name -> row, in the order in which they are measured.
 SUITE: dict[str, Row] = {
@@ -50,6 +52,7 @@ SUITE: dict[str, Row] = {
         section="zeroshot",
         note="Percent of images whose class has the nearest prompts (docs/text.md).",
         free=("batch_size", "images"),
+        better=0,
     ),
     "pairs": Row(
         module="dinojax.eval.pairs",
@@ -62,6 +65,7 @@ SUITE: dict[str, Row] = {
         section="pairs",
         note="Percent of images (text@k) and captions (image@k) found among the k nearest.",
         free=("batch_size", "images", "source"),
+        better=0,
     ),
     "openvocab": Row(
         module="dinojax.eval.openvocab",
@@ -74,6 +78,21 @@ SUITE: dict[str, Row] = {
         section="openvocab",
         note="Mean IoU over classes, and pixels that are right, in percent (docs/text.md).",
         free=("data", "images", "labels"),
+        better=0,
+    ),
+    "tokens": Row(
+        module="dinojax.eval.tokens",
+        title="tokens (cls and patches)",
+        says="cosines between tokens of fixed images: whether patches keep their place",
+        needs="images (tokens.images), or those of training",
+        costs="one forward pass over tokens.num images",
+        prefix="tokens/",
+        main="tokens/cls_patch",
+        section="tokens",
+        note="Mean cosine of cls and patches; it rises where dense features degrade.",
+        unit="",
+        free=("batch_size", "images"),
+        better=0,
     ),
     "ridge": Row(
         module="dinojax.eval.ridge_evaluator",
@@ -112,6 +131,7 @@ SUITE: dict[str, Row] = {
         section="depth",
         note="RMSE in metres of the best linear head of the sweep; less is better.",
         unit="",
+        better=-1,
     ),
     "warps": Row(
         module="dinojax.eval.warps_evaluator",
@@ -204,28 +224,7 @@ SUITE: dict[str, Row] = {
         section="retrieval",
         note="Mean average precision in percent, and how often the first is right.",
     ),
-    "revisited": Row(
-        module="dinojax.eval.revisited",
-        title="revisited Oxford and Paris",
-        says="instance retrieval on revisited Oxford and Paris",
-        needs="their folders as published (revisited.path)",
-        costs="one forward pass over 5,000 and 6,400 images",
-        prefix="revisited/",
-        main="revisited/hard",
-        section="revisited",
-        note="Mean average precision in percent, by data set and protocol.",
-    ),
-    "amstertime": Row(
-        module="dinojax.eval.amstertime",
-        title="AmsterTime",
-        says="places in archives and today, each found by the other",
-        needs="the folders new/ and old/ as published (amstertime.path)",
-        costs="one forward pass over 2,462 images",
-        prefix="amstertime/",
-        main="amstertime/map",
-        section="amstertime",
-        note="Mean average precision in percent, and how often the first is right.",
-    ),
+    **SETS,
 }
 
 

@@ -17,7 +17,9 @@ from dinojax.config.overrides import parse
 from dinojax.config.recipe import flat
 from dinojax.configs import base
 from dinojax.data.sources import kind_of, open_source
+from dinojax.eval import layout_files
 from dinojax.eval import text_model as text_models
+from dinojax.eval.baselines import random_params
 from dinojax.eval.cache import FeatureCache
 from dinojax.eval.contract import Setting
 from dinojax.eval.features import EvalTransform
@@ -34,6 +36,7 @@ from dinojax.weights import run as weights_of
 from dinojax.weights.preprocess import Preprocessing
 
 SPLITS = ("train", "val")  # sub-folders of --data: to learn from, to be judged by
+BY_KIND = {"objects.data": "boxes", "propagation.data": "videos"}  # key -> kind of a layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Target:
     load: Callable[[int | None], tuple[dict, int | None]]  # step -> (parameters, step)
     told: str  # where it is from
     matmul: str  # precision of float32 products
+    random: Callable[[], dict] | None = None  # parameters as before the first step
     words: Callable[[int | None], dict] | None = None  # of a text stage: all beside the backbone
 
     def has_step(self, step: int) -> bool:
@@ -113,6 +117,7 @@ def of_run(
         load=load,
         told=str(directory),
         matmul=config.precision.matmul,
+        random=lambda: random_params(module_of(config, layout), layout),
         words=_words(config, directory) if config.text.enabled else None,
     )
 
@@ -173,17 +178,17 @@ def of_weights(
         directory=folder,
         text=text,
     )
-    network = of_backbone(zoo.module(spec), layout)
     return Target(
         config,
         setting,
         layout,
         folder=folder,
-        network=network,
+        network=of_backbone(zoo.module(spec), layout),
         load=lambda _: (params, None),
         told=str(path),
         matmul=config.precision.matmul,
         words=None if text is None else lambda _: _but_backbone(text.params),
+        random=lambda: random_params(zoo.module(spec), layout),
     )
 
 
@@ -233,11 +238,14 @@ def _config(path: str, known: dict[str, Any], overrides: Sequence[str]) -> Confi
 
 def _data_settings(data: str, overrides: Sequence[str]) -> list[str]:
     """What --data says, as settings; keys that --set gives besides are left to that."""
-    root = Path(data)
+    root = Path(layout_files.root_of(data) if layout_files.is_layout(data) else data)
     if not root.exists():
         raise FileNotFoundError(f"--data {data} does not exist.")
     learn, judge = (root / name for name in SPLITS)
-    if learn.is_dir() and judge.is_dir():
+    if layout_files.is_layout(data):
+        said = {"knn.bank": data, "knn.query": data, "data.path": str(root)}
+        said |= {key: data for key, kind in BY_KIND.items() if layout_files.kind_of(data) == kind}
+    elif learn.is_dir() and judge.is_dir():
         said = {"knn.bank": str(learn), "knn.query": str(judge), "data.path": str(learn)}
     else:
         said = {"knn.bank": "", "knn.query": "", "data.path": data}
@@ -251,6 +259,13 @@ def backbone_of(config: Config, layout: Layout) -> tuple[Callable[[dict], Networ
 
     Nothing of training is built: no heads, no losses, no optimizer, no teacher.
     """
+    backbone = module_of(config, layout)
+    params = abstract_params(Networks(backbone, None, None), layout)
+    return of_backbone(backbone, layout), {"ema": {"backbone": params["backbone"]}}
+
+
+def module_of(config: Config, layout: Layout) -> Any:
+    """The backbone of a run, with the attention that its evaluations take."""
     backbone = zoo.backbone(
         config.model,
         config.rope,
@@ -259,11 +274,10 @@ def backbone_of(config: Config, layout: Layout) -> tuple[Callable[[dict], Networ
         dtype=jax.numpy.dtype(config.precision.compute),
     )
     spec = backbone.spec
-    if not isinstance(spec, ConvNextSpec):
-        rows, columns = spec.grid(config.knn.crop_size, config.knn.crop_size)
-        images = -(-config.knn.batch_size // layout.num_shards)
-        tokens = 1 + spec.num_registers + rows * columns
-        shape = (images, tokens, spec.num_heads, spec.head_width)
-        backbone = zoo.module(with_attention(spec, config.model.attention, [shape]))
-    params = abstract_params(Networks(backbone, None, None), layout)
-    return of_backbone(backbone, layout), {"ema": {"backbone": params["backbone"]}}
+    if isinstance(spec, ConvNextSpec):
+        return backbone
+    rows, columns = spec.grid(config.knn.crop_size, config.knn.crop_size)
+    images = -(-config.knn.batch_size // layout.num_shards)
+    tokens = 1 + spec.num_registers + rows * columns
+    shape = (images, tokens, spec.num_heads, spec.head_width)
+    return zoo.module(with_attention(spec, config.model.attention, [shape]))

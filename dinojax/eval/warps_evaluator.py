@@ -6,21 +6,16 @@ A number of this project, for checkpoints of one run; NAVI and SPair-71k are oth
 """
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
-from dinojax.config import ConfigError
-from dinojax.data.example import Source
-from dinojax.data.quarantine import read_all
-from dinojax.data.sources import open_at
-from dinojax.distributed import process_group
 from dinojax.eval.contract import Measured, Setting
 from dinojax.eval.correspondence import nearest_two
 from dinojax.eval.dense_pixels import resized, short_side
 from dinojax.eval.network import Network
 from dinojax.eval.patch_maps import as_seen, patch_maps, values_of
+from dinojax.eval.photographs import Photographs, open_photographs
 from dinojax.viz.match_lines import match_lines
 
 KEYS = {
@@ -54,32 +49,14 @@ PICTURES = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Warps:
+class Warps(Photographs):
     """Pairs of views of the images of a source."""
-
-    images: Source
-    section: Any
-    transform: Any
-    patch_size: int
-    setting: Setting
-
-    @property
-    def sources(self) -> tuple[Source, ...]:
-        return (self.images,)
 
     def pairs(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """(view uint8 [S, S, C], warped view, matrix [2, 3] of pixels (x, y) of the first)."""
-        order = np.random.default_rng(SEED).permutation(len(self.images))[: self.section.num]
-        found = read_all(
-            self.images,
-            order,
-            what="warps",
-            max_share=self.setting.max_bad_share,
-            path=self.setting.bad_list if process_group.current().is_main else None,
-        )
         pairs = []
-        for index, example in zip(order, found, strict=True):
-            rng = np.random.default_rng((SEED, int(index)))  # whatever the number of images
+        for index, example in self.read(SEED, "warps"):
+            rng = np.random.default_rng((SEED, index))  # whatever the number of images
             angle = np.radians(rng.uniform(-self.section.angle, self.section.angle))
             limit = np.log(self.section.scale)
             pairs.append(
@@ -170,22 +147,7 @@ def match_errors(first_hwD, second_hwD, matrix_23, patch_size: int):
     return error[inside], middles[inside], found[inside], true[inside]
 
 
-def open_images(section, setting: Setting, name: str) -> Source | None:
-    """The folder that a section names, or the images of training, or None."""
-    if section.size % setting.patch_size:
-        raise ConfigError(
-            f"{name}.size={section.size} is no multiple of the patch of"
-            f" {setting.patch_size} pixels."
-        )
-    if section.images:
-        channels = setting.config.image.channels
-        return open_at(section.images, channels=channels, key=f"{name}.images")
-    return None if setting.images is None else setting.images()
-
-
 def build(section, setting: Setting) -> Warps | None:
     section = values_of(section, KEYS)
-    images = open_images(section, setting, "warps")
-    if images is None:
-        return None
-    return Warps(images, section, setting.transform, setting.patch_size, setting)
+    images = open_photographs(section, setting, "warps")
+    return None if images is None else Warps(images, section, setting)

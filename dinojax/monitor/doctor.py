@@ -12,7 +12,7 @@ from dinojax.eval import suite
 from dinojax.monitor import diagnostics
 from dinojax.monitor.findings import FEWEST_ROWS, Finding, median
 from dinojax.monitor.headline import state
-from dinojax.runs import early_stopping
+from dinojax.runs import degradation, early_stopping
 from dinojax.runs.files import RunFiles, read_run
 from dinojax.runs.loss_ranges import loss_ranges
 
@@ -32,7 +32,7 @@ def diagnose(run: RunFiles) -> list[Finding]:
         found += grave + [finding for rule in rules for finding in rule(run)]
     order = ("problem", "warning", "note")
     return sorted(
-        [*found, *_evaluated(run), *_watched(run)],
+        [*found, *_evaluated(run), *_degraded(run), *_watched(run)],
         key=lambda finding: order.index(finding.severity),
     )
 
@@ -188,6 +188,23 @@ def _watched(run: RunFiles) -> Iterator[Finding]:
                 "Heads that know nothing teach a backbone nothing.",
                 "As said above: more steps, a higher rate, fewer prototypes.",
             )
+
+
+def _degraded(run: RunFiles) -> Iterator[Finding]:
+    """Evaluations that say together what curves of losses do not."""
+    if found := degradation.degraded(run.values, run.evaluations):
+        yield Finding(
+            "warning",
+            "dense features degrade while k-NN does not",
+            found.evidence,
+            "Patches align with cls and lose their place; segmentation, depth and matching suffer.",
+            degradation.advice(run.values, found.best)
+            + (
+                f" Checkpoints there: {', '.join(map(str, run.checkpoints[-5:]))}."
+                if run.checkpoints and found.best not in run.checkpoints
+                else ""
+            ),
+        )
 
 
 def _from_random(run: RunFiles) -> bool:

@@ -1,5 +1,7 @@
 """What a stage is watched for: losses that leave chance may end it, k-NN that falls is an alarm.
 
+Dense features that degrade (degradation.py) are told, once for each time they were best.
+
 All is decided from config values and rows of metrics.jsonl, so that it is the same on every host,
 and a run that was stopped decides like one that was not.
 """
@@ -12,6 +14,7 @@ from dinojax.config.stage_rules import IN_A_ROW
 from dinojax.configs.keys import ALL_TERMS, TERMS
 from dinojax.distributed.interrupt import Alarm
 from dinojax.eval import suite
+from dinojax.runs.degradation import advice, degraded
 from dinojax.runs.loss_ranges import loss_ranges
 
 log = logging.getLogger(__name__)
@@ -130,14 +133,12 @@ class Watch:
         self._stops = knn.alarm is not None and knn.alarm_stops
         self._looks: list[Row] = []
         self._evaluations: list[Row] = []
+        self._told: int | None = None  # step of the best dense features that was warned of
         self.ended = False  # the losses have left chance
 
     def of_interest(self, rows: Sequence[Row]) -> list[Row]:
         """What `begin` needs of the rows of the stage: little enough to be told to every host."""
-        evaluations = (
-            [] if self._values["knn.alarm"] is None else [r for r in rows if not _steps(r)]
-        )
-        return [*evaluations, *(r for r in rows if _steps(r) and self.is_due(r["step"]))]
+        return [row for row in rows if not _steps(row) or self.is_due(row["step"])]
 
     def begin(self, rows: Sequence[Row]) -> None:
         """rows: of the stage so far, or those of interest.
@@ -173,6 +174,11 @@ class Watch:
         self._raise()
         if lost := fallen(self._values, self._evaluations):
             log.warning("ALARM: %s", lost)
+        found = degraded(self._values, self._evaluations)
+        if found is not None and found.best != self._told:
+            log.warning("ALARM: dense features degrade: %s. %s", found.evidence,
+                        advice(self._values, found.best))  # fmt: skip
+            self._told = found.best
 
     def _raise(self) -> None:
         lost = fallen(self._values, self._evaluations)

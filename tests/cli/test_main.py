@@ -45,7 +45,7 @@ def test_train_passes_the_resolved_config_and_the_run_directory(program, tmp_pat
 
 
 OPTIONS = {"data": None, "protocol": None, "cache": True, "stage": None, "out": None, "prefix": ""}
-OPTIONS |= {"backbone": None}
+OPTIONS |= {"backbone": None, "baselines": False}
 
 
 def test_eval_knn_passes_run_overrides_and_step(program, tmp_path, capsys):

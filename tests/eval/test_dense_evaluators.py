@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from PIL import Image
 
 from dinojax.config import ConfigError
 from dinojax.data.decode import DecodeError
-from dinojax.data.example import Example
+from dinojax.eval import boxes as boxes_of
 from dinojax.eval import (
     depth_evaluator,
     objects_evaluator,
@@ -19,56 +18,20 @@ from dinojax.eval import (
     segmentation_evaluator,
     warps_evaluator,
 )
-from dinojax.eval.contract import Setting
-from dinojax.eval.features import EvalTransform
+from dinojax.eval.baselines import raw_pixels
 from dinojax.eval.network import Network
-from dinojax.eval.patch_maps import raw_pixels
-
-PATCH = 8
-TRANSFORM = EvalTransform(32, 32, "fixed", (0.5,) * 3, (0.25,) * 3)
-COLOURS = np.array([(220, 40, 40), (40, 200, 60), (50, 60, 230)], np.uint8)
-
-
-def section(module, **values):
-    defaults = {key: row["default"] for key, row in module.KEYS.items()}
-    return SimpleNamespace(**{**defaults, **values})
-
-
-def setting(**knn):
-    knn = SimpleNamespace(**{"bank": "", "query": "", **knn})
-    config = SimpleNamespace(
-        knn=knn, image=SimpleNamespace(channels=3), data=SimpleNamespace(max_bad_share=0.0)
-    )
-    return Setting(config, TRANSFORM, PATCH)
-
-
-def save(path, array):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path)
-
-
-def colour_folder(root, num=4, shape=(5, 6), names=None):
-    """Images of coloured squares of a patch, and their labels."""
-    rng = np.random.default_rng(1)
-    for number in range(num):
-        cells = rng.integers(0, 3, shape).repeat(PATCH, axis=0).repeat(PATCH, axis=1)
-        name = f"{number if names is None else names[number]}.png"
-        save(root / "images" / name, COLOURS[cells])
-        save(root / "maps" / name, cells.astype(np.uint8))
-    return str(root)
-
-
-def noise(params, images_BHWC):
-    """Patches that say nothing, the same for the same image."""
-    batch, height, width, _ = images_BHWC.shape
-    seeds = np.abs(images_BHWC.sum(axis=(1, 2, 3)) * 1000).astype(np.int64)
-    grid = height // PATCH * (width // PATCH)
-    return None, None, np.stack([np.random.default_rng(s).normal(size=(grid, 8)) for s in seeds])
-
-
-def constant(params, images_BHWC):
-    patches = raw_pixels(PATCH)(images_BHWC)[2]
-    return None, None, np.ones_like(patches)
+from tests.support.dense import (
+    PATCH,
+    Textures,
+    changed,
+    colour_folder,
+    constant,
+    noise,
+    save,
+    section,
+    setting,
+    with_images,
+)
 
 
 def test_a_ridge_on_colours_is_perfect_on_noise_is_chance_on_constants_has_numbers(tmp_path):
@@ -123,10 +86,6 @@ def test_what_is_wrong_with_a_folder_is_said_before_any_pass(tmp_path):
         ridge_evaluator.build(changed(own, train=str(tmp_path / "maps")), setting())
 
 
-def changed(own, **values):
-    return SimpleNamespace(**{**vars(own), **values})
-
-
 @pytest.mark.slow
 def test_linear_heads_learn_colours_and_the_best_is_told(tmp_path):
     data = colour_folder(tmp_path, num=6)
@@ -156,30 +115,6 @@ def test_depth_that_is_a_colour_is_read_and_a_constant_is_not(tmp_path):
     found = evaluation.measure(raw_pixels(PATCH)).values["depth/rmse"]
     blind = evaluation.measure(Network(constant, {})).values["depth/rmse"]
     assert found < 0.6 * blind
-
-
-class Textures:
-    """Images of noise, each another."""
-
-    channels, labels, class_names, notes = 3, None, (), ()
-
-    def __init__(self, num=3, size=96):
-        self.fingerprint = f"textures {num} {size}"
-        self._images = np.random.default_rng(0).integers(0, 256, (num, size, size, 3), np.uint8)
-
-    def __len__(self):
-        return len(self._images)
-
-    def __getitem__(self, index):
-        pixels = np.asarray(Image.fromarray(self._images[index]).resize((192, 192)))
-        return Example(pixels, None, str(index))
-
-    def read(self, index, box_size=None):
-        return self[index]
-
-
-def with_images():
-    return dataclasses.replace(setting(), images=Textures)
 
 
 def test_places_are_found_where_nothing_is_warped_and_not_by_noise():
@@ -233,9 +168,7 @@ def boxes_folder(root, boxes):
         pixels[top:bottom, left:right] = (220, 40, 40)
         save(root / "images" / name, pixels)
     with (root / "boxes.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(
-            [objects_evaluator.COLUMNS, *([n, *b] for n, b in boxes.items())]
-        )
+        csv.writer(file).writerows([boxes_of.COLUMNS, *([n, *b] for n, b in boxes.items())])
     return str(root)
 
 
