@@ -44,7 +44,7 @@ def imported_modules(source):
 
 
 # Which evaluations there are, and what their files declare: data, as recipes are, for everyone.
-TABLE = ("dinojax.eval.suite.", "dinojax.eval.row.")
+TABLE = ("dinojax.eval.suite.", "dinojax.eval.suite_sets.", "dinojax.eval.row.")
 
 
 def imported_packages(source):
@@ -113,7 +113,7 @@ def test_only_the_objective_knows_the_losses():
 
 def test_the_table_of_evaluations_imports_nothing():
     """So that config, runs and monitor may read it, and no command waits for jax."""
-    for name in ("suite", "row"):
+    for name in ("suite", "suite_sets", "row"):
         source = (PACKAGE / "eval" / f"{name}.py").read_text()
         assert not imported_packages(source)
 

@@ -56,7 +56,9 @@ TEXT_KEYS: dict[str, Key] = {
         choices=("contrastive", "sigmoid"),
     ),
     "text.bias": Key(
-        -10.0, "what sigmoid adds to logits at first; it trains; arXiv:2303.15343", (-1e3, 1e3)
+        -10.0,
+        "what sigmoid adds to logits at first; it trains; arXiv:2303.15343; [ours]",
+        (-1e3, 1e3),
     ),
     "text.scale": Key(1 / 0.07, "what multiplies cosines at first; [R]", (1, 1e6)),
     "text.max_scale": Key(100.0, "the most that it may become; [R]", (1, 1e6)),

@@ -178,12 +178,11 @@ def open_places(root: Path, name: str, *, channels: int, crop_queries: bool) -> 
     """One data set. Raises ConfigError naming the first image that is not there."""
     truth = read_truth(root / name / f"gnd_{name}.pkl")
     folder = root / name / "jpg"
-    images, queries = (
+    images, whole = (
         listed(folder, [f"{file}.jpg" for file in truth[key]], channels)
         for key in ("imlist", "qimlist")
     )
-    if crop_queries:
-        queries = Cropped(queries, tuple(truth["boxes"]))
+    queries: Source = Cropped(whole, tuple(truth["boxes"])) if crop_queries else whole
     roles_QN = np.zeros((len(queries), len(images)), np.int8)
     for query, row in enumerate(truth["gnd"]):
         for role, indexes in row.items():

@@ -105,8 +105,8 @@ def test_one_that_was_killed_goes_on_with_what_is_not_there(run, monkeypatch):
     mark_finished(run.directory, "pretrain", 30)
     whole = evaluate.say
 
-    def killed(row, record, told):
-        whole(row, record, told)
+    def killed(row, record, *told):
+        whole(row, record, *told)
         if record.step == 20:
             raise KeyboardInterrupt
 
