@@ -174,8 +174,9 @@ def illegal(run: loop.Run, *, trace: bool) -> list[str]:
     """What is wrong with a run that was accepted; nothing here uses a device."""
     wrong = []
     for key, value in run.config.values().items():
+        least = min(0, rules.LIMITS.get(key, (0,))[0])  # what may be negative says so
         for number in value if isinstance(value, tuple) else (value,):
-            if isinstance(number, (int, float)) and not 0 <= number <= LARGEST:
+            if isinstance(number, (int, float)) and not least <= number <= LARGEST:
                 wrong.append(f"{key}={value!r} was accepted")
             if type(number) is int and number >= 2**32:
                 wrong.append(f"{key}={value!r} was accepted, beyond 32 bits")

@@ -173,7 +173,7 @@ def test_faults_are_told_before_any_device_work(tmp_path, shard, monkeypatch):
         ("text.scale=200", "text.scale=200 exceeds text.max_scale=100"),
         ("text.freeze_tower=True", "set text.tower to a file"),
         ("distill.enabled=True", "distill.enabled=True has no meaning beside text.enabled=True"),
-        ("text.loss=softmax", "text.loss='softmax' is not one of"),
+        ("text.loss=softmax", "text.loss='softmax' is not a choice"),
     ],
 )
 def test_keys_that_do_not_go_together_are_refused(shard, setting, told):
