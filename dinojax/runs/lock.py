@@ -86,16 +86,16 @@ def holder(directory: Path) -> str | None:
         number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
-    with os.fdopen(number, "rb") as file:
+    try:  # not as a file object, which a folder of that name cannot become
         status = os.fstat(number)
-        if not stat.S_ISREG(status.st_mode) or not status.st_size:
-            return None
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return _holder(path)
-        except OSError:  # no locks here, so that nothing is written there
-            return None
+        if stat.S_ISREG(status.st_mode) and status.st_size:
+            fcntl.flock(number, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _holder(path)
+    except OSError:  # no locks here, so that nothing is written there
+        return None
+    finally:
+        os.close(number)
     return None
 
 

@@ -118,3 +118,8 @@ def test_a_run_directory_with_a_link_for_a_file_of_its_own_is_refused(tmp_path, 
     with pytest.raises(NotOurs, match=f"{name} is a link"), occupy(run):
         pass
     assert precious.read_text() == "mine" and {name, "config.json"} == set(os.listdir(run))
+
+
+def test_a_folder_where_the_lock_would_be_holds_nothing(tmp_path):
+    (tmp_path / lock.FILE).mkdir()
+    assert lock.holder(tmp_path) is None
