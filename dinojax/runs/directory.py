@@ -139,7 +139,7 @@ def _refuse_other(directory: Path, stages: Sequence[Config]) -> None:
             where = f" in stage {name}" if len(stages) > 1 else ""
             lines = "\n".join(f"  {key}: {old!r} there, {new!r} now" for key, old, new in changed)
             raise ConfigError(
-                f"{directory} belongs to another config{where}:\n{lines}\n"
+                f"{directory} belongs to another config{where}, by its {saved.FILE}:\n{lines}\n"
                 "Use another --run, the config it began with, or --accept-new-config."
             )
 
@@ -148,7 +148,10 @@ def _refuse_foreign(directory: Path) -> None:
     """Raise ConfigError for a folder of something else, before anything is written to it."""
     if not os.path.lexists(directory / saved.FILE):
         if _foreign(directory):
-            raise ConfigError(f"{directory} is not empty and no run directory; use another --run.")
+            raise ConfigError(
+                f"{directory} is not empty and no run directory, for it has no {saved.FILE}; use "
+                "another --run."
+            )
         return
     try:
         names = configs.saved_stages(directory)
