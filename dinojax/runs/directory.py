@@ -139,7 +139,7 @@ def _refuse_other(directory: Path, stages: Sequence[Config]) -> None:
             where = f" in stage {name}" if len(stages) > 1 else ""
             lines = "\n".join(f"  {key}: {old!r} there, {new!r} now" for key, old, new in changed)
             raise ConfigError(
-                f"{directory} belongs to another config{where}, by its {saved.FILE}:\n{lines}\n"
+                f"{directory} belongs to another config{where}, by its config.json:\n{lines}\n"
                 "Use another --run, the config it began with, or --accept-new-config."
             )
 
