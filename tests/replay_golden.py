@@ -27,6 +27,7 @@ from tests.golden import (  # noqa: E402
     matching,
     networks,
     optim,
+    tasks,
     text,
     train,
     video,
@@ -91,7 +92,7 @@ KINDS = {
     r"schedules.*\.json": Kind(r".+/world\d+", optim.replay_schedules),
     r"param_groups.*\.json": Kind(r".+/decay[\d.]+", optim.replay_param_groups),
 }
-for module in (curation, dense, matching, video):
+for module in (curation, dense, matching, tasks, video):
     KINDS |= {name: Kind(*row) for name, row in module.KINDS.items()}
 
 

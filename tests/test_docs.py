@@ -1,5 +1,6 @@
 """README and docs: every command parses, every module and file that they name is there."""
 
+import dataclasses
 import importlib.util
 import re
 import shlex
@@ -11,6 +12,7 @@ import pytest
 from dinojax.cli import main
 from dinojax.config.recipe import flat
 from dinojax.configs import base
+from dinojax.tasks.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -40,10 +42,11 @@ def test_commands_parse(page, words):
     if args[0] == "COMMAND":
         return
     main._parser().parse_args(args)  # ends the process for what it does not know
+    known = KEYS if args[0] != "task" else {f.name: f for f in dataclasses.fields(Settings)}
     settings = [value for flag, value in zip(args, args[1:], strict=False) if flag == "--set"]
     for setting in settings:
         key = setting.split("=")[0].rpartition(":")[2]
-        assert key in KEYS or any(name.startswith(f"{key}.") for name in KEYS), setting
+        assert key in known or any(name.startswith(f"{key}.") for name in known), setting
 
 
 @pytest.mark.parametrize("page, words", MODULES, ids=lambda x: x if isinstance(x, str) else x[1])

@@ -17,7 +17,7 @@ LEVELS = [
     {"weights", "runs", "text"},
     {"eval", "monitor"},
     {"train", "curate"},
-    {"distill"},
+    {"distill", "tasks"},
     {"plan"},
     {"cli"},
 ]

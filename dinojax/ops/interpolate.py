@@ -1,8 +1,9 @@
 """Resampling of feature maps: sample positions and border rules of PyTorch's `interpolate`.
 
-align_corners is off. The cubic coefficient is -0.75 and the border is repeated without antialias;
-it is -0.5 and the border is cut and renormalised with it. (`jax.image.resize` renormalises in both
-cases.) Each axis is one product with a small constant matrix.
+align_corners is off, but for `resize_corners`. The cubic coefficient is -0.75 and the border is
+repeated without antialias; it is -0.5 and the border is cut and renormalised with it.
+(`jax.image.resize` renormalises in both cases.) Each axis is one product with a small constant
+matrix.
 """
 
 import math
@@ -35,6 +36,23 @@ def resize(
     )
     map_ByWD = jnp.einsum("yh,bhwd->bywd", weights_yh, map_BHWD, precision="highest")
     return jnp.einsum("xw,bywd->byxd", weights_xw, map_ByWD, precision="highest")
+
+
+def resize_corners(map_BHWD: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """A map at `size`, bilinear, whose corner entries stay in the corners (align_corners on)."""
+    map_BHWD = map_BHWD.astype(jnp.promote_types(map_BHWD.dtype, jnp.float32))
+    weights_yh, weights_xw = (
+        jnp.asarray(_between_corners(size_in, size_out), map_BHWD.dtype)
+        for size_in, size_out in zip(map_BHWD.shape[1:3], size, strict=True)
+    )
+    map_ByWD = jnp.einsum("yh,bhwd->bywd", weights_yh, map_BHWD, precision="highest")
+    return jnp.einsum("xw,bywd->byxd", weights_xw, map_ByWD, precision="highest")
+
+
+def _between_corners(size_in: int, size_out: int) -> np.ndarray:
+    """Weights [out, in]: samples from the first entry to the last, both included."""
+    places = np.arange(size_out) * ((size_in - 1) / max(size_out - 1, 1))
+    return _linear(np.arange(size_in)[None] - places[:, None], 0.0)
 
 
 def _linear(distance: np.ndarray | float, a: float) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""Trained heads on a frozen backbone: depth, canopy height, segmentation, detection."""

@@ -1,0 +1,146 @@
+"""Images and their maps for a task: opened and checked, and the batch of any step."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dinojax.config import ConfigError
+from dinojax.eval.dense_pixels import nearest, resized, short_side
+from dinojax.eval.depth_transforms import DepthTrainTransform
+from dinojax.eval.map_folder import MapFolder, has_maps, open_maps, read_map
+from dinojax.eval.patch_maps import normalizer
+from dinojax.eval.segmentation_metrics import IGNORE, reduce_zero
+from dinojax.eval.segmentation_transforms import TrainTransform
+from dinojax.tasks.settings import Settings
+
+_LOOKED_AT = 20  # maps of depth whose range is looked at before training
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskData:
+    """What a head learns from, and what it is judged by (None: by nothing)."""
+
+    task: str
+    settings: Settings
+    train: MapFolder
+    val: MapFolder | None
+    cut: Callable[..., tuple[np.ndarray, np.ndarray]]  # a random view of an image and its map
+
+    @property
+    def fingerprint(self) -> str:
+        """Of images, and of the names and sizes of maps."""
+        told = hashlib.sha256(self.train.images.fingerprint.encode())
+        for path in self.train.maps:
+            told.update(f"{path.name} {path.stat().st_size}\n".encode())
+        return told.hexdigest()[:16]
+
+    def truth(self, stored_HW: np.ndarray) -> np.ndarray:
+        """Of a stored map: metres float32, or classes int64 with IGNORE where there is none."""
+        own = self.settings
+        if self.task == "segment":
+            if own.zero_is_unlabelled:
+                return reduce_zero(stored_HW)
+            return stored_HW.astype(np.int64)
+        whole = np.issubdtype(stored_HW.dtype, np.integer)
+        return stored_HW.astype(np.float32) / np.float32(own.per_metre if whole else 1.0)
+
+    def batch(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """(normalised images [B, S, S, C], truth [B, S, S]) of a step; of its number alone."""
+        size = self.settings.batch_size
+        views = [self._view(position) for position in range(number * size, (number + 1) * size)]
+        images, truth = (np.stack(parts) for parts in zip(*views, strict=True))
+        return images, truth.astype(np.int32) if self.task == "segment" else truth
+
+    def _view(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+        own = self.settings
+        epoch, place = divmod(position, len(self.train))
+        index = _order(own.seed, epoch, len(self.train))[place]
+        pixels, stored = self.train.read(int(index))
+        rng = np.random.default_rng([own.seed, 1, position])
+        if self.task == "segment":
+            return self.cut(pixels, stored, rng)
+        size = short_side(*stored.shape, own.size)
+        return self.cut(resized(pixels, size), nearest(self.truth(stored), size), rng)
+
+
+@functools.lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng([seed, 0, epoch]).permutation(count)
+
+
+def open_data(
+    task: str, path: str, settings: Settings, preprocessing: Any, channels: int
+) -> TaskData:
+    """The folders train and val below `path`, or the folder itself with nothing to be judged by.
+
+    Each holds images/ and maps/. Raises ConfigError, naming folder, file and key, for a layout,
+    labels or metres that do not fit.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise ConfigError(f"--data {path} is no folder.")
+    folders = [root / "train", root / "val"] if (root / "train").is_dir() else [root]
+    train = open_maps(str(folders[0]), channels=channels, key="--data")
+    val = None
+    if len(folders) > 1 and has_maps(str(folders[1])):
+        val = open_maps(str(folders[1]), channels=channels, key="--data")
+    if not len(train):
+        raise ConfigError(f"--data {path} holds no images.")
+    data = TaskData(task, settings, train, val, _cut(task, settings, preprocessing))
+    if task != "segment":
+        _check_metres(data)
+    return data
+
+
+def _cut(task: str, settings: Settings, preprocessing: Any):
+    normalize = normalizer(preprocessing)
+    if task == "segment":
+        return TrainTransform(
+            settings.size,
+            settings.size,
+            normalize,
+            zero_is_unlabelled=settings.zero_is_unlabelled,
+        )
+    # What a turn leaves open is 0: no depth known, but a height.
+    angle = 0.0 if task == "canopy" else 2.5
+    return DepthTrainTransform((settings.size, settings.size), normalize, angle=angle)
+
+
+def num_classes(data: TaskData) -> int:
+    """Of all maps. Raises ConfigError for a label that num_classes does not allow."""
+    asked, largest = data.settings.num_classes, 0
+    for folder in (data.train, data.val):
+        for path in () if folder is None else folder.maps:
+            stored = read_map(path)
+            if not np.issubdtype(stored.dtype, np.integer):
+                raise ConfigError(f"{path}: labels are whole numbers; this map is {stored.dtype}.")
+            labels = data.truth(stored)
+            known = labels[labels != IGNORE]
+            if known.size and (known.min() < 0 or (asked and known.max() >= asked)):
+                raise ConfigError(
+                    f"{path}: labels run from {known.min()} to {known.max()}; with num_classes="
+                    f"{asked} they must be in 0..{asked - 1}, or {IGNORE} where there is none."
+                )
+            largest = max(largest, int(known.max(initial=0)))
+    return asked or largest + 1
+
+
+def _check_metres(data: TaskData) -> None:
+    own, low, high, known = data.settings, np.inf, -np.inf, 0
+    for path in data.train.maps[:_LOOKED_AT]:
+        metres = data.truth(read_map(path))
+        finite = metres[np.isfinite(metres)]
+        if finite.size:
+            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+        known += int(np.sum((finite > own.min_depth) & (finite < own.max_depth)))
+    if not known:
+        raise ConfigError(
+            f"{data.train.maps[0].parent}: the maps run from {low:g} to {high:g} m, none of it "
+            f"between min_depth={own.min_depth:g} and max_depth={own.max_depth:g}. Is "
+            f"per_metre={own.per_metre:g} what whole numbers hold for a metre?"
+        )

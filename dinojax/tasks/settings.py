@@ -1,0 +1,115 @@
+"""What a task is trained with: one checked object, saved beside the head."""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from dinojax.config import ConfigError
+
+TASKS = {
+    "depth": "metres of every pixel, from maps of depth",
+    "canopy": "heights of trees in metres, from maps of heights",
+    "segment": "a class of every pixel, from maps of labels",
+}
+HEADS = ("linear", "dpt")
+# What a task has in place of the defaults.
+OWN = {"canopy": {"max_depth": 96.0, "per_metre": 1.0}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Keys of --set. Sizes in pixels of the image."""
+
+    head: str = "dpt"  # linear | dpt
+    size: int = 512  # of crops and of windows; a multiple of the patch
+    num_steps: int = 20_000
+    warmup: int = 1_500  # steps
+    batch_size: int = 16  # crops
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    clip: float = 35.0  # largest norm of a gradient
+    width: int = 256  # channels of a dpt head
+    levels: tuple[int, ...] = (256, 256, 256, 256)  # channels of its four maps
+    readout: bool = False  # of a dpt head: cls is mixed into each patch
+    num_bins: int = 256  # of depth and heights
+    min_depth: float = 0.001  # metres
+    max_depth: float = 10.0  # metres; truth at or above it is not learnt from
+    per_metre: float = 1000.0  # of maps of whole numbers
+    num_classes: int = 0  # 0 = one more than the largest label
+    zero_is_unlabelled: bool = False
+    seed: int = 0
+    save_every: int = 500  # steps
+    judge_every: int = 1_000  # steps; also at the end
+
+    def check(self, task: str, patch_size: int) -> None:
+        """Raise ConfigError, naming the key, for what does not work."""
+        if task not in TASKS:
+            raise ConfigError(f"no task {task!r}; choose of {', '.join(TASKS)}.")
+        if self.head not in HEADS:
+            raise ConfigError(f"head={self.head!r} is unknown; choose of {', '.join(HEADS)}.")
+        whole = ("size", "num_steps", "batch_size", "width", "num_bins", "save_every")
+        least = dict.fromkeys((*whole, "judge_every"), 1) | {"warmup": 0, "num_classes": 0}
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least {value}.")
+        for name in ("lr", "clip", "min_depth", "max_depth", "per_metre"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ConfigError(f"{name}={getattr(self, name)} must be a number above 0.")
+        if self.weight_decay < 0:
+            raise ConfigError(f"weight_decay={self.weight_decay} must not be below 0.")
+        if self.size % patch_size:
+            raise ConfigError(
+                f"size={self.size} is no multiple of the patch of {patch_size} pixels; use "
+                f"{max(self.size // patch_size, 1) * patch_size}."
+            )
+        if self.min_depth >= self.max_depth:
+            raise ConfigError(
+                f"min_depth={self.min_depth} is not below max_depth={self.max_depth}."
+            )
+        if len(self.levels) != 4 or min(self.levels) < 1:
+            raise ConfigError(f"levels={self.levels}: a dpt head has four, of some channels.")
+
+    def to_json(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "levels": list(self.levels)}
+
+
+def parse(task: str, pairs: Sequence[str]) -> Settings:
+    """Settings of a task with the values of KEY=VALUE. Raises ConfigError that names the key."""
+    kinds = {field.name: type(field.default) for field in dataclasses.fields(Settings)}
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or key not in kinds:
+            near = difflib.get_close_matches(key, kinds, 1)
+            told = f"; {near[0]} is meant?" if near else f"; choose of {', '.join(kinds)}."
+            raise ConfigError(f"--set {pair}: no key {key!r}{told}")
+        if key in values:
+            raise ConfigError(f"--set {key} is given twice.")
+        values[key] = _value(key, text, kinds[key])
+    return Settings(**{**OWN.get(task, {}), **values})
+
+
+def of_json(content: Any, where: str) -> Settings:
+    """What `to_json` wrote. Raises ConfigError for anything else."""
+    kinds = {field.name: type(field.default) for field in dataclasses.fields(Settings)}
+    if not isinstance(content, dict) or set(content) != set(kinds):
+        raise ConfigError(f"{where}: settings are not those of this version of dinojax.")
+    for key, value in content.items():
+        kind = list if kinds[key] is tuple else kinds[key]
+        if not isinstance(value, kind) and not (kind is float and type(value) is int):
+            raise ConfigError(f"{where}: {key}={value!r} is no {kinds[key].__name__}.")
+    return Settings(**{**content, "levels": tuple(content["levels"])})
+
+
+def _value(key: str, text: str, kind: type) -> Any:
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        if kind is tuple:
+            return tuple(int(part) for part in text.strip("()").split(",") if part.strip())
+        return kind(text)
+    except (KeyError, ValueError):
+        wanted = "a list such as 128,256,512,1024" if kind is tuple else f"{kind.__name__}"
+        raise ConfigError(f"--set {key}={text}: give {wanted}.") from None
