@@ -32,7 +32,6 @@ class Released(NamedTuple):
 
     module: nn.Module
     inputs: Callable[[], tuple]
-    trains: bool = True  # whether it is called with `train`
 
 
 def _levels(width: int) -> Callable[[], tuple]:

@@ -121,6 +121,8 @@ class _Training:
         own = network.settings
         self.checkpoints = Checkpoints(directory / "checkpoints", keep_last=2, keep_every=None)
         self.state, self.number = HeadState.new(network.new(jax.random.key(own.seed))), 0
+        if (layout := network.backbone.layout) is not None:  # whole on each device
+            self.state = jax.device_put(self.state, layout.sharding())
         if (latest := self.checkpoints.latest()) is not None:
             self.state = self.checkpoints.restore(self.state, latest)
             self.number = latest

@@ -20,7 +20,7 @@ FAST |= {"dense_schedules", "dense_transforms", "canopy_metrics", "correspondenc
 FAST |= {"objects_tokencut", "demo_pca_foreground", "video_davis_jf"}
 FAST |= {"curation_allocation", "curation_batch_mixing", "curation_kmeans_b"}
 FAST |= {"curation_dedup_own_truth"}
-FAST |= {"gradient_scaling"}
+FAST |= {"gradient_scaling", "detection_boxes", "detection_coco_ap"}
 NEEDS = {"dinotxt_tokenizer": "open_clip"}  # which ships the vocabulary
 FILES = [
     pytest.param(path, id=path.stem, marks=[] if path.stem in FAST else [pytest.mark.slow])
