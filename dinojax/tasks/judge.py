@@ -64,8 +64,8 @@ def judge(network: TaskNetwork, variables: dict[str, Any], data: TaskData) -> Ju
 
 
 def _segmentation(network: TaskNetwork, pairs) -> dict[str, float]:
-    counts = sum(segmentation_metrics.confusion(*pair, network.outputs) for pair in pairs)
-    metrics = segmentation_metrics.segmentation_metrics(counts)
+    counts = [segmentation_metrics.confusion(*pair, network.outputs) for pair in pairs]
+    metrics = segmentation_metrics.segmentation_metrics(np.sum(counts, axis=0))
     return {name: 100 * metrics[name] for name in ("miou", "accuracy")}
 
 

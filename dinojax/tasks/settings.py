@@ -15,7 +15,7 @@ TASKS = {
 }
 HEADS = ("linear", "dpt")
 # What a task has in place of the defaults.
-OWN = {"canopy": {"max_depth": 96.0, "per_metre": 1.0}}
+OWN: dict[str, dict[str, Any]] = {"canopy": {"max_depth": 96.0, "per_metre": 1.0}}
 
 
 @dataclasses.dataclass(frozen=True)

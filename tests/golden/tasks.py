@@ -17,7 +17,7 @@ from dinojax.tasks.deformable import DeformableAttention, sample
 from dinojax.tasks.detection_losses import Found
 from dinojax.tasks.detr import Detector, DetrSpec, detected
 from dinojax.tasks.dpt import Dpt, DptSpec
-from dinojax.tasks.mask2former import MaskHead, MaskSpec, Prediction, at_size, semantic
+from dinojax.tasks.mask2former import MaskHead, MaskSpec, Prediction, semantic
 from dinojax.tasks.pixel_decoder import PixelSpec
 from dinojax.tasks.sines import of_padded
 from dinojax.tasks.windows import windowed
@@ -180,8 +180,7 @@ def replay_mask2former(record: Record) -> Iterator[Check]:
         yield record.check("out64/aux0/pred_masks", predictions[0].masks_BQhw[..., ::2, ::2])
         for number, prediction in enumerate(predictions[:-1]):
             yield record.check(f"out64/aux{number}/pred_logits", prediction.classes_BQK)
-            small = at_size(prediction.masks_BQhw, levels[number % 3].shape[1:3])
-            margin = jnp.min(jnp.abs(small))
+            margin = jnp.min(jnp.abs(prediction.masks_BQhw))
             yield record.check(f"out64/aux{number}/mask_sign_margin", margin)
         scores = semantic(final, tuple(config["image"]))
         yield record.check("out64/semantic", first(scores[:, ::4, ::4]))
@@ -207,7 +206,7 @@ def replay_detector(record: Record) -> Iterator[Check]:
     with jax.enable_x64(True):
         features, hidden = _detector_inputs(record, images, config)
         yield record.check("inter64/features", first(features))
-        yield record.check("inter64/mask", hidden)
+        yield Check("inter64/mask", hidden, record["inter64/mask"], 0)
         positions = of_padded(hidden, spec.width, features.dtype)
         yield record.check("inter64/pos", first(positions))
         module = Detector(spec)
