@@ -13,7 +13,7 @@ TASKS = {
     "canopy": "heights of trees in metres, from maps of heights",
     "segment": "a class of every pixel, from maps of labels",
 }
-HEADS = ("linear", "dpt")
+HEADS = ("linear", "dpt", "mask2former")
 # What a task has in place of the defaults.
 OWN: dict[str, dict[str, Any]] = {"canopy": {"max_depth": 96.0, "per_metre": 1.0}}
 
@@ -22,7 +22,7 @@ OWN: dict[str, dict[str, Any]] = {"canopy": {"max_depth": 96.0, "per_metre": 1.0
 class Settings:
     """Keys of --set. Sizes in pixels of the image."""
 
-    head: str = "dpt"  # linear | dpt
+    head: str = "dpt"  # linear | dpt | mask2former (segment)
     size: int = 512  # of crops and of windows; a multiple of the patch
     num_steps: int = 20_000
     warmup: int = 1_500  # steps
@@ -30,9 +30,13 @@ class Settings:
     lr: float = 1e-3
     weight_decay: float = 1e-4
     clip: float = 35.0  # largest norm of a gradient
-    width: int = 256  # channels of a dpt head
+    width: int = 256  # channels of a dpt or mask2former head
     levels: tuple[int, ...] = (256, 256, 256, 256)  # channels of its four maps
     readout: bool = False  # of a dpt head: cls is mixed into each patch
+    queries: int = 100  # of a mask2former head, and so on
+    depth: int = 9  # layers of queries
+    pixel_depth: int = 6  # layers of its pixel decoder
+    num_points: int = 12_544  # at which masks are compared
     num_bins: int = 256  # of depth and heights
     min_depth: float = 0.001  # metres
     max_depth: float = 10.0  # metres; truth at or above it is not learnt from
@@ -50,6 +54,7 @@ class Settings:
         if self.head not in HEADS:
             raise ConfigError(f"head={self.head!r} is unknown; choose of {', '.join(HEADS)}.")
         whole = ("size", "num_steps", "batch_size", "width", "num_bins", "save_every")
+        whole = (*whole, "queries", "depth", "pixel_depth", "num_points")
         least = dict.fromkeys((*whole, "judge_every"), 1) | {"warmup": 0, "num_classes": 0}
         for name, value in least.items():
             if getattr(self, name) < value:
@@ -70,6 +75,21 @@ class Settings:
             )
         if len(self.levels) != 4 or min(self.levels) < 1:
             raise ConfigError(f"levels={self.levels}: a dpt head has four, of some channels.")
+
+        if self.head == "mask2former":
+            self._check_masks(task, patch_size)
+
+    def _check_masks(self, task: str, patch_size: int) -> None:
+        if task != "segment":
+            raise ConfigError(f"head=mask2former is for segment; use dpt for {task}.")
+        if patch_size != 16:
+            raise ConfigError(
+                f"head=mask2former looks at patches of 16 pixels; this backbone has {patch_size}."
+            )
+        for name in ("size", "width"):  # maps at 1/32 of the image; groups of 32 channels
+            if getattr(self, name) % 32:
+                told = f"{name}={getattr(self, name)} is no multiple of 32"
+                raise ConfigError(f"{told}, which a mask2former head asks for.")
 
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "levels": list(self.levels)}

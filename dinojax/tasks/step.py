@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from dinojax.eval import adamw, depth_losses, segmentation_losses
+from dinojax.tasks import mask_targets
+from dinojax.tasks.mask2former import Segmenter
 from dinojax.tasks.network import HeadSpec
 
 _GRADIENT = 0.5  # weight of the gradient loss beside the scale-invariant one
@@ -35,13 +37,18 @@ class StepSpec:
     seed: int
 
 
-def loss(spec: HeadSpec, logits_BhwK: jax.Array, truth_BHW: jax.Array) -> jax.Array:
-    """Of maps at the size of the truth.
+def loss(spec: HeadSpec, outputs, truth_BHW: jax.Array, key: jax.Array) -> jax.Array:
+    """Of maps at the size of the truth; of masks at points that the key draws.
 
     Depth: scale-invariant and gradient losses of metres inside the range. Canopy: mean absolute
     error of heights below the greatest, those below 0 being 0. Classes: cross-entropy.
     """
-    found = spec.at_size(logits_BhwK, truth_BHW.shape[1:])
+    if spec.is_masks:
+        assert isinstance(spec.module, Segmenter)
+        own = spec.module.spec
+        targets = mask_targets.segments(truth_BHW, own.classes, min(own.classes, own.queries))
+        return mask_targets.loss(outputs, targets, key, spec.num_points)
+    found = spec.at_size(outputs, truth_BHW.shape[1:])
     if spec.depth is None:
         return segmentation_losses.cross_entropy(found, truth_BHW, over_valid=True)
     low, high = spec.depth
@@ -56,21 +63,26 @@ def loss(spec: HeadSpec, logits_BhwK: jax.Array, truth_BHW: jax.Array) -> jax.Ar
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def step(
-    spec: StepSpec, state: HeadState, levels, truth_BHW: jax.Array, settings: adamw.Settings
+    spec: StepSpec, state: HeadState, images, levels, truth_BHW, settings: adamw.Settings
 ) -> tuple[HeadState, dict[str, jax.Array]]:
-    """(state, scalars) after an update; one that is not finite changes nothing."""
+    """(state, scalars) after an update; one that is not finite changes nothing.
+
+    images: None where the head does not look at them itself.
+    """
     key = jax.random.fold_in(jax.random.key(spec.seed), state.moments.step)
+    drop_key, point_key = jax.random.split(key)
     stats = state.variables["batch_stats"]
+    inputs = spec.head.inputs(images, levels)
 
     def total(params):
-        logits, moved = spec.head.module.apply(
+        outputs, moved = spec.head.module.apply(
             {"params": params, "batch_stats": stats},
-            levels,
+            *inputs,
             train=True,
-            rngs={"dropout": key},
+            rngs={"dropout": drop_key},
             mutable=["batch_stats"],
         )
-        return loss(spec.head, logits, truth_BHW), moved["batch_stats"]
+        return loss(spec.head, outputs, truth_BHW, point_key), moved["batch_stats"]
 
     own = state.variables["params"]
     (value, stats), grads = jax.value_and_grad(total, has_aux=True)(own)

@@ -129,7 +129,7 @@ class _Training:
             log.info("continuing from step %d", latest)
         resumed = self.number if latest is not None else None
         self.metrics = MetricsLog(directory / METRICS, resume_step=resumed)
-        self.spec = StepSpec(network.of_settings, own.clip, own.seed)
+        self.spec = StepSpec(network.spec, own.clip, own.seed)
         warmup = min(own.warmup, own.num_steps - 1)
         self.schedule = OneCycle(own.lr, own.num_steps, warmup, 1e-6, beta1=0.9)
 
@@ -160,9 +160,9 @@ class _Training:
         own = self.network.settings
         images, truth = self.data.batch(self.number)
         now = self.schedule.rate(self.number), own.weight_decay, self.schedule.momentum(self.number)
-        levels = self.network.features(images)
+        inputs = self.spec.head.needed(images), self.network.features(images), jnp.asarray(truth)
         values = Now(*(jnp.asarray(value, jnp.float32) for value in now))
-        self.state, scalars = step(self.spec, self.state, levels, jnp.asarray(truth), values)
+        self.state, scalars = step(self.spec, self.state, *inputs, values)
         return scalars
 
     def _note(self, scalars: dict[str, jax.Array]) -> None:

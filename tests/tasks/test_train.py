@@ -13,7 +13,7 @@ from dinojax.config import ConfigError
 from dinojax.models.vit import VitSpec
 from dinojax.models.zoo import module
 from dinojax.tasks import data as task_data
-from dinojax.tasks import settings, train
+from dinojax.tasks import mask_targets, settings, train
 from dinojax.weights import run
 from dinojax.weights.load import Backbone
 from dinojax.weights.preprocess import assumed
@@ -24,15 +24,19 @@ DEPTH = ["num_steps=100", "judge_every=100", "num_bins=16", "lr=0.01"]
 SMALL = ["size=32", "batch_size=4", "warmup=2", "save_every=4", "levels=8,8,8,8", "width=8"]
 
 
-@pytest.fixture(scope="module")
-def backbone():
-    """A random ViT of four blocks."""
-    spec = VitSpec(width=32, depth=4, num_heads=2, patch_size=PATCH)
+def random_backbone(patch_size):
+    """A ViT of four blocks."""
+    spec = VitSpec(width=32, depth=4, num_heads=2, patch_size=patch_size)
     images = np.zeros((1, SIDE, SIDE, 3), np.float32)
     params = jax.jit(module(spec).init)(jax.random.key(0), [images])["params"]
     params = jax.tree.map(np.asarray, nn.meta.unbox(params))
     report = LoadReport("test", 0, (), (), 0, 0, 1.0, ())
     return Backbone(spec, params, assumed(3)[0], report)
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return random_backbone(PATCH)
 
 
 @pytest.fixture(autouse=True)
@@ -118,14 +122,38 @@ def test_depth_is_learnt_by_a_dpt_head(folder, tmp_path):
     assert found["rmse"] < 0.85  # the best single depth is 0.87 m off
 
 
+@pytest.mark.slow
+def test_masks_are_learnt_by_a_mask2former_head(folder, tmp_path, monkeypatch):
+    coarse = random_backbone(16)
+    monkeypatch.setattr(run, "load", lambda path: coarse)
+    sizes = ["head=mask2former", "width=32", "queries=4", "depth=1", "pixel_depth=1"]
+    steps = ["num_points=64", "num_steps=40", "judge_every=40", "lr=0.003"]
+    found = trained(folder, "labels", tmp_path, *sizes, *steps)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert np.mean(losses[-3:]) < 0.8 * np.mean(losses[:3]) and 0 <= found["miou"] <= 100
+
+
+def test_segments_are_the_classes_of_an_image():
+    labels = np.full((2, 2, 2), 255)
+    labels[0] = [[3, 1], [1, 255]]
+    found = mask_targets.segments(labels, num_classes=5, most=3)
+    assert found.count_B.tolist() == [2, 0] and found.labels_BT[0, :2].tolist() == [1, 3]
+    assert found.masks_BTHW[0, :2].tolist() == [
+        [[False, True], [True, False]],
+        [[True, False], [False, False]],
+    ]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ("head=mask2former", "looks at patches of 16 pixels; this backbone has 8"),
         ("lrr=1", "no key 'lrr'; lr is meant"),
         ("size=30", "size=30 is no multiple of the patch of 8 pixels; use 24"),
         ("lr=nan", "lr=nan must be a number above 0"),
         ("levels=1,2", r"a dpt head has four"),
-        ("head=unet", "choose of linear, dpt"),
+        ("head=unet", "choose of linear, dpt, mask2former"),
         ("batch_size=many", "batch_size=many: give int"),
         ("min_depth=20", "is not below max_depth=10"),
     ],
