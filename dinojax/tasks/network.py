@@ -121,10 +121,8 @@ class HeadSpec:
         if self.depth is None:
             return resize(logits_BhwK, size, method="bilinear", antialias=False)
         low, high = self.depth
-        options = {"min_depth": low, "max_depth": high, "kind": "linear", "norm": "linear"}
-        if self.is_canopy:
-            options |= {"kind": "mixlog", "norm": "mixlog"}
-        depth_Bhw = depth_of(logits_BhwK, **options)
+        bins = "mixlog" if self.is_canopy else "linear"
+        depth_Bhw = depth_of(logits_BhwK, kind=bins, norm=bins, min_depth=low, max_depth=high)
         return resize(depth_Bhw[..., None], size, method="bilinear", antialias=False)[..., 0]
 
 

@@ -25,7 +25,8 @@ class HeadState:
 
     @classmethod
     def new(cls, variables: dict[str, Any]) -> "HeadState":
-        return cls(variables, adamw.start(variables["params"]))
+        # Copies: what is given away in a step may not be there twice.
+        return cls(variables, jax.tree.map(jnp.copy, adamw.start(variables["params"])))
 
 
 @dataclasses.dataclass(frozen=True)
