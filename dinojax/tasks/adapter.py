@@ -20,7 +20,7 @@ from dinojax.tasks.deformable import (
     level_embedding,
     spread_levels,
 )
-from dinojax.tasks.layers import BatchNorm, Conv, LayerNorm, Linear, UpConv
+from dinojax.tasks.layers import BatchNorm, Conv, LayerNorm, Linear, UpConv, size_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Extractor(nn.Module):
     @nn.compact
     def __call__(self, query_BSD, tokens_BPD, sizes: Sizes, grid: tuple[int, int], *, train: bool):
         spec = self.spec
-        references = centres(sizes)[None, :, None]
+        references = jnp.asarray(centres(sizes))[None, :, None]
         query = LayerNorm(_EPS, name="query_norm")(query_BSD)
         tokens = LayerNorm(_EPS, name="feat_norm")(tokens_BPD)
         attention = DeformableAttention(spec.heads, spec.points, spec.share, name="attn")
@@ -141,7 +141,7 @@ class Adapter(nn.Module):
         embed = level_embedding(self, "level_embed", LEVELS, spec.width)
         flat = [x.reshape(len(x), -1, spec.width) for x in maps]
         query = jnp.concatenate(flat, axis=1)
-        query += spread_levels(embed, sizes).astype(query.dtype)
+        query += spread_levels(embed, sizes).astype(query.dtype)[None]
         for number, tokens in enumerate(levels):
             extra = spec.extra if number == len(levels) - 1 else 0
             interaction = Interaction(spec, extra, name=f"interactions_{number}")
@@ -151,7 +151,7 @@ class Adapter(nn.Module):
         found = []
         for number, (x, tokens) in enumerate(zip(maps, levels, strict=True)):
             seen = wide(tokens).reshape(len(tokens), *grid, spec.width)
-            x = x + resize(seen, x.shape[1:3], method="bilinear", antialias=False)
+            x = x + resize(seen, size_of(x), method="bilinear", antialias=False)
             found.append(BatchNorm(name=f"norm{number + 1}")(x, train=train))
         return found
 

@@ -4,6 +4,7 @@ Lin et al., arXiv:1405.0312, and the rules of pycocotools 2.0.11, to whose digit
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +49,7 @@ class Precision:
 
     def summary(self) -> dict[str, float]:
         """The twelve numbers of COCO, shares of 1; -1 where nothing is there to be found."""
-        large = {"ap": (0, slice(None)), "ap50": (0, 0), "ap75": (0, 5)}
+        large: dict[str, tuple[int, Any]] = {"ap": (0, slice(None)), "ap50": (0, 0), "ap75": (0, 5)}
         large |= {f"ap_{name}": (n, slice(None)) for n, name in enumerate(AREAS) if n}
         found = {name: _mean(self.precision[t][..., area]) for name, (area, t) in large.items()}
         for number, count in enumerate(COUNTS):
@@ -72,7 +73,7 @@ def average_precision(truth: Truth, detected: Detected, classes: np.ndarray) -> 
     for number, name in enumerate(classes):
         pairs = list(_by_image(truth, detected, name))
         for area, bounds in enumerate(AREAS.values()):
-            matched = [_matched(*pair, bounds) for pair in pairs]
+            matched = [_matched(objects, found, bounds) for objects, found in pairs]
             if not (total := sum(m[3] for m in matched)):
                 continue
             for column, count in enumerate(COUNTS):

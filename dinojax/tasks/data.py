@@ -64,7 +64,8 @@ class TaskData:
         rng = np.random.default_rng([own.seed, 1, position])
         if self.task == "segment":
             return self.cut(pixels, stored, rng)
-        size = short_side(*stored.shape, own.size)
+        height, width = stored.shape
+        size = short_side(height, width, own.size)
         return self.cut(resized(pixels, size), nearest(self.truth(stored), size), rng)
 
 

@@ -63,7 +63,7 @@ def losses(found: Found, targets: Targets, query_BT: jax.Array) -> dict[str, jax
     """classes, boxes and giou: sums over pairs (of classes: over all queries), by their number."""
     real_BT = targets.real_BT
     num = jnp.maximum(jnp.sum(targets.count_B), 1).astype(wide(found.classes_BQK).dtype)
-    matched = Found(*(None if x is None else _picked(x, query_BT) for x in found))
+    matched = jax.tree.map(lambda x: _picked(x, query_BT), found)
     wanted = targets.boxes_BT4
     if matched.deltas_BQ4 is None:
         difference = matched.boxes_BQ4 - wanted

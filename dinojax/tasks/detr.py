@@ -5,6 +5,7 @@ and sides in pixels of the image, refined layer after layer.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -45,8 +46,7 @@ class DetrSpec:
     smallest: float = 50.0  # pixels of a side of a proposal on the finest level
 
 
-@dataclasses.dataclass(frozen=True)
-class Detections:
+class Detections(NamedTuple):
     """What a detector says of B images; `layers` are its decoder's, the last one last."""
 
     layers: tuple[Found, ...]
@@ -152,9 +152,8 @@ class Transformer(nn.Module):
     def encode(self, x_BhwD, hidden_Bhw) -> tuple[jax.Array, jax.Array]:
         """(memory, its positions) [B, P, D]."""
         width = self.spec.width
-        positions = sines.of_padded(hidden_Bhw, width, x_BhwD.dtype) + self.level_embed.astype(
-            x_BhwD.dtype
-        )
+        embed = self.level_embed.astype(x_BhwD.dtype)[None, None]
+        positions = sines.of_padded(hidden_Bhw, width, x_BhwD.dtype) + embed
         positions = positions.reshape(len(x_BhwD), -1, width)
         hidden_BP = hidden_Bhw.reshape(len(x_BhwD), -1)
         return self.encoder(x_BhwD.reshape(positions.shape), positions, hidden_BP), positions
@@ -211,7 +210,7 @@ class Detector(nn.Module):
             layers.append(self._found(number, told, before, sizes_B2))
             before = layers[-1].boxes_BQ4
         one, many = (
-            tuple(Found(*(x[:, part] for x in found)) for found in layers)
+            tuple(jax.tree.map(lambda x, part=part: x[:, part], found) for found in layers)
             for part in (slice(spec.one_to_one), slice(spec.one_to_one, None))
         )
         return Detections(one, many if train else (), proposals)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from dinojax.models.layers import gelu, wide
 from dinojax.ops.interpolate import resize, resize_corners
-from dinojax.tasks.layers import BatchNorm, Conv, ConvModule, Linear, UpConv
+from dinojax.tasks.layers import BatchNorm, Conv, ConvModule, Linear, UpConv, size_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Fusion(nn.Module):
         if lateral_BhwD is not None:
             # The lateral map takes the size of the path, so that odd grids end larger.
             if lateral_BhwD.shape != x_BhwD.shape:
-                size = x_BhwD.shape[1:3]
+                size = size_of(x_BhwD)
                 lateral_BhwD = resize(lateral_BhwD, size, method="bilinear", antialias=False)
             x_BhwD = x_BhwD + self._residual("res_conv_unit1", lateral_BhwD)
         x_BhwD = self._residual("res_conv_unit2", x_BhwD)

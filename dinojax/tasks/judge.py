@@ -64,7 +64,8 @@ def judge(network: TaskNetwork, variables: dict[str, Any], data: TaskData) -> Ju
 
 
 def _segmentation(network: TaskNetwork, pairs) -> dict[str, float]:
-    counts = [segmentation_metrics.confusion(*pair, network.outputs) for pair in pairs]
+    num = network.outputs
+    counts = [segmentation_metrics.confusion(found, truth, num) for found, truth in pairs]
     metrics = segmentation_metrics.segmentation_metrics(np.sum(counts, axis=0))
     return {name: 100 * metrics[name] for name in ("miou", "accuracy")}
 

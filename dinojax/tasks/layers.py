@@ -10,10 +10,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dinojax.models.layers import named, wide
+from dinojax.models.layers import named, spread, wide
 
 TORCH_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # of its linear layers
 _BATCH_MOMENTUM, _EPS = 0.1, 1e-5
+
+
+def size_of(map_BhwD: jax.Array) -> tuple[int, int]:
+    """Rows and columns of maps."""
+    return map_BhwD.shape[1], map_BhwD.shape[2]
 
 
 def parameter(module: nn.Module, name: str, init: Callable, shape: Sequence[int]) -> jax.Array:
@@ -34,7 +39,7 @@ class Linear(nn.Module):
         x = wide(x)
         y = x @ parameter(self, "kernel", self.init, (x.shape[-1], self.features)).astype(x.dtype)
         if self.bias:
-            y += parameter(self, "bias", self.bias_init, (self.features,)).astype(x.dtype)
+            y += spread(parameter(self, "bias", self.bias_init, (self.features,)), y)
         return y
 
 
@@ -67,7 +72,7 @@ class Conv(nn.Module):
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         if self.bias:
-            y += parameter(self, "bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
+            y += spread(parameter(self, "bias", nn.initializers.zeros, (self.features,)), y)
         if self.groups:
             y = GroupNorm(self.groups, name="norm")(y)
         return y
@@ -99,7 +104,7 @@ class UpConv(nn.Module):
         y = jnp.einsum("bhwc,ijco->bhiwjo", x, kernel)
         y = y.reshape(len(x), factor * x.shape[1], factor * x.shape[2], self.features)
         bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
-        return y + bias.astype(x.dtype)
+        return y + spread(bias, y)
 
 
 class LayerNorm(nn.Module):
@@ -145,19 +150,20 @@ class BatchNorm(nn.Module):
         if train:
             axes = tuple(range(x.ndim - 1))
             now_mean = jnp.mean(x, axis=axes)
-            now_var = jnp.mean((x - now_mean) ** 2, axis=axes)
+            now_var = jnp.mean((x - spread(now_mean, x)) ** 2, axis=axes)
             if not self.is_initializing():
                 count = x.size // x.shape[-1]
                 unbiased = now_var * (count / max(count - 1, 1))
                 mean.value += _BATCH_MOMENTUM * (now_mean - mean.value)
                 var.value += _BATCH_MOMENTUM * (unbiased - var.value)
-        return _affine(self, (x - now_mean) * jax.lax.rsqrt(now_var + _EPS))
+        scale = jax.lax.rsqrt(now_var + _EPS)
+        return _affine(self, (x - spread(now_mean, x)) * spread(scale, x))
 
 
 def _affine(module: nn.Module, x: jax.Array) -> jax.Array:
     scale = parameter(module, "scale", nn.initializers.ones, x.shape[-1:])
     bias = parameter(module, "bias", nn.initializers.zeros, x.shape[-1:])
-    return x * scale.astype(x.dtype) + bias.astype(x.dtype)
+    return x * spread(scale, x) + spread(bias, x)
 
 
 class Mlp(nn.Module):
@@ -191,7 +197,8 @@ class Attention(nn.Module):
         bias = parameter(self, "in_proj_bias", nn.initializers.zeros, (3 * width,))
         inputs = map(wide, (query, key, value))
         parts = zip(inputs, jnp.split(kernel, 3, axis=1), jnp.split(bias, 3), strict=True)
-        q, k, v = (self._split(x @ w.astype(x.dtype) + b.astype(x.dtype)) for x, w, b in parts)
+        products = ((x @ w.astype(x.dtype), b) for x, w, b in parts)
+        q, k, v = (self._split(y + spread(b, y)) for y, b in products)
         scores = jnp.einsum("bqae,bkae->baqk", q, k) * (width // self.heads) ** -0.5
         if blocked is not None:
             scores = jnp.where(blocked, -jnp.inf, scores)

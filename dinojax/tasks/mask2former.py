@@ -15,7 +15,15 @@ from dinojax.models.layers import wide
 from dinojax.ops.interpolate import resize
 from dinojax.tasks import sines
 from dinojax.tasks.adapter import Adapter, AdapterSpec
-from dinojax.tasks.layers import Attention, LayerNorm, Linear, Mlp, feed_forward, parameter
+from dinojax.tasks.layers import (
+    Attention,
+    LayerNorm,
+    Linear,
+    Mlp,
+    feed_forward,
+    parameter,
+    size_of,
+)
 from dinojax.tasks.pixel_decoder import LEVELS, PixelDecoder, PixelSpec
 
 
@@ -101,14 +109,14 @@ class Predictor(nn.Module):
     def __call__(self, pixels_BhwD, maps: Sequence[jax.Array]) -> list[Prediction]:
         width, dtype = self.spec.width, pixels_BhwD.dtype
         embed = self.level_embed().astype(dtype)
-        sources = [x.reshape(len(x), -1, width) + embed[n] for n, x in enumerate(maps)]
-        positions = [sines.of_map(x.shape[1:3], width, dtype).reshape(1, -1, width) for x in maps]
+        sources = [x.reshape(len(x), -1, width) + embed[n][None, None] for n, x in enumerate(maps)]
+        positions = [sines.of_map(size_of(x), width, dtype).reshape(1, -1, width) for x in maps]
         query_embed = self.query_embed().astype(dtype)[None]
         x = jnp.repeat(self.query_feat().astype(dtype)[None], len(pixels_BhwD), axis=0)
         predictions = [self._predict(x, pixels_BhwD)]
         for number in range(self.spec.depth):
             level = number % LEVELS
-            blocked = _outside(predictions[-1].masks_BQhw, maps[level].shape[1:3])
+            blocked = _outside(predictions[-1].masks_BQhw, size_of(maps[level]))
             cross = self.transformer_cross_attention_layers[number]
             x = cross(x, query_embed, sources[level], positions[level], blocked)
             x = self.transformer_self_attention_layers[number](x, query_embed)
@@ -166,4 +174,4 @@ def semantic(prediction: Prediction, size: tuple[int, int]) -> jax.Array:
 
 
 # The released head, on ADE20K's 150 classes and tokens of the 7B model.
-SEGMENTER_7B = {"adapter": AdapterSpec(width=4096), "spec": MaskSpec(classes=150)}
+SEGMENTER_7B = Segmenter(AdapterSpec(width=4096), MaskSpec(classes=150))

@@ -3,6 +3,7 @@
 Cheng et al., arXiv:2112.01527, sections 3.2 and 3.3; points as in PointRend, arXiv:1912.08193.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -142,6 +143,6 @@ def _classes(logits_BQK: jax.Array, targets: Targets, query_BT: jax.Array) -> ja
     return jnp.sum(weight_BQ * loss_BQ) / jnp.sum(weight_BQ)
 
 
-def total(parts: dict[str, jax.Array]) -> jax.Array:
+def total(parts: dict[str, jax.Array], weights: Mapping[str, float] = WEIGHTS) -> jax.Array:
     """The losses of a layer by their weights."""
-    return sum((WEIGHTS[name] * value for name, value in parts.items()), jnp.zeros(()))
+    return sum((weights[name] * value for name, value in parts.items()), jnp.zeros(()))

@@ -20,7 +20,7 @@ from dinojax.tasks.deformable import (
     level_embedding,
     spread_levels,
 )
-from dinojax.tasks.layers import Conv, GroupNorm, LayerNorm, feed_forward
+from dinojax.tasks.layers import Conv, GroupNorm, LayerNorm, feed_forward, size_of
 
 LEVELS, GROUPS = 3, 32
 
@@ -43,7 +43,7 @@ class Layer(nn.Module):
     def __call__(self, x_BSD, positions_SD, references, sizes: Sizes) -> jax.Array:
         spec = self.spec
         attention = DeformableAttention(spec.heads, spec.points, name="self_attn")
-        y = attention(x_BSD + positions_SD, references, x_BSD, sizes)
+        y = attention(x_BSD + positions_SD[None], references, x_BSD, sizes)
         x_BSD = LayerNorm(name="norm1")(x_BSD + y)
         return LayerNorm(name="norm2")(x_BSD + feed_forward(x_BSD, spec.ffn))
 
@@ -65,7 +65,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, maps: Sequence[jax.Array]) -> list[jax.Array]:
-        sizes, width, dtype = tuple(x.shape[1:3] for x in maps), self.spec.width, maps[0].dtype
+        sizes, width, dtype = tuple(size_of(x) for x in maps), self.spec.width, maps[0].dtype
         flat = [x.reshape(len(x), -1, width) for x in maps]
         positions = [sines.of_map(size, width, dtype).reshape(-1, width) for size in sizes]
         embed = level_embedding(self, "level_encoding", len(maps), width)
@@ -91,6 +91,6 @@ class PixelDecoder(nn.Module):
             inputs.append(GroupNorm(GROUPS, name=f"input_convs_{number}_1")(x))
         seen = Encoder(self.spec, name="encoder")(inputs)
         x = Conv(width, bias=False, groups=GROUPS, name="lateral_convs_0")(finest)
-        x += resize(seen[-1], x.shape[1:3], method="bilinear", antialias=False)
+        x += resize(seen[-1], size_of(x), method="bilinear", antialias=False)
         x = Conv(width, 3, bias=False, groups=GROUPS, name="output_convs_0")(x)
         return Conv(width, name="mask_feature")(jax.nn.relu(x)), seen

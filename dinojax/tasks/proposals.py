@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinojax.models.layers import gelu
-from dinojax.tasks.layers import Conv, LayerNorm, UpConv
+from dinojax.tasks.layers import Conv, LayerNorm, UpConv, size_of
 
 _BORDER = 0.01  # of the image's sides: proposals that touch it do not count
 
@@ -56,7 +56,7 @@ def propose(
     image or at its border are 0, their boxes larger than any image.
     """
     dtype, memory, places = levels[0].dtype, [], []
-    finest = at_level(hidden_Bhw, levels[0].shape[1:3])
+    finest = at_level(hidden_Bhw, size_of(levels[0]))
     stride = patch_size // 2
     seen = ~finest
     width_B, height_B = jnp.sum(seen[:, 0], axis=1), jnp.sum(seen[:, :, 0], axis=1)
@@ -64,7 +64,7 @@ def propose(
     bounds = jnp.concatenate([sizes_B2, sizes_B2], axis=-1)[:, None]
     beyond = float(max(finest.shape[1:]) * stride)
     for number, x in enumerate(levels):
-        size = x.shape[1:3]
+        size = size_of(x)
         centres = (np.indices(size)[::-1].reshape(2, -1).T + 0.5) * stride * 2**number
         side = np.full(centres.shape, smallest * 2**number)
         boxes_N4 = jnp.asarray(np.concatenate([centres, side], axis=1), dtype)[None]

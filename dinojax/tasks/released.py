@@ -17,7 +17,7 @@ import numpy as np
 from dinojax.tasks import names
 from dinojax.tasks.detr import DETECTOR_7B, Detector
 from dinojax.tasks.dpt import CANOPY, DEPTH_7B, DEPTH_L, Dpt
-from dinojax.tasks.mask2former import SEGMENTER_7B, Segmenter
+from dinojax.tasks.mask2former import SEGMENTER_7B
 from dinojax.weights.report import LoadReport
 from dinojax.weights.tensors import Tensors, held, open_tensors, write_safetensors
 
@@ -51,7 +51,7 @@ HEADS = {
     "depther_dpt_dinov3_vit7b16": Released(Dpt(DEPTH_7B), _levels(4096)),
     "depther_dpt_dinov3_vitl16": Released(Dpt(DEPTH_L), _levels(1024)),
     "canopy_chmv2_vitl16": Released(Dpt(CANOPY), _levels(1024)),
-    "segmentor_m2f_dinov3_vit7b16": Released(Segmenter(**SEGMENTER_7B), _image_and_tokens),
+    "segmentor_m2f_dinov3_vit7b16": Released(SEGMENTER_7B, _image_and_tokens),
     "detector_dinov3_vit7b16": Released(Detector(DETECTOR_7B), _map),
 }
 

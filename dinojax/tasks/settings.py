@@ -53,9 +53,9 @@ class Settings:
             raise ConfigError(f"no task {task!r}; choose of {', '.join(TASKS)}.")
         if self.head not in HEADS:
             raise ConfigError(f"head={self.head!r} is unknown; choose of {', '.join(HEADS)}.")
-        whole = ("size", "num_steps", "batch_size", "width", "num_bins", "save_every")
-        whole = (*whole, "queries", "depth", "pixel_depth", "num_points")
-        least = dict.fromkeys((*whole, "judge_every"), 1) | {"warmup": 0, "num_classes": 0}
+        whole = ["size", "num_steps", "batch_size", "width", "num_bins", "save_every"]
+        whole += ["judge_every", "queries", "depth", "pixel_depth", "num_points"]
+        least = dict.fromkeys(whole, 1) | {"warmup": 0, "num_classes": 0}
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least {value}.")

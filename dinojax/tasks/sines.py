@@ -12,8 +12,9 @@ _BASE = 10_000.0
 def sines(x: jax.Array, width: int) -> jax.Array:
     """[...] -> [..., width]: sines (even) and cosines (odd) of 2 pi x at falling frequencies."""
     periods = _BASE ** (2 * (np.arange(width) // 2) / width)
-    angles = 2 * math.pi * x[..., None] / jnp.asarray(periods, x.dtype)
-    even = jnp.arange(width) % 2 == 0
+    leading = tuple(range(x.ndim))
+    angles = 2 * math.pi * x[..., None] / jnp.expand_dims(jnp.asarray(periods, x.dtype), leading)
+    even = np.expand_dims(np.arange(width) % 2 == 0, leading)
     return jnp.where(even, jnp.sin(angles), jnp.cos(angles))
 
 

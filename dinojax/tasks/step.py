@@ -49,7 +49,7 @@ def loss(spec: HeadSpec, outputs, truth_BHW: jax.Array, key: jax.Array) -> jax.A
         own = spec.module.spec
         targets = mask_targets.segments(truth_BHW, own.classes, min(own.classes, own.queries))
         return mask_targets.loss(outputs, targets, key, spec.num_points)
-    found = spec.at_size(outputs, truth_BHW.shape[1:])
+    found = spec.at_size(outputs, (truth_BHW.shape[1], truth_BHW.shape[2]))
     if spec.depth is None:
         return segmentation_losses.cross_entropy(found, truth_BHW, over_valid=True)
     low, high = spec.depth

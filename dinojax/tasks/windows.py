@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dinojax.ops.interpolate import resize
+from dinojax.tasks.layers import size_of
 
 
 def windowed(
@@ -19,8 +20,12 @@ def windowed(
 
     features_of: images -> [B, h, w, C]. windows: along each side; the last takes what is left.
     """
-    rows, columns = images_BHWC.shape[1:3]
-    side = tuple(-(-(length // windows) // patch_size) * patch_size for length in (rows, columns))
+
+    def window(length: int) -> int:
+        return -(-(length // windows) // patch_size) * patch_size
+
+    rows, columns = size_of(images_BHWC)
+    side = window(rows), window(columns)
     spans = [
         [(at * step, length if at == windows - 1 else (at + 1) * step) for at in range(windows)]
         for step, length in zip(side, (rows, columns), strict=True)
@@ -35,5 +40,5 @@ def windowed(
     parts_BhwC = jnp.concatenate(parts, axis=1)
     small = resize(images_BHWC, side, method="bilinear", antialias=True)
     whole = features_of(small.astype(images_BHWC.dtype))
-    whole = resize(whole, parts_BhwC.shape[1:3], method="bilinear", antialias=True)
+    whole = resize(whole, size_of(parts_BhwC), method="bilinear", antialias=True)
     return jnp.concatenate([whole.astype(parts_BhwC.dtype), parts_BhwC], axis=-1)

@@ -73,6 +73,7 @@ def trained(folder, kind, out, *more):
     )
 
 
+@pytest.mark.slow
 def test_a_head_that_was_stopped_ends_as_if_it_had_not_been(folder, tmp_path, monkeypatch):
     steps = ["head=linear", "num_steps=8", "judge_every=8"]
     whole = trained(folder, "labels", tmp_path / "whole", *steps)
@@ -96,6 +97,7 @@ def test_a_head_that_was_stopped_ends_as_if_it_had_not_been(folder, tmp_path, mo
         trained(folder, "labels", tmp_path / "parts", *steps, "lr=0.01")
 
 
+@pytest.mark.slow
 def test_classes_are_learnt_and_drawn_by_the_command_line(folder, tmp_path, capsys):
     out, image = str(tmp_path / "run"), str(folder / "labels/val/images/0.png")
     sets = [*SMALL, "head=linear", "num_steps=60", "judge_every=60", "lr=0.05"]
