@@ -248,7 +248,7 @@ def _detector_inputs(record: Record, images: list[np.ndarray], config: dict):
             jax.lax.conv_general_dilated(
                 images_BHWC, k, (patch, patch), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
             )
-            + b
+            + b[None, None, None]
             for k, b in kernels
         ]
         return jnp.concatenate([maps[0], jnp.tanh(maps[1])], axis=-1)
