@@ -120,13 +120,13 @@ def test_classes_are_learnt_and_drawn_by_the_command_line(folder, tmp_path, caps
     assert "is a head of segment, not of depth" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_depth_is_learnt_by_a_dpt_head(folder, tmp_path):
     found = trained(folder, "metres", tmp_path, *DEPTH)
     assert found["rmse"] < 0.85  # the best single depth is 0.87 m off
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_masks_are_learnt_by_a_mask2former_head(folder, tmp_path, monkeypatch):
     coarse = random_backbone(16)
     monkeypatch.setattr(run, "load", lambda path: coarse)
