@@ -181,7 +181,7 @@ class Block(nn.Module):
         pairs = list(zip(sets, map(_places, sets, kept), strict=True))
         taken = [_take(x, rows) for x, rows in pairs]
         shapes = [x.shape[:2] for x in taken]
-        tables = [_repeat(table, len(x)) for table, x in zip(tables, taken, strict=True)]
+        tables = [_repeat(table, x.shape[0]) for table, x in zip(tables, taken, strict=True)]
         y_TD = function(pack(taken), shapes, tables)
         return [_put(*pair, y) for pair, y in zip(pairs, unpack(y_TD, shapes), strict=True)]
 

@@ -16,9 +16,10 @@ MANY, EIGHTS = 1024, 8
 def pack(sets: Sequence[jax.Array]) -> jax.Array:
     """[B, N, ...] of each set -> [T, ...], set after set; MANY with zeros to a multiple of 8."""
     rows = [x.reshape(-1, *x.shape[2:]) for x in sets]
-    num_rows = sum(len(x) for x in rows)
-    missing = -num_rows % EIGHTS
-    if missing and num_rows >= MANY:
+    num_rows = sum(x.shape[0] for x in rows)
+    # An exported program has a number of images that is not known yet: it gets no further rows.
+    missing = -num_rows % EIGHTS if isinstance(num_rows, int) and num_rows >= MANY else 0
+    if missing:
         rows.append(jnp.zeros((missing, *rows[0].shape[1:]), rows[0].dtype))
     return rows[0] if len(rows) == 1 else jnp.concatenate(rows, axis=0)
 
