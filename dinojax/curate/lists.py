@@ -1,7 +1,6 @@
 """What `train` reads of a curation: lists of images or their files, and a recipe of them."""
 
 import csv
-import dataclasses
 import io
 import os
 from pathlib import Path
@@ -10,58 +9,15 @@ import numpy as np
 
 from dinojax.config import recipe
 from dinojax.data.convert import convert
-from dinojax.data.encoded import EncodedSource, fingerprint
-from dinojax.data.example import Encoded, Example, Source
+from dinojax.data.encoded import EncodedSource
+from dinojax.data.example import Source
 from dinojax.data.folder import FolderFiles
-from dinojax.data.header import ReadOptions
 from dinojax.data.manifest import ManifestFiles
 from dinojax.data.storage import is_url
+from dinojax.data.subset import Subset
 from dinojax.files.drafts import write_text
 
 SETTING = "mixture.txt"
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Subset:
-    """Some images of a source, in an order of their own, also more than once."""
-
-    source: Source
-    indexes: np.ndarray
-
-    @property
-    def channels(self) -> int:
-        return self.source.channels
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return self.source.class_names
-
-    @property
-    def labels(self) -> np.ndarray | None:
-        return None if self.source.labels is None else self.source.labels[self.indexes]
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def fingerprint(self) -> str:
-        return fingerprint([(self.source.fingerprint,), *((int(i),) for i in self.indexes)])
-
-    def __len__(self) -> int:
-        return len(self.indexes)
-
-    def __getitem__(self, index: int) -> Example:
-        return self.source[int(self.indexes[index])]
-
-    def read(self, index: int, box_size: int | None = None) -> Example:
-        return self.source.read(int(self.indexes[index]), box_size)
-
-    def encoded(self, index: int) -> Encoded:
-        return self.source.encoded(int(self.indexes[index]))
-
-    def read_options(self, index: int) -> ReadOptions:
-        return self.source.read_options(int(self.indexes[index]))
 
 
 def write_list(source: Source, indexes: np.ndarray, place: Path) -> tuple[str, Path]:

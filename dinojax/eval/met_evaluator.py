@@ -16,9 +16,10 @@ from dinojax.data import fields
 from dinojax.data.example import Source
 from dinojax.data.header import read_header
 from dinojax.data.storage import read_file
+from dinojax.data.subset import Subset
 from dinojax.eval import met
 from dinojax.eval.contract import Measured, Setting
-from dinojax.eval.listed import Picked, listed
+from dinojax.eval.listed import listed
 from dinojax.eval.neighbors import nearest
 from dinojax.eval.network import Network
 from dinojax.eval.patch_maps import values_of
@@ -108,7 +109,7 @@ class Met:
                 rule="exact",
             )
             size = self.section.batch_size
-            part = network.extract(Picked(source, indexes), transform, ("cls",), batch_size=size)
+            part = network.extract(Subset(source, indexes), transform, ("cls",), batch_size=size)
             if part["bad"]:
                 raise ValueError(f"an image cannot be read: {next(iter(part['bad'].values()))}")
             if found is None:
