@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -100,3 +101,11 @@ def test_a_lock_that_holds_anything_names_another_process(tmp_path):
     for content in ("[]", "3", '{"pid": "x"}', "[" * 2000, json.dumps({"pid": 1})):
         (tmp_path / "lock").write_text(content)
         assert lock._holder(tmp_path / "lock") == "another process"
+
+
+def test_what_makes_a_folder_no_run_is_named(tmp_path, capsys):
+    (tmp_path / "model.txt").write_text("theirs")
+    assert main.main(["train", "--config", "tiny", "--run", str(tmp_path)]) == main.REFUSED
+    told = capsys.readouterr().err
+    assert f"{tmp_path} is not empty and no run directory, for it has no config.json" in told
+    assert files(tmp_path) == {Path("model.txt"): b"theirs"}

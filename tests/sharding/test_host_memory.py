@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+import dinojax
 from dinojax.sharding import host_memory
 
 # Eight threads allocate at once; malloc_info tells the heaps.
@@ -49,3 +50,17 @@ def test_threads_share_one_heap_and_have_several_by_themselves():
 def test_the_environment_goes_first():
     assert host_memory.one_heap({host_memory.VARIABLE: "1"})
     assert not host_memory.one_heap({host_memory.VARIABLE: "4"})
+
+
+class Asked(Exception):
+    """In place of the call."""
+
+
+@pytest.mark.parametrize("program", ["train", "distill"])
+def test_both_programs_ask_for_it_before_anything_else(program, tmp_path, monkeypatch):
+    def ask():
+        raise Asked
+
+    monkeypatch.setattr(host_memory, "one_heap", ask)
+    with pytest.raises(Asked):
+        getattr(dinojax, program)("absent", run=tmp_path / "run")
