@@ -34,13 +34,12 @@ def test_originals_decode():
 
 
 @pytest.mark.parametrize(
-    ("seed", "count"), [(2, 30), pytest.param(1, 100, marks=pytest.mark.exhaustive)]
+    ("seed", "count"), [(7, 30), pytest.param(1, 100, marks=pytest.mark.exhaustive)]
 )
 def test_mutated_configs_are_legal_or_refused_by_the_name_of_the_key(seed, count):
     found = fuzz_configs.fuzz(seed, count)
     assert found["faults"] == []
-    # Of two keys changed at random a tenth of the pairs is legal.
-    assert found["accepted"] > count // 30 and found["refused"] > count // 2
+    assert found["accepted"] > count // 10 and found["refused"] > count // 2
 
 
 @pytest.mark.filterwarnings("ignore")

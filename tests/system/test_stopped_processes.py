@@ -97,7 +97,7 @@ def test_a_compile_is_not_waited_for(tmp_path, monkeypatch):
     read_until(started, "compiling the step")
     time.sleep(1.0)
     started.send_signal(signal.SIGTERM)
-    code, told = end(started, 180)
+    code, told = end(started, 60)
     assert code == NOT_SAVED and "stopped by SIGTERM" in told, told
     rows = (tmp_path / "run/resumes.jsonl").read_text().splitlines()
     assert "SIGTERM" in json.loads(rows[-1])["reason"]
@@ -107,7 +107,7 @@ def test_a_loader_that_hangs_is_left_and_what_was_done_is_saved(tmp_path, cache)
     started = start(tmp_path / "run", cache, HANG)
     read_until(started, "HANGS")
     started.send_signal(signal.SIGTERM)
-    code, told = end(started, 180)
+    code, told = end(started, 60)
     assert code == SAVED and "stopped by SIGTERM after step 3; saved" in told, told
     assert checkpoints(tmp_path / "run") == [2, 3]
     page = (tmp_path / "run/report.html").read_text()
