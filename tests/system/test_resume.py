@@ -1,9 +1,11 @@
 """Killed, asked to stop, or out of disk: the run continues as if nothing had happened."""
 
 import errno
+import itertools
 import json
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,7 +13,7 @@ from dinojax.checkpoint.manager import COMMITTED, Checkpoints
 from dinojax.config import ConfigError
 from dinojax.data import tiles
 from dinojax.distributed.interrupt import Interrupted, StorageError
-from dinojax.train import finish, loop, trainer
+from dinojax.train import finish, loop, periodic, trainer
 from dinojax.train.checks import check_data
 from dinojax.train.periodic import Saves
 from dinojax.train.records import Records
@@ -147,7 +149,7 @@ def test_storage_that_fails_in_the_background_is_reported_and_what_was_saved_sta
 
 @pytest.mark.slow
 def test_saving_by_minutes_comes_before_saving_by_steps(tmp_path, monkeypatch):
-    config = small.config(*OVERRIDES, "checkpoint.minutes=0.0001")
+    config = small.config(*OVERRIDES, "checkpoint.minutes=0.01")
     saved = []
     original = Checkpoints.save
     monkeypatch.setattr(
@@ -159,6 +161,8 @@ def test_saving_by_minutes_comes_before_saving_by_steps(tmp_path, monkeypatch):
         ),
     )
     monkeypatch.setattr(trainer.Trainer, "evaluate", lambda self: None)
+    seconds = itertools.count()  # by a real clock a step may be over before a save is due
+    monkeypatch.setattr(periodic, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
     loop.train(config, tmp_path / "run")
     assert saved == list(range(1, STEPS + 1))
 
