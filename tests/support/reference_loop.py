@@ -46,6 +46,7 @@ def open_reference(checkout: str | Path) -> SimpleNamespace:
         "logging": "dinov3.logging",
         "vits": "dinov3.models.vision_transformer",
         "utils": "dinov3.utils",
+        "distributed": "dinov3.distributed",
     }
     return SimpleNamespace(**{name: importlib.import_module(at) for name, at in names.items()})
 
