@@ -19,8 +19,11 @@ def in_vain(values: Values) -> tuple[str, ...]:
     """Keys that a recipe may set although a text stage has no use for them."""
     if not values["text.enabled"]:
         return ()
-    local = ("crops.local_size", "crops.num_local", "optim.freeze_last_layer", "model.drop_path")
-    return ("dino_head.", "ibot_head.", "losses.", "gram.", "masks.", "schedules.", *local)
+    trained = ("optim.freeze_last_layer", "optim.layer_decay", "optim.patch_embed_lr")
+    keys = ["crops.local_size", "crops.num_local", "model.drop_path", *trained]
+    if values["image.channels"] != 3:
+        keys += [f"augment.{name}" for name in ("saturation", "hue", "grayscale_rate")]
+    return ("dino_head.", "ibot_head.", "losses.", "gram.", "masks.", "schedules.", *keys)
 
 
 def rules(values: Values) -> Iterator[str]:

@@ -42,6 +42,12 @@ def test_mutated_configs_are_legal_or_refused_by_the_name_of_the_key(seed, count
     assert found["accepted"] > count // 10 and found["refused"] > count // 2
 
 
+def test_a_recipe_made_a_text_stage_does_not_fail_for_what_the_recipe_sets(tmp_path):
+    """The tiny recipe sets schedules, crops and colours that no text stage reads."""
+    mutant = fuzz_configs.Mutant(("text.enabled=True",), (), ("text.enabled",))
+    assert fuzz_configs.faults_of(mutant, tmp_path, trace=False) == ("accepted", [])
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("seed", "count"), [(0, 60), pytest.param(1, 600, marks=pytest.mark.exhaustive)]
