@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from dinojax.data import fields
 from dinojax.data.quarantine import KNN_FILE
 from dinojax.runs import records
 from dinojax.runs.finished import last_step, stage_file
-from dinojax.runs.scalars import read_metrics
+from dinojax.runs.rows import Rows
+from dinojax.runs.scalars import iterate_metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +28,8 @@ class RunFiles:
     recipe: str
     values: dict[str, Any]  # config: dotted key -> value
     sources: dict[str, str]  # dotted key -> who set it
-    rows: list[dict[str, Any]]  # of training steps
-    evaluations: list[dict[str, Any]]  # k-NN and probe rows
+    rows: Rows  # of training steps
+    evaluations: Rows  # k-NN and probe rows
     checkpoints: list[int]  # steps of the stage, those that are whole
     autopsies: list[dict[str, Any]]
     bad_images: list[dict[str, Any]]  # replaced in training
@@ -72,11 +74,11 @@ def read_run(directory: str | Path, *, stage: str | None = None) -> RunFiles:
     if stage is not None and stage != saved.values["stage"]:
         saved = saved_files.read(stage_file(directory, stage))
     values = saved.values | saved.strange  # of keys declared then, too
-    rows = [
-        row
-        for row in read_metrics(directory / "metrics.jsonl")
-        if row.get("stage", stages[0]) == values["stage"]
-    ]
+    rows, evaluations, last = Rows(), Rows(), 0
+    for row in iterate_metrics(directory / "metrics.jsonl"):
+        if row.get("stage", stages[0]) == values["stage"]:
+            (rows if "total" in row else evaluations).append(row)
+            last = max(last, row["step"])
     folder = directory / "checkpoints" / values["stage"]
     above = directory.resolve().parent
     home = above if (above / FAMILY).exists() else directory
@@ -89,7 +91,7 @@ def read_run(directory: str | Path, *, stage: str | None = None) -> RunFiles:
     whole = sorted(step for step, p in steps.items() if (p / COMMITTED).exists())
     drafts = [p.name.split(".")[0] for p in folder.glob("*.orbax-checkpoint-tmp*")]
     under_way = {*steps, *(int(name) for name in drafts if name.isdecimal())} - set(whole)
-    images = _num_images(directory, values, stages, [row["step"] for row in rows] + whole)
+    images = _num_images(directory, values, stages, max([last, *whole]))
     return RunFiles(
         directory=directory,
         home=home,
@@ -98,8 +100,8 @@ def read_run(directory: str | Path, *, stage: str | None = None) -> RunFiles:
         recipe=saved.recipe,
         values=values,
         sources=saved.sources | dict.fromkeys(saved.strange, "base") | saved.sources,
-        rows=[row for row in rows if "total" in row],
-        evaluations=[row for row in rows if "total" not in row],
+        rows=rows,
+        evaluations=evaluations,
         checkpoints=whole,
         unwritten=sorted(under_way),
         num_images=images,
@@ -114,11 +116,9 @@ def read_run(directory: str | Path, *, stage: str | None = None) -> RunFiles:
     )
 
 
-def _num_images(
-    directory: Path, values: dict[str, Any], stages: list[str], steps: list[int]
-) -> int:
+def _num_images(directory: Path, values: dict[str, Any], stages: list[str], step: int) -> int:
     """Images that steps have seen: those of this stage, and all of the stages before it."""
-    seen = max(steps, default=0) * values["batch_size"]
+    seen = step * values["batch_size"]
     place = stages.index(values["stage"]) if values["stage"] in stages else 0
     for name in stages[:place]:
         before = _values_of(directory, name)
@@ -137,16 +137,19 @@ def read_whole(directory: str | Path) -> RunFiles:
     newest = read_run(directory)
     names = newest.stages[: newest.stages.index(newest.stage) + 1]
     parts = [read_run(directory, stage=name) for name in names[:-1]] + [newest]
+    starts = {part.stage: part.values["start.steps_before"] for part in parts}
+    if not any(starts.values()):
+        return dataclasses.replace(newest, starts=starts)
 
-    def counted_on(part: RunFiles, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        before = part.values["start.steps_before"]
-        return [{**row, "step": row["step"] + before} for row in rows]
+    def counted_on(part: RunFiles, rows: Rows) -> Iterator[dict[str, Any]]:
+        before = starts[part.stage]
+        return ({**row, "step": row["step"] + before} for row in rows)
 
     return dataclasses.replace(
         newest,
-        rows=[row for part in parts for row in counted_on(part, part.rows)],
-        evaluations=[row for part in parts for row in counted_on(part, part.evaluations)],
-        starts={part.stage: part.values["start.steps_before"] for part in parts},
+        rows=Rows(row for part in parts for row in counted_on(part, part.rows)),
+        evaluations=Rows(row for part in parts for row in counted_on(part, part.evaluations)),
+        starts=starts,
     )
 
 

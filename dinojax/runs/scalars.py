@@ -86,12 +86,17 @@ class MetricsLog:
 
 
 def read_metrics(path: str | Path, *, last_step: int | None = None) -> list[dict[str, Any]]:
-    """Rows of a metrics file, up to and including last_step; a missing file has none.
+    """Rows of a metrics file, up to and including last_step; a missing file has none."""
+    rows = iterate_metrics(path)
+    return [row for row in rows if last_step is None or row["step"] <= last_step]
+
+
+def iterate_metrics(path: str | Path) -> Iterator[dict[str, Any]]:
+    """The rows of a metrics file one by one; a missing file has none.
 
     A last line without its end (the run was killed while writing) is left out; any other line
     that is no row (a step, and finite numbers or null besides) raises ValueError with its number.
     """
-    found = []
     for where, row in fields.rows(path):
         step = fields.field(row, "step", int, where=where)
         if not 0 <= step <= MOST_STEPS:
@@ -99,9 +104,7 @@ def read_metrics(path: str | Path, *, last_step: int | None = None) -> list[dict
         for name, value in row.items():
             kind = TEXTS[name] if name in TEXTS else (float, None)
             fields.checked(value, kind, name=name, where=where)
-        if last_step is None or step <= last_step:
-            found.append(row)
-    return found
+        yield row
 
 
 def _line(row: Mapping[str, Any]) -> str:
