@@ -124,28 +124,34 @@ def embed(
     data: str | Path,
     out: str | Path | None = None,
     *,
-    outputs: Sequence[str] = ("cls",),
+    outputs: Sequence[str] | None = None,
     format: str = "npz",
     batch_size: int = 64,
     part_size: int = 4096,
     max_bad_share: float = 0.001,
     value_range: Sequence[float] | None = None,
     max_pixels: int | None = None,
+    window: int | None = None,
+    bands: Sequence[int] = (),
     prefix: str = "",
     overrides: Mapping[str, Any] | None = None,
 ) -> "dict[str, np.ndarray] | list[Path]":
     """Features of every image of a data set: as arrays, or in files where there is an `out`.
 
     weights: as for `load`. data: a folder, manifest, tar, ArrayRecord, TFDS or Parquet data set.
-    outputs: of cls [N, D], registers [N, R, D], patches [N, P, D] and layer=N [N, 1 + R + P, D]
-    (all tokens after that block), float32. batch_size: images per forward pass. value_range,
-    max_pixels: stored values above 8 bits that become 0 and 255, and the largest image; None =
-    those of the run. max_bad_share: of images that cannot be read and are left out; ten are
-    allowed. prefix, overrides: as for `load`.
+    outputs: of cls [N, D] (None = this), registers [N, R, D], patches [N, P, D] and layer=N
+    [N, 1 + R + P, D] (all tokens after that block), float32. batch_size: images per forward pass.
+    value_range, max_pixels: stored values above 8 bits that become 0 and 255, and the largest
+    image; None = those of the run. max_bad_share: of images that cannot be read and
+    are left out; ten are allowed. prefix, overrides: as for `load`.
 
     Without `out`: {"name": [N], "label": [N] where there are any, output: array}, in the order of
     the data. With it: the files `out`/part-00000.npz (or .parquet) of `part_size` images each, of
     which those that exist are kept, so that the same call continues.
+
+    Where data is one scene (docs/satellite.md), `out`/NAME.tif with a pixel per patch: outputs are
+    patches (None = these) or one layer=N, window is the side of windows in pixels (None = 32
+    patches), bands are those that are read, from 1 on (() = all).
 
     Raises ValueError for an output or format that is none, for an `out` that was begun otherwise,
     and (TooManyBadImages) for too many images that cannot be read; FileNotFoundError.
@@ -163,6 +169,8 @@ def embed(
         max_bad_share=max_bad_share,
         value_range=value_range,
         max_pixels=max_pixels,
+        window=window,
+        bands=bands,
         prefix=prefix,
         overrides=overrides,
     )

@@ -34,6 +34,19 @@ def verbs() -> Iterator[ModuleType]:
             yield module
 
 
+def numbers(text: str) -> list[float]:
+    """An argument of numbers with commas between."""
+    return [float(number) for number in text.split(",")]
+
+
+def bands(text: str) -> list[int]:
+    """An argument of whole numbers from 1 on with commas between, each once."""
+    found = [int(number) for number in text.split(",")]
+    if min(found) < 1 or len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"{text}: bands are numbered from 1 on, each given once")
+    return found
+
+
 @dataclasses.dataclass(frozen=True)
 class Parser:
     """How a file declares its commands; `commands` is what argparse adds them to."""

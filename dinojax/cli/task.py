@@ -4,7 +4,8 @@ import argparse
 import importlib
 from typing import Any
 
-from dinojax.cli.parser import Parser
+from dinojax.cli.parser import Parser, bands, numbers
+from dinojax.distributed import cluster
 from dinojax.distributed.interrupt import leaving
 
 SUMMARY = "heads on a frozen backbone: depth, canopy height, segmentation"
@@ -22,11 +23,14 @@ examples:
 """
 RUN = """\
 The map of every image by a head that was trained: OUT receives NAME.npy in metres, or NAME.png of
-classes, and NAME-picture.png.
+classes, and NAME-picture.png. A GeoTIFF, and any raster too large for an image, is a scene: it is
+mapped window by window into the GeoTIFF NAME.tif, which lies where the scene does
+(docs/satellite.md).
 
 examples:
   dinojax task run depth --weights runs/depth --image street.jpg --out maps
   dinojax task run segment --weights runs/ade --image a.jpg b.jpg --out maps
+  dinojax task run canopy --weights runs/canopy --image scene.tif --out maps --value-range 0,3000
 """
 
 
@@ -67,10 +71,30 @@ def _run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", metavar="FILE", nargs="+", required=True)
     parser.add_argument("--out", metavar="DIR", required=True, help="made if absent")
     parser.add_argument("--backbone", metavar="PATH", help="default: where it was in training")
+    parser.add_argument(
+        "--value-range",
+        type=numbers,
+        default=(),
+        metavar="LOW,HIGH",
+        help="of a scene, values that become 0 and 255, for all bands or each; default: the type's",
+    )
+    parser.add_argument(
+        "--bands",
+        type=bands,
+        default=(),
+        metavar="N,N",
+        help="of a scene that the backbone sees, from 1 on; default: all",
+    )
 
 
 def _run_run(args: argparse.Namespace) -> None:
-    run_task = importlib.import_module("dinojax.tasks.run").run_task
-    run_task(
-        args.task, weights=args.weights, images=args.image, out=args.out, backbone=args.backbone
+    cluster.refuse_many("task run")
+    run = importlib.import_module("dinojax.tasks.run")
+    run.run_task(
+        args.task,
+        weights=args.weights,
+        images=args.image,
+        out=args.out,
+        backbone=args.backbone,
+        reading=run.Reading(tuple(args.value_range), tuple(args.bands)),
     )

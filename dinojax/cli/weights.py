@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable
 
-from dinojax.cli.parser import Parser
+from dinojax.cli.parser import Parser, bands, numbers
 
 EXPORT = """\
 Write a backbone for another library, with proof that it is the same network: OUT receives the
@@ -30,11 +30,14 @@ examples:
 """
 EMBED = """\
 Features of every image below a folder. OUT receives part-00000.npz (or .parquet) and so on; if it
-was killed, the same command continues.
+was killed, the same command continues. Where DATA is one scene (a GeoTIFF, or a raster too large
+for an image), OUT receives NAME.tif with a band per channel and a pixel per patch, which lies where
+the scene does (docs/satellite.md).
 
 examples:
   dinojax embed --weights vits16 --data images --out features
   dinojax embed --weights runs/vitl16 --data images --outputs cls,patches,layer=-4 --out features
+  dinojax embed --weights runs/sat --data scene.tif --out features --value-range 0,3000
 """
 
 FORMATS = ("meta", "hf", "timm", "stablehlo", "dinotxt")
@@ -114,7 +117,7 @@ def _import(parser: argparse.ArgumentParser) -> None:
         "--inflate", metavar="HOW", help="repeat | mean | zero | a list of old channels, -1 = none"
     )
     for name in ("mean", "std"):
-        parser.add_argument(f"--{name}", type=_numbers, help="per channel, of values in 0..1")
+        parser.add_argument(f"--{name}", type=numbers, help="per channel, of values in 0..1")
     _overrides(parser)
 
 
@@ -136,16 +139,14 @@ def _run_import(program: Program):
     return run
 
 
-def _numbers(text: str) -> list[float]:
-    return [float(number) for number in text.split(",")]
-
-
 def _embed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", metavar="PATH", required=True, help="file, folder or run")
     parser.add_argument("--data", metavar="PATH", required=True, help="images, in any kind")
     parser.add_argument("--out", metavar="DIR", required=True, help="new, or one to continue")
     parser.add_argument(
-        "--outputs", default="cls", help="cls, registers, patches, layer=N; with commas between"
+        "--outputs",
+        help="cls (default), registers, patches, layer=N; with commas between. Of a scene one: "
+        "patches (default) or layer=N",
     )
     parser.add_argument("--format", choices=("npz", "parquet"), default="npz")
     parser.add_argument("--batch-size", type=int, default=64, help="images per forward pass")
@@ -159,11 +160,17 @@ def _embed(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--value-range",
-        type=_numbers,
+        type=numbers,
         metavar="LOW,HIGH",
         help="stored values above 8 bits that become 0 and 255; of all channels, or of each",
     )
     parser.add_argument("--max-pixels", type=int, metavar="N", help="of an image, by its header")
+    parser.add_argument(
+        "--window", type=int, metavar="N", help="pixels, side of a scene's windows; 32 patches"
+    )
+    parser.add_argument(
+        "--bands", type=bands, default=(), metavar="N,N", help="of a scene, from 1 on; default: all"
+    )
     _prefix(parser)
     _overrides(parser)
 
@@ -181,6 +188,8 @@ def _run_embed(program: Program):
             max_bad_share=args.max_bad_share,
             value_range=args.value_range,
             max_pixels=args.max_pixels,
+            window=args.window,
+            bands=args.bands,
             prefix=args.prefix,
             overrides=args.set,
         )

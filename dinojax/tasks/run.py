@@ -1,5 +1,6 @@
 """`dinojax task run NAME`: maps of images by a head that was trained."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,10 +11,12 @@ from PIL import Image
 
 from dinojax.config import ConfigError
 from dinojax.data.decode import decode
+from dinojax.data.scene import Scene, is_scene, open_scene
 from dinojax.files.drafts import open_new
 from dinojax.tasks import names
 from dinojax.tasks.judge import map_of
 from dinojax.tasks.network import TaskNetwork, check_backbone
+from dinojax.tasks.scene_map import Mapped, map_scene, scene_picture
 from dinojax.tasks.train import WEIGHTS, saved_task
 from dinojax.viz.label_colors import label_colors, side_by_side, value_colors
 from dinojax.weights import fingerprint, run
@@ -40,13 +43,27 @@ def load(task: str, weights: str, backbone: str | None = None):
     return network, variables
 
 
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How the values of scenes become pixels."""
+
+    value_range: tuple[float, ...] = ()  # LOW, HIGH of all bands or of each
+    bands: tuple[int, ...] = ()  # those that are read, from 1 on; () = all
+
+
 def run_task(
-    task: str, *, weights: str, images: Sequence[str], out: str, backbone: str | None = None
+    task: str,
+    *,
+    weights: str,
+    images: Sequence[str],
+    out: str,
+    backbone: str | None = None,
+    reading: Reading = Reading(),
 ) -> list[Path]:
     """Write the map of every image to `out`, and a picture of it; the paths of the maps.
 
-    depth, canopy: NAME.npy, metres float32 [H, W]; segment: NAME.png, classes. All images are read
-    before anything is written.
+    depth, canopy: NAME.npy, metres float32 [H, W]; segment: NAME.png, classes; of scenes
+    (data/scene.py) NAME.tif. All images and headers are read before anything is written.
     """
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
@@ -54,20 +71,56 @@ def run_task(
     stems = [Path(image).stem for image in images]
     if twice := [stem for stem in stems if stems.count(stem) > 1]:
         raise ConfigError(f"--image: two files are called {twice[0]}; run them one after another.")
+    scenes = {image: open_scene(image, reading.bands) for image in images if is_scene(image)}
+    for image, stem in zip(images, stems, strict=True):
+        if Path(image).resolve() == (folder / f"{stem}.tif").resolve():
+            raise ConfigError(f"--out {out}: the map would replace {image}; use another.")
+    if not scenes and reading != Reading():
+        raise ConfigError("--value-range and --bands are read by scenes; none of --image is one.")
     network, variables = load(task, weights, backbone)
     channels = network.backbone.spec.channels
-    read = [decode(Path(i).read_bytes(), name=str(i), channels=channels) for i in images]
+    for scene in scenes.values():
+        scene.check(channels, reading.value_range, key="--value-range")
+    read = {i: _pixels(i, channels) for i in images if i not in scenes}
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for stem, pixels in zip(stems, read, strict=True):
-        found = map_of(network, variables, pixels)
-        written.append(_write(folder, stem, found, is_classes=task == "segment"))
-        colours = label_colors(found) if task == "segment" else value_colors(found, *_range(found))
+    for stem, image in zip(stems, images, strict=True):
+        if image in scenes:
+            options = scenes[image], folder / f"{stem}.tif", reading.value_range
+            mapped = map_scene(network, variables, *options)
+            written.append(mapped.path)
+            told = _told_of_scene(scenes[image], mapped)
+            picture = scene_picture(mapped, scenes[image], reading.value_range)
+        else:
+            found = map_of(network, variables, read[image])
+            written.append(_write(folder, stem, found, is_classes=task == "segment"))
+            told, picture = _told(task, found), _picture(task, read[image], found)
         with open_new(folder / f"{stem}-picture.png") as file:
-            sheet = side_by_side([(pixels, colours)])
-            Image.fromarray(sheet).save(file, format="PNG")
-        print(f"{written[-1]}: {_told(task, found)}")
+            Image.fromarray(picture).save(file, format="PNG")
+        print(f"{written[-1]}: {told}")
     return written
+
+
+def _pixels(image: str, channels: int) -> np.ndarray:
+    return decode(Path(image).read_bytes(), name=image, channels=channels)
+
+
+def _picture(task: str, pixels: np.ndarray, found: np.ndarray) -> np.ndarray:
+    colours = label_colors(found) if task == "segment" else value_colors(found, *_range(found))
+    return side_by_side([(pixels, colours)])
+
+
+def _told_of_scene(scene: Scene, mapped: Mapped) -> str:
+    pixels = scene.width * scene.height
+    told = [f"{100 * (1 - mapped.known / pixels):.1f} % nodata"]
+    if not scene.crs:
+        told.append("without a CRS, as the scene")
+    if mapped.classes:
+        rows = sorted(mapped.classes.items(), key=lambda row: -row[1])[:5]
+        told += [f"class {n} {100 * count / mapped.known:.0f} %" for n, count in rows]
+    elif mapped.known:
+        told.append(f"{mapped.low:.2f} to {mapped.high:.2f} m")
+    return ", ".join(told)
 
 
 def _write(folder: Path, stem: str, found: np.ndarray, *, is_classes: bool) -> Path:

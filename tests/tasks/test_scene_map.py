@@ -1,0 +1,194 @@
+"""Scenes are mapped window by window into rasters that lie where they do."""
+
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from dinojax.cli import main
+from dinojax.data.scene import open_scene
+from dinojax.eval import embed_scene
+from dinojax.eval.embed_scene import SceneJob
+from dinojax.eval.patch_maps import as_seen
+from dinojax.eval.scene_windows import places
+from dinojax.tasks import run as task_run
+from dinojax.tasks import scene_map
+from dinojax.tasks.judge import map_of
+from dinojax.weights import run
+from tests.support import scene_backbone
+from tests.support.scene_backbone import BANDS, PATCH, linear_head
+from tests.support.scenes import CORNER, METRES, NODATA, scene, waves
+
+rasterio = pytest.importorskip("rasterio")
+
+RANGE = (0.0, 3000.0)
+SIZE, BORDER = 128, 16
+
+
+@pytest.fixture(scope="module")
+def body():
+    return scene_backbone.backbone()
+
+
+@pytest.fixture(scope="module")
+def head(body):
+    return linear_head("canopy", body)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """500 x 700 with a corner and one pixel of nodata."""
+    values = waves(500, 700)
+    values[:200, 600:] = NODATA
+    values[333, 222, 2] = NODATA
+    return scene(tmp_path_factory.mktemp("scene") / "large.tif", values), values
+
+
+def as_bytes(values):
+    return np.floor(values / 3000 * 255 + 0.5).clip(0, 255).astype(np.uint8)
+
+
+def read(path):
+    with rasterio.open(path) as file:
+        assert file.crs.to_epsg() == 32633
+        return file.read(), file.transform, file.nodata
+
+
+def by_hand(values, of_windows, step=1):
+    """The same from the whole scene in memory: windows cut out of it one at a time."""
+    known = (values != NODATA).all(-1)
+    seen = as_seen(scene_backbone.PREPROCESSING, as_bytes(values)) * known[..., None]
+    whole = None
+    for p in places(*(side // step * step for side in known.shape), size=SIZE, border=BORDER):
+        window = seen[p.top : p.top + SIZE, p.left : p.left + SIZE]
+        part = np.asarray(of_windows(window[None].astype(np.float32)))[0]
+        if whole is None:
+            whole = np.zeros(
+                (known.shape[0] // step, known.shape[1] // step, *part.shape[2:]), part.dtype
+            )
+        place = (slice(p.rows[0] // step, p.rows[1] // step),
+                 slice(p.columns[0] // step, p.columns[1] // step))  # fmt: skip
+        whole[place] = p.inside(part, step)
+    return whole, known
+
+
+def test_a_map_is_that_of_windows_cut_out_of_the_whole_and_lies_where_the_scene_does(
+    head, large, tmp_path
+):
+    network, variables = head
+    path, values = large
+    found = scene_map.map_scene(network, variables, open_scene(path), tmp_path / "m.tif", RANGE)
+    (got,), transform, nodata = read(found.path)
+    want, known = by_hand(values, lambda images: network.predict(variables, images))
+    np.testing.assert_allclose(got[known], want[known], rtol=1e-4)
+    assert np.ptp(want) > 1 and np.isnan(nodata)
+    np.testing.assert_array_equal(np.isnan(got), ~known)
+    assert transform == rasterio.Affine(METRES, 0, CORNER[0], 0, -METRES, CORNER[1])
+    assert found.known == known.sum() and found.low == pytest.approx(np.nanmin(got))
+
+
+def test_features_of_patches_are_those_of_windows_cut_out_of_the_whole(body, large, tmp_path):
+    path, values = large
+    job = SceneJob(window=SIZE, batch_size=8, value_range=RANGE)
+    got, transform, _ = read(embed_scene.embed_scene(body, str(path), tmp_path, job))
+    grid = SIZE // PATCH
+    want, known = by_hand(values, lambda x: body(x).patches.reshape(1, grid, grid, -1), PATCH)
+    whole = known[:496, :688].reshape(31, PATCH, 43, PATCH).all((1, 3))
+    assert got.shape == (16, 31, 43)
+    np.testing.assert_array_equal(np.isnan(got).all(0), ~whole)
+    assert np.isfinite(got[:, whole]).all()
+    np.testing.assert_allclose(np.moveaxis(got, 0, 2)[whole], want[whole], atol=1e-4)
+    assert transform == rasterio.Affine(160, 0, CORNER[0], 0, -160, CORNER[1])
+    with pytest.raises(ValueError, match=r"large\.tif exists"):
+        embed_scene.embed_scene(body, str(path), tmp_path, job)
+
+
+@pytest.mark.parametrize("task", ["canopy", "segment"])
+def test_a_scene_of_one_window_is_the_image(task, body, tmp_path):
+    network, variables = linear_head(task, body)
+    values = waves(SIZE, SIZE)
+    path = scene(tmp_path / "a.tif", values)
+    found = scene_map.map_scene(network, variables, open_scene(path), tmp_path / "m.tif", RANGE)
+    want = map_of(network, variables, as_bytes(values))
+    (got,), _, nodata = read(found.path)
+    if task == "segment":
+        np.testing.assert_array_equal(got, want)
+        assert got.dtype == np.uint8 and nodata == 255 and sum(found.classes.values()) == SIZE**2
+    else:
+        np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_devices_and_batches_change_nothing(head, tmp_path, monkeypatch):
+    network, variables = head
+    found = open_scene(scene(tmp_path / "a.tif", waves(250, 130)))
+    assert jax.local_device_count() > 1
+    maps = [scene_map.map_scene(network, variables, found, tmp_path / "many.tif", RANGE)]
+    monkeypatch.setattr(scene_map, "_over_devices", lambda *own: own)
+    alone, others = linear_head("canopy", network.backbone, batch_size=3)
+    maps.append(scene_map.map_scene(alone, others, found, tmp_path / "one.tif", RANGE))
+    first, second = (read(one.path)[0] for one in maps)
+    np.testing.assert_allclose(first, second, rtol=1e-5)
+
+
+def test_the_command_maps_scenes_and_refuses_what_does_not_fit_before_it_writes(
+    head, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(task_run, "load", lambda *args: head)
+    out = tmp_path / "maps"
+    values = waves(140, 150)
+    values[:70] = NODATA
+    scene(tmp_path / "a.tif", values)
+
+    def command(name, *more):
+        words = ["task", "run", "canopy", "--weights", "w", "--image", str(tmp_path / name)]
+        return main.main([*words, "--out", str(out), *more]), capsys.readouterr()
+
+    scene(tmp_path / "few.tif", waves(20, 20, 3))
+    scene(tmp_path / "float.tif", waves(20, 20, dtype=np.float32))
+    for words, told in (
+        (["few.tif"], "few.tif has 3 bands for 4 channels"),
+        (["float.tif"], "float32 values have no known range"),
+        (["a.tif", "--bands", "1,2,3,9"], "has no band 9"),
+        (["a.tif", "--value-range", "5,5"], "is not ascending"),
+    ):
+        code, output = command(*words)
+        assert code == 2 and told in output.err and not out.exists()
+    scene(tmp_path / "empty.tif", np.full_like(values, NODATA))
+    code, output = command("empty.tif")
+    assert code == 2 and "every pixel is nodata" in output.err
+    assert list(out.iterdir()) == []
+    code, output = command("a.tif", "--value-range", "0,3000")
+    assert code == 0 and "50.0 % nodata" in output.out and " m" in output.out
+    assert sorted(path.name for path in out.iterdir()) == ["a-picture.png", "a.tif"]
+    code, output = command("maps/a.tif")
+    assert code == 2 and "the map would replace" in output.err
+    scene(tmp_path / "nowhere.tif", values, crs=None)
+    code, output = command("nowhere.tif", "--bands", "4,3,2,1")
+    assert code == 0 and "without a CRS" in output.out
+
+
+def test_the_command_embeds_a_scene_and_refuses_what_does_not_fit(
+    body, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(run, "load", lambda *args, **options: body)
+    monkeypatch.setattr(run, "read_options_of", lambda path: types.SimpleNamespace(
+        value_range=(), max_pixels=100))  # fmt: skip
+    path, out = scene(tmp_path / "a.tif", waves(70, 100)), tmp_path / "out"
+
+    def command(*more):
+        words = ["embed", "--weights", "w", "--data", str(path), "--out", str(out)]
+        return main.main([*words, *more]), capsys.readouterr()
+
+    for words, told in (
+        (["--outputs", "cls"], "of a scene give patches or one layer=N"),
+        (["--outputs", "layer=5"], "has blocks 0 to 0"),
+        (["--window", "50"], "a multiple of the patch of 16"),
+        (["--format", "parquet"], "written as a GeoTIFF"),
+        (["--bands", "1,2"], "has 2 bands for 4 channels"),
+    ):
+        code, output = command(*words)
+        assert code == 2 and told in output.err and not out.exists()
+    code, output = command("--window", "64", "--outputs", "layer=-1", "--value-range", "0,3000")
+    assert code == 0 and "6 x 4 patches, 16 channels" in output.out
+    assert np.isfinite(read(out / "a.tif")[0]).all() and BANDS == 4
