@@ -88,19 +88,15 @@ def figures(run: RunFiles) -> Iterator[Figure]:
         yield Figure(title, note, draw(lines, marks=marks, unit=unit))
     yield from _evaluations(run, draw)
     for title, curves in CURVES.items():
-        lines = {name: run.column(name) or _evaluated(run, name) for name in curves.columns}
+        lines = {n: run.column(n) or run.evaluations.column(n) for n in curves.columns}
         yield Figure(title, curves.note, draw(lines, unit=curves.unit, log=curves.log))
 
 
 def _evaluations(run: RunFiles, draw: Any) -> Iterator[Figure]:
     for evaluation in SUITE.values():
         lines = {
-            name.removeprefix(evaluation.prefix): _evaluated(run, name)
+            name.removeprefix(evaluation.prefix): run.evaluations.column(name)
             for name in evaluation.columns(run.evaluations)
         }
         title = evaluation.title[:1].upper() + evaluation.title[1:]
         yield Figure(title, evaluation.note, draw(lines, unit=evaluation.unit))
-
-
-def _evaluated(run: RunFiles, name: str) -> list[tuple[int, float]]:
-    return [(row["step"], row[name]) for row in run.evaluations if row.get(name) is not None]

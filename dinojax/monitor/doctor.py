@@ -218,7 +218,7 @@ def _evaluated(run: RunFiles) -> Iterator[Finding]:
     if run.values["optim.freeze_backbone"]:
         return  # cannot change
     for name, evaluation in suite.watched(run.values).items():
-        rows = [(row["step"], row[name]) for row in run.evaluations if row.get(name) is not None]
+        rows = run.evaluations.column(name)
         if rows:
             yield from _went(run, name, evaluation.title, rows)
             return

@@ -56,7 +56,7 @@ class RunFiles:
 
     def column(self, name: str, last: float = 1.0) -> list[tuple[int, float]]:
         """(step, value) of the last share of training rows that have a finite value."""
-        pairs = [(row["step"], row[name]) for row in self.rows if row.get(name) is not None]
+        pairs = self.rows.column(name)
         return pairs[len(pairs) - math.ceil(len(pairs) * last) :]
 
 

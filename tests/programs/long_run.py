@@ -6,10 +6,12 @@ This file is also the recipe, a network so small that the program around it is w
 anything does. `dinojax train` runs it in a process of its own, with a checkpoint and k-NN every
 thousand steps, a row of metrics every ten and a report at the end, and is watched from outside,
 from /proc. The last line is JSON; exit code 1 if resident memory rises by MOST MB or more per
-1,000 steps after step SETTLED, by the line of least squares, or if files or threads get more.
+1,000 steps after step SETTLED (at rest, by the line of least squares), or if files or threads get
+more.
 """
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -93,14 +95,17 @@ def watch(command: list[str], metrics: Path, tell=print) -> list[Look]:
 
 
 def judged(looks: list[Look], settled: int = SETTLED) -> dict:
-    """The rise of memory per 1,000 steps; fewest files and threads in the first and last third.
+    """The rise of memory per 1,000 steps at rest; fewest files and threads in both end thirds.
 
-    Fewest, as a save or an evaluation has files and threads of its own while it lasts. At the last
-    step the run is compared and reported, which is work that comes once.
+    At rest, as a save or an evaluation has memory, files and threads of its own while it lasts: of
+    each 1,000 steps the look with least memory counts. At the last step the run is compared and
+    reported, which is work that comes once.
     """
     late = [one for one in looks if settled <= one.step < looks[-1].step]
-    steps_N = np.array([one.step for one in late], np.float64)
-    rise = float(np.polyfit(steps_N, [one.megabytes for one in late], 1)[0]) * 1000
+    thousands = itertools.groupby(late, key=lambda one: one.step // 1000)
+    rest = [min(part, key=lambda one: one.megabytes) for _, part in thousands]
+    steps_N = np.array([one.step for one in rest], np.float64)
+    rise = float(np.polyfit(steps_N, [one.megabytes for one in rest], 1)[0]) * 1000
     third = len(late) // 3
     found = {"looks": len(late), "megabytes_per_1000_steps": round(rise, 3), "faults": []}
     if rise >= MOST:

@@ -12,6 +12,7 @@ from dinojax.runs import early_stopping
 from dinojax.runs.early_stopping import Watch
 from dinojax.runs.files import RunFiles, read_run
 from dinojax.runs.loss_ranges import loss_ranges
+from dinojax.runs.rows import Rows
 from dinojax.runs.scalars import MetricsLog, read_metrics
 from tests.programs.make_sick_runs import RECORDED
 
@@ -160,7 +161,7 @@ def test_the_doctor_tells_of_alarms_frozen_backbones_and_early_ends():
     run = read_run(RECORDED / "healthy")
     values = {**run.values, "knn.alarm": 0.1}
     found = doctor.diagnose(
-        RunFiles(**(vars(run) | {"values": values, "evaluations": [last[0], *spoilt]}))
+        RunFiles(**(vars(run) | {"values": values, "evaluations": Rows([last[0], *spoilt])}))
     )
     assert "below the network it started from" in {finding.name for finding in found}
     assert "the losses never left chance" in judged(**{"until.left_chance": 0.99})

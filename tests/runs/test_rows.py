@@ -15,6 +15,13 @@ def test_rows_come_back_as_they_were_in_their_order_of_columns():
     assert len(Rows()) == 0 and Rows()[-1:] == []
 
 
+def test_a_column_is_the_numbers_of_the_rows_that_have_one():
+    rows = Rows([ROW, {"step": 8, "knn": 3.0}, {"knn": -1.0, "step": 9, "total": 2.0}])
+    assert rows.column("knn") == [(8, 3.0), (9, -1.0)] and type(rows.column("knn")[0][0]) is int
+    assert rows.column("total") == [(7, 1.5), (9, 2.0)]
+    assert rows.column("stage") == rows.column("absent") == []
+
+
 def test_rows_take_a_fraction_of_what_dicts_take():
     def made():
         for step in range(500):
