@@ -3,6 +3,19 @@
 from dinojax.configs.keys.key import FLOAT, IMAGES, PIXELS, SMALL, Key
 from dinojax.data.sources import SOURCES
 
+# Published normalisations of three channels: of images of the web and of satellites (DINOv3's model
+# cards), and of the released code for canopy height, whose first mean is another one.
+MEANS = {
+    "web": (0.485, 0.456, 0.406),
+    "satellite": (0.430, 0.411, 0.296),
+    "canopy": (0.420, 0.411, 0.296),
+}
+STDS = {
+    "web": (0.229, 0.224, 0.225),
+    "satellite": (0.213, 0.156, 0.143),
+    "canopy": (0.213, 0.156, 0.143),
+}
+
 IMAGES_KEYS: dict[str, Key] = {
     # data
     "data.source": Key(
@@ -54,6 +67,14 @@ IMAGES_KEYS: dict[str, Key] = {
             float,
         ),
     ),
+    # Of scenes (docs/satellite.md)
+    "data.tile_size": Key(512, "pixels, side of a tile of a scene; [ours]", (1, PIXELS)),
+    "data.max_nodata": Key(
+        0.25, "share of a tile's pixels; tiles with more are left out; [ours]", (0, 1)
+    ),
+    "data.bands": Key(
+        (), "of a scene that are read, from 1 on; () = all; [ours]", (1, 65_535), many=int
+    ),
     # image
     "image.channels": Key(
         3, "after decoding: 1 (grey), 3 (RGB), or as many as files store; [R]", (1, 1024)
@@ -63,9 +84,19 @@ IMAGES_KEYS: dict[str, Key] = {
         "fixed (mean, std below) [R] | per_crop (each crop's own) [ours]",
         choices=("fixed", "per_crop"),
     ),
-    "image.mean": Key((0.485, 0.456, 0.406), "of values scaled to 0..1; [R]", (0, 1), many=float),
+    "image.mean": Key(
+        MEANS["web"],
+        f"of values scaled to 0..1, or one of {', '.join(MEANS)}; [R]",
+        (0, 1),
+        many=float,
+        named=MEANS,
+    ),
     "image.std": Key(
-        (0.229, 0.224, 0.225), "of values scaled to 0..1; [R]", (SMALL, FLOAT), many=float
+        STDS["web"],
+        f"of values scaled to 0..1, or one of {', '.join(STDS)}; [R]",
+        (SMALL, FLOAT),
+        many=float,
+        named=STDS,
     ),
     # crops
     "crops.global_size": Key(224, "pixels, a multiple of model.patch_size; [R]", (1, PIXELS)),

@@ -1,6 +1,7 @@
 """A row of the tables of keys, and the numbers that many of them name as their limits."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 # The largest of things. Beyond them a typing error is likelier than a wish, and numbers of steps
@@ -22,6 +23,7 @@ class Key:
     optional: type | None = None  # it may be None, and is of this type otherwise
     many: type | None = None  # a tuple of any length, of elements of this type
     columns: tuple[type, ...] = ()  # a tuple of any number of rows, of columns of these types
+    named: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # word -> value
     terms: tuple[str, ...] = ()  # of the loss, which this key weighs or enables
 
 

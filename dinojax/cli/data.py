@@ -1,4 +1,7 @@
-"""`dinojax data check | convert | bench`: data sets, before a run. No accelerator is touched."""
+"""`dinojax data check | convert | bench | scenes`: data sets, before a run.
+
+No accelerator is touched.
+"""
 
 import argparse
 import functools
@@ -7,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dinojax.cli import crop_sheet
+from dinojax.cli import crop_sheet, data_scenes
 from dinojax.cli.parser import Parser
 from dinojax.config import Config, load
 from dinojax.data.decode import ReadOptions, WrongChannels
@@ -24,7 +27,8 @@ SUMMARY = "check, convert or time a data set"
 DATA = """\
 Look at a data set before a run. PATH is a folder of images, a manifest (.csv, .parquet), tar
 shards in WebDataset layout, ArrayRecord files, a TFDS data set, or Parquet files with images inside
-(Hugging Face); `tiles` are the embedded ones.
+(Hugging Face); `tiles` are the embedded ones. With --source scenes it is a folder of scenes, cut
+into tiles, and `data scenes` tells the statistics of their bands.
 
 examples:
   dinojax data check /data/photos --out check/photos
@@ -81,6 +85,7 @@ def add_verb(commands: Any, shared: Parser) -> None:
     config_options(bench, required=False)
     bench.add_argument("--seconds", type=_seconds, default=10.0, help="of each of the two parts")
     bench.add_argument("--step-seconds", type=_seconds, metavar="S", help="of a training step")
+    data_scenes.add(commands, command)
     check.set_defaults(usage_error=check.error)
     for parser in (check, convert, bench):
         parser.add_argument(

@@ -1,9 +1,11 @@
 """The commands of weights: export, import and embed."""
 
 import argparse
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping, Sequence
 
 from dinojax.cli.parser import Parser, bands, numbers
+from dinojax.configs.keys.images import MEANS, STDS
 
 EXPORT = """\
 Write a backbone for another library, with proof that it is the same network: OUT receives the
@@ -116,9 +118,22 @@ def _import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--inflate", metavar="HOW", help="repeat | mean | zero | a list of old channels, -1 = none"
     )
-    for name in ("mean", "std"):
-        parser.add_argument(f"--{name}", type=numbers, help="per channel, of values in 0..1")
+    for name, known in (("mean", MEANS), ("std", STDS)):
+        parser.add_argument(
+            f"--{name}",
+            type=functools.partial(_statistics, known),
+            metavar="VALUES",
+            help=f"per channel, of values in 0..1, or one of {', '.join(known)}",
+        )
     _overrides(parser)
+
+
+def _statistics(known: Mapping[str, Sequence[float]], text: str) -> Sequence[float]:
+    try:
+        return known[text] if text in known else numbers(text)
+    except ValueError:
+        told = f"{text}: give numbers with commas between, or one of {', '.join(known)}"
+        raise argparse.ArgumentTypeError(told) from None
 
 
 def _run_import(program: Program):

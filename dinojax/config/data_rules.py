@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dinojax.data.sources import EMBEDDED, SOURCES
+from dinojax.data.header import PLAIN
+from dinojax.data.sources import AUTO, EMBEDDED, SOURCES
 
 Values = Mapping[str, Any]  # dotted key -> value
 
@@ -13,6 +14,7 @@ def rules(values: Values) -> Iterator[str]:
     """Every rule that is broken, one sentence each, ending with a move."""
     yield from _mixture(values)
     yield from _ranges(values)
+    yield from _scenes(values)
 
 
 def _mixture(values: Values) -> Iterator[str]:
@@ -39,6 +41,19 @@ def _mixture(values: Values) -> Iterator[str]:
             f"data.mixture: {max(0.0, 1 - alone):.3g} of the batches are mixed, but the weights "
             f"sum to {weight:.3g}; give weights where batches are mixed, and only there."
         )
+
+
+def _scenes(values: Values) -> Iterator[str]:
+    """Rules of the keys that scenes alone read."""
+    kinds = {row[1] for row in values["data.mixture"]} or {values["data.source"]}
+    if kinds & {"scenes", AUTO, *EMBEDDED}:  # the last two may turn out to be scenes
+        return
+    for name in ("tile_size", "max_nodata", "bands"):
+        if values[f"data.{name}"] != getattr(PLAIN, name):
+            yield (
+                f"data.{name}={values[f'data.{name}']} is read by scenes, and the data are "
+                f"{', '.join(sorted(kinds))}; set data.source=scenes, or leave it out."
+            )
 
 
 def _ranges(values: Values) -> Iterator[str]:

@@ -57,7 +57,9 @@ def typed(key: str, value: Any, default: Mapping[str, Any], *, place: str) -> An
     wanted, optional = default[key], key in rules.OPTIONAL
     if optional and value is None:
         return None
-    any_length = key in rules.MANY
+    any_length, named = key in rules.MANY, rules.NAMED.get(key, {})
+    if isinstance(value, str) and value in named:
+        return named[value]
     if key in rules.TABLES:
         rows = _rows(value, rules.TABLES[key])
         if rows is not None:
@@ -73,6 +75,7 @@ def typed(key: str, value: Any, default: Mapping[str, Any], *, place: str) -> An
             return tuple(elements)
         what = "texts" if kinds == {str} else "numbers"
         expected = f"{'' if any_length else f'{len(wanted)} '}{what}"
+        expected += f", or one of {', '.join(named)}" if named else ""
     else:
         kind = rules.OPTIONAL[key] if optional else type(wanted)
         cast = _number(value, kind)

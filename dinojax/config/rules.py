@@ -17,6 +17,7 @@ LIMITS = {key: row.limits for key, row in KEYS.items() if row.limits is not None
 CHOICES = {key: row.choices for key, row in KEYS.items() if row.choices}
 OPTIONAL = {key: row.optional for key, row in KEYS.items() if row.optional is not None}
 MANY = {key: row.many for key, row in KEYS.items() if row.many is not None}
+NAMED = {key: row.named for key, row in KEYS.items() if row.named}
 TABLES = {key: row.columns for key, row in KEYS.items() if row.columns}
 SCHEDULES = tuple(key.removesuffix(".cosine") for key in KEYS if key.endswith(".cosine"))
 

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import os
+from collections.abc import Container
 
 import numpy as np
 
@@ -60,11 +61,11 @@ def folder(
     number of channels than `channels`.
     """
     refuse_split(split, "a folder has")
-    found = _Walk(_checked_root(path, key))
+    found = Walk(_checked_root(path, key), EXTENSIONS)
     if not found.sizes:
         raise ValueError(_no_images(f"{key}={path}", found))
     names = tuple(sorted(found.sizes, key=os.fsencode))
-    labels, class_names = _classes(names)
+    labels, class_names = classes_of(names)
     source = EncodedSource(
         files=FolderFiles(root=found.root, names=names, labels=labels),
         channels=channels,
@@ -87,16 +88,16 @@ def _checked_root(path: str, key: str) -> str:
     return root
 
 
-class _Walk:
-    """The regular files of a folder that are not hidden, at any depth.
+class Walk:
+    """The regular files of a folder that are not hidden, at any depth; those with an extension.
 
     Links to folders are followed, and every real folder is read once: by its own name if it lies
     inside, else by the first link to it in bytewise order.
     """
 
-    def __init__(self, root: str):
-        self.root = root
-        self.sizes: dict[str, int] = {}  # relative name of an image -> bytes
+    def __init__(self, root: str, extensions: Container[str]):
+        self.root, self._extensions = root, extensions
+        self.sizes: dict[str, int] = {}  # relative name of such a file -> bytes
         self.others: list[str] = []  # extensions of other files
         self.known = self.strange = self.broken = 0  # see `notes`
         self._seen: set[tuple[int, int]] = set()  # device and number of each folder read
@@ -131,7 +132,7 @@ class _Walk:
             if not entry.is_file():
                 self.broken += entry.is_symlink() and not os.path.exists(entry.path)
                 self.strange += os.path.exists(entry.path)
-            elif (extension := extension_of(entry.name)) in EXTENSIONS:
+            elif (extension := extension_of(entry.name)) in self._extensions:
                 self.sizes[name] = entry.stat().st_size
             else:
                 self.others.append(extension)
@@ -149,14 +150,14 @@ class _Walk:
         return (*skipped(self.others), *told)
 
 
-def _no_images(where: str, walk: _Walk) -> str:
+def _no_images(where: str, walk: Walk) -> str:
     total = len(walk.others)
     common = f"{total} other files ({listed(collections.Counter(walk.others))})"
     found = common if total else "no files at all"
     return f"{where} holds no image files; found {found}. Extensions read: {', '.join(EXTENSIONS)}."
 
 
-def _classes(names: tuple[str, ...]) -> tuple[np.ndarray | None, tuple[str, ...]]:
+def classes_of(names: tuple[str, ...]) -> tuple[np.ndarray | None, tuple[str, ...]]:
     """Labels int32 [N] and the sorted class names, or (None, ()) if any image is at the top."""
     if not all("/" in name for name in names):
         return None, ()

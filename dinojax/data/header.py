@@ -23,6 +23,10 @@ class ReadOptions:
     value_range: tuple[float, ...] = ()  # stored values that become 0 and 255; () = of the type
     max_pixels: int = MAX_PIXELS
     transparency: str = "drop"  # or white, which then lies behind RGB images
+    # Of scenes (scene_tiles.py)
+    tile_size: int = 512  # pixels of a side
+    max_nodata: float = 0.25  # share of a tile's pixels; tiles with more are left out
+    bands: tuple[int, ...] = ()  # those that are read, from 1 on; () = all
 
 
 PLAIN = ReadOptions()
@@ -79,7 +83,7 @@ def check_size(header: Header, max_pixels: int) -> None:
     counted = f", which count as {pixels:,.0f} for their {size} bytes each" * (size > PLAIN_BYTES)
     raise ValueError(
         f"it has {width}x{height} pixels{counted}; data.max_pixels={max_pixels:,}. "
-        "Raise it, or cut the image into tiles."
+        "Raise it, or cut the image into tiles (of rasters: data.source=scenes)."
     )
 
 

@@ -76,19 +76,27 @@ class Scene:
                 f"{self.path} has {len(self.bands)} bands for {channels} channels; {move}, or make "
                 f"weights for it: dinojax import --channels {len(self.bands)} --inflate repeat."
             )
-        if self.header.full is None and not value_range:
+        self.check_range(value_range, key=key)
+        self.check_pairs(value_range, key=key)
+
+    def check_pairs(self, value_range: Sequence[float], *, key: str) -> None:
+        """Raise ValueError for what is no LOW, HIGH, or one for each band."""
+        if len(value_range) not in (0, 2, 2 * len(self.bands)):
             raise ValueError(
-                f"{self.path}: {self.dtype} values have no known range; say which become 0 and 255 "
-                f"with {key} LOW,HIGH (`dinojax data scenes` tells what they are)."
-            )
-        if len(value_range) not in (0, 2, 2 * channels):
-            raise ValueError(
-                f"{key} has {len(value_range) / 2:g} pairs for {channels} bands; give one pair, or "
-                "one for each band."
+                f"{key} has {len(value_range) / 2:g} pairs for {len(self.bands)} bands; give one "
+                "pair, or one for each band."
             )
         for low, high in zip(value_range[::2], value_range[1::2], strict=True):
             if not low < high:
                 raise ValueError(f"{key} {low:g},{high:g} is not ascending; use LOW below HIGH.")
+
+    def check_range(self, value_range: Sequence[float], *, key: str) -> None:
+        """Raise ValueError for values of which nobody says which become 0 and 255."""
+        if self.header.full is None and not value_range:
+            raise ValueError(
+                f"{self.path}: {self.dtype} values have no known range; say which become 0 and 255 "
+                f"with {key} (LOW, HIGH), of which `dinojax data scenes` tells."
+            )
 
     def to_bytes(self, values_HWC: np.ndarray, value_range: Sequence[float]) -> np.ndarray:
         """uint8 [H, W, C] of stored values, as of an image file; 8 bits stay as they are."""

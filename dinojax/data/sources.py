@@ -10,6 +10,8 @@ from dinojax.data.encoded import EncodedSource, extension_of, is_shard
 from dinojax.data.example import Source
 from dinojax.data.folder import folder
 from dinojax.data.mixture import Mixture, Part
+from dinojax.data.scene import is_scene
+from dinojax.data.scene_tiles import scenes
 from dinojax.data.tiles import TileSource, tiles
 
 # data.source: builder(path=, channels=, split=, key=, options=)
@@ -21,6 +23,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "tfds": tfds.tfds,
     "parquet": parquet.parquet,
     "coco": coco.coco,
+    "scenes": scenes,
     "tiles": tiles,
 }
 
@@ -64,7 +67,13 @@ def read_options(data, part: str = "") -> ReadOptions:
     """How image files become pixels, of a `data` section or of one part of its mixture."""
     own = [(low, high) for name, low, high in data.mixture_ranges if name == part]
     ends = tuple(end for pair in own for end in pair) if own else data.value_range
-    return ReadOptions(value_range=tuple(ends), max_pixels=data.max_pixels)
+    return ReadOptions(
+        value_range=tuple(ends),
+        max_pixels=data.max_pixels,
+        tile_size=data.tile_size,
+        max_nodata=data.max_nodata,
+        bands=tuple(data.bands),
+    )
 
 
 def _open_mixture(data, *, channels: int, split: str) -> Mixture:
@@ -103,6 +112,8 @@ def kind_of(path: str) -> str:
     if coco.NAME.fullmatch(os.path.basename(path)):
         return "coco"
     here = os.path.expanduser(path)
+    if os.path.isfile(here) and is_scene(here):
+        return "scenes"
     names = os.listdir(here) if os.path.isdir(here) else [os.path.basename(here)]
     if path.lower().endswith(manifest.EXTENSIONS):
         return "parquet" if os.path.isfile(here) and parquet.is_images(here) else "manifest"

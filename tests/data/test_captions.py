@@ -122,6 +122,7 @@ class Data:
     """A `data` section."""
 
     source, mixture, mixture_ranges, value_range, max_pixels = "tar", (), (), (), 2**20
+    tile_size, max_nodata, bands = 512, 0.25, ()
 
     def __init__(self, path):
         self.path = path

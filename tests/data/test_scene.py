@@ -75,7 +75,9 @@ def test_what_a_network_cannot_take_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match="9,9 is not ascending"):
         whole.check(4, (9, 9), key="--value-range")
     floats = open_scene(scene(tmp_path / "f.tif", waves(8, 8, dtype=np.float32)))
-    with pytest.raises(ValueError, match=r"f\.tif: float32 values .*data\.value_range LOW,HIGH"):
+    with pytest.raises(
+        ValueError, match=r"f\.tif: float32 values .*data\.value_range \(LOW, HIGH\)"
+    ):
         floats.check(4, (), key="data.value_range")
     floats.check(4, (0, 1), key="data.value_range")
     with pytest.raises(ValueError, match="has no band 7, only 1 to 4"):

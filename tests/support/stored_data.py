@@ -6,12 +6,14 @@ import json
 import struct
 import tarfile
 import zlib
+from importlib.util import find_spec
 
 import numpy as np
 from PIL import Image
 
 from dinojax.data.arrayrecord import pack
 from dinojax.data.example import Encoded
+from tests.support.scenes import scene
 
 CLASSES = ("ant", "cat")
 
@@ -82,7 +84,15 @@ def every_kind(root):
         "parquet": str(parquet(root / "parquet" / "train.parquet", images)),
         "coco": str(coco(root / "coco", images)),
         "tiles": "",
+        **({"scenes": str(scenes(root / "scenes"))} if find_spec("rasterio") else {}),
     }
+
+
+def scenes(root):
+    """A GeoTIFF of each class."""
+    for number, name in enumerate(CLASSES):
+        scene(root / name / f"{number}.tif", pixels(number), nodata=None, photometric="rgb")
+    return root
 
 
 def folder(root, images):

@@ -52,6 +52,8 @@ ALIKE = {
     "adapt_vitl16": ("adapt_vitl16_lora", {"gram.enabled", "gram.anchor", "adapter.rank"} | LARGE),
     **{f"adapt_vit{size}16": ("adapt_vitl16", {"model.name"}) for size in "sb"},
     "dinov2_vitg14": ("dinov2_vitl14", {"model.name", "group_size", "model.remat"}),
+    # test_scenes_train.py trains it on scenes.
+    "adapt_satellite": ("adapt", {"data.source", "data.tile_size", "image.mean", "image.std"}),
     # smoke() leaves its guides out, for want of metadata; test_guidance.py trains with guides.
     "guided_tiny": ("own_small", SMALL_CROPS),
     "guided_hpa": ("guided_fmow", FOUR_CHANNELS),
