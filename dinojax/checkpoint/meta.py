@@ -15,6 +15,7 @@ from dinojax.data import fields
 DIGEST, ARRAYS = "digest", "arrays_digest"  # keys of meta
 # What a run reads of the JSON values that it saved with a state.
 KINDS: dict[str, Any] = {"step": int, "position": int, "num_images": int, "seconds": float}
+ALWAYS = ("position", "seconds", "fingerprint", "num_images", "config")  # of every release
 KINDS |= {"fingerprint": str, "teacher": str, "config": dict, "versions": dict}
 
 
@@ -55,9 +56,11 @@ def opened(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 def _contradiction(meta: Mapping[str, Any], step: int) -> str | None:
     """Of a checkpoint without a digest: a stage takes whole batches from image 0 on."""
-    config = meta.get("config")
-    if not isinstance(config, dict) or "batch_size" not in config or "position" not in meta:
-        return None
+    if lost := [name for name in ALWAYS if name not in meta]:
+        return f"its meta has no {lost[0]}"
+    config = meta["config"]
+    if not isinstance(config, dict) or "batch_size" not in config:
+        return "the config of its meta has no batch_size"
     position = step * config["batch_size"]
     if meta["position"] == position:
         return None

@@ -3,15 +3,21 @@
 import gc
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dinojax import config as configs
 from dinojax.checkpoint import meta as metas
 from dinojax.checkpoint.manager import FORMAT_VERSION, Checkpoints, Damaged
+from dinojax.sharding import mesh
+from dinojax.train import program
+from dinojax.train.checks import check_data
 
+EARLIER = Path(__file__).parent.parent / "recorded" / "earlier"  # of release 0.1.0
 BATCH = 8
 FAST, ALL = 10, 100
 TREE = {
@@ -23,7 +29,8 @@ TREE = {
 
 def meta_of(step: int) -> dict:
     config = {"batch_size": BATCH, "seed": 0, "sizes": [1, 2]}
-    return {"position": step * BATCH, "seconds": 1.5, "config": config, "fingerprint": "abc"}
+    data = {"fingerprint": "abc", "num_images": 99}
+    return {"position": step * BATCH, "seconds": 1.5, "config": config, **data}
 
 
 @pytest.fixture(scope="module")
@@ -81,15 +88,16 @@ def hurt(step, rng) -> str:
         return f"{kind} {name}"
     elif kind == "arrays":
         path = arrays
-        names = ["kernel", "twin", "step"]
-        name = names[rng.integers(3)]
+        names = sorted(json.loads(arrays.read_text()))
+        name = names[rng.integers(len(names))]
         edit(arrays, lambda content: content.update({name: damaged_value(content[name], rng)}))
     elif kind == "swap":
         path = arrays
 
         def swap(content):
-            kernel, twin = content["kernel"]["shape"], content["twin"]["shape"]
-            content["kernel"]["shape"], content["twin"]["shape"] = twin, kernel
+            of_shape = {tuple(array["shape"]): name for name, array in content.items()}
+            (a, one), (b, other) = sorted(of_shape.items())[-2:]
+            content[one]["shape"], content[other]["shape"] = b, a
 
         edit(arrays, swap)
     else:  # whole parts of another step
@@ -101,7 +109,7 @@ def hurt(step, rng) -> str:
 
 
 def outcome(directory) -> str:
-    """How a start from it ends: "refused", "earlier" (taken as torn), "equal" or else."""
+    """How a start from step 2 ends: "refused", "earlier" (taken as torn), "equal" or else."""
     checkpoints = Checkpoints(directory, keep_last=2, keep_every=None)
     try:
         if checkpoints.latest() != 2:
@@ -137,6 +145,75 @@ def test_whatever_is_damaged_is_refused_with_the_way_on_or_changes_nothing(saved
     assert list(seen.values()).count("refused") >= len(seen) // 3  # they do damage it
 
 
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory):
+    """(Checkpoints of an earlier release, none of whose meta has a digest; their state)."""
+    directory = tmp_path_factory.mktemp("earlier") / "pretrain"
+    shutil.copytree(EARLIER / "run" / "checkpoints" / "pretrain", directory)
+    shutil.copytree(directory / "4", directory / "1")  # parts of another step
+    edit(directory / "1" / "meta" / "metadata", lambda meta: meta.update(step=1, position=8))
+    edit(directory / "1" / "arrays" / "metadata", lambda arrays: arrays["step"].update(sum=1))
+    config = configs.load(str(EARLIER / "run"))
+    built = program.build(config, mesh.from_section(config.mesh))
+    with mesh.use(built.layout):
+        like = built.new_state()
+    checkpoints = Checkpoints(directory, keep_last=2, keep_every=None, read_only=True)
+    state = checkpoints.restore(like, 4)
+    checkpoints.close()
+    return directory, state
+
+
+class Images:
+    fingerprint = json.loads((EARLIER / "run/checkpoints/pretrain/4/meta/metadata").read_text())[
+        "fingerprint"
+    ]
+
+    def __len__(self):
+        return 16
+
+
+def continued(directory, like) -> str:
+    """How a run goes on: as `outcome`; "equal" in all that its end depends on."""
+    checkpoints = Checkpoints(directory, keep_last=2, keep_every=None)
+    try:
+        if checkpoints.latest() != 4:
+            return "earlier" if checkpoints.latest() == 1 else "lost"
+        meta, state = checkpoints.restore_meta(4), checkpoints.restore(like, 4)
+        check_data(meta, Images())
+    except (Damaged, ValueError) as error:
+        ways = ("continue from step 1", "--accept-new-data")
+        return "refused" if any(way in str(error) for way in ways) else f"no way on: {error}"
+    finally:
+        checkpoints.close()
+        gc.collect()
+    same = jax.tree.map(lambda a, b: bool((_bits(a) == _bits(b)).all()), state, like)
+    return "equal" if all(jax.tree.leaves(same)) and meta["position"] == 32 else f"other: {meta}"
+
+
+def _bits(leaf) -> np.ndarray:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.asarray(leaf).view(np.uint8) if leaf.ndim else np.asarray(leaf)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    "seeds", [range(FAST), pytest.param(range(FAST, ALL), marks=pytest.mark.exhaustive)], ids=str
+)
+def test_a_damaged_checkpoint_of_an_earlier_release_too(earlier, tmp_path, seeds):
+    directory, state = earlier
+    seen = {}
+    for seed in seeds:
+        copied = tmp_path / str(seed)
+        shutil.copytree(directory, copied)
+        what = hurt(copied / "4", np.random.default_rng(seed))
+        seen[f"{seed}: {what}"] = continued(copied, state)
+    bad = {what: end for what, end in seen.items() if end not in ("refused", "earlier", "equal")}
+    assert not bad
+    assert list(seen.values()).count("refused") >= len(seen) // 3
+
+
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
@@ -160,4 +237,7 @@ def test_a_checkpoint_without_a_digest_continues_unless_its_values_contradict_ea
     told = metas.fault({**meta, "position": 72}, 8, FORMAT_VERSION)
     assert told == "its meta says position 72, where 8 steps of 8 images make 64"
     assert metas.fault({**meta, "step": 9}, 8, FORMAT_VERSION) == "its meta is of step 9"
+    for lost in metas.ALWAYS:
+        less = {name: value for name, value in meta.items() if name != lost}
+        assert metas.fault(less, 8, FORMAT_VERSION) == f"its meta has no {lost}"
     assert metas.arrays_fault(meta, {"anything": 1}) is None
