@@ -1,6 +1,7 @@
 """What is due now and then beside rows: evaluations of the ema, saves, the progress line."""
 
 import contextlib
+import gc
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -158,6 +159,9 @@ class Page:
 
     def write(self) -> None:
         self._is_due = False
+        # Python looks for cycles among old objects the less often the more there are; in a long run
+        # what they hold would lie between what stays, and its memory would grow.
+        gc.collect()
         if self._run.processes.is_main:
             reports.refresh(self._run.directory)
 

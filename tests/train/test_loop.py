@@ -3,6 +3,8 @@
 The slow tests of whole runs see the same, and much later.
 """
 
+import gc
+import weakref
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -270,3 +272,24 @@ def test_a_look_is_not_repeated_at_a_resume_where_it_is_all_of_an_evaluation(col
     rows[2][column] = 9
     run = SimpleNamespace(evaluations={} if column == "probe/drift" else {"some": object()})
     assert periodic.evaluated_steps(SimpleNamespace(rows=lambda: rows), run) == done
+
+
+def test_cycles_are_gone_whenever_a_page_is_written(monkeypatch, tmp_path):
+    """Where they wait for Python to look for them, the memory of a long run grows."""
+
+    class Cycle:
+        pass
+
+    monkeypatch.setattr(periodic.reports, "refresh", lambda directory: None)
+    gc.collect()
+    gc.disable()
+    try:
+        cycle = Cycle()
+        cycle.itself, seen = cycle, weakref.ref(cycle)
+        del cycle
+        assert seen() is not None
+        processes = SimpleNamespace(is_main=True)
+        periodic.Page(SimpleNamespace(processes=processes, directory=tmp_path)).write()
+        assert seen() is None
+    finally:
+        gc.enable()
