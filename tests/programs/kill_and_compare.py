@@ -2,9 +2,12 @@
 
     python -m tests.programs.kill_and_compare --points 100 --seed 0
     python -m tests.programs.kill_and_compare --points 100 --seed 0 --processes 2 --devices 2
+    python -m tests.programs.kill_and_compare --points 100 --seed 0 --kind stages   # or family
 
-Real processes of `dinojax train` on the tiny recipe, of fewer steps, get SIGKILL or SIGTERM at
-random moments of random phases; of several processes all get it, or one. Weights and all else that
+Real processes of `dinojax train` or `distill` on a tiny recipe, of fewer steps, get SIGKILL or
+SIGTERM at random moments of random phases; of several processes all get it, or one. Kinds
+(kill_kinds.py): one network; three stages, with Gram refreshes, on a mixture of tar, ArrayRecord
+and folder; two students of one teacher. Weights and all else that
 a checkpoint holds, the images of every step, metrics and pictures must be equal to the last bit.
 Every second run of several processes is continued by one process with one device after half of its
 points: then the images of every step must be those of the undisturbed run. The last line is JSON;
@@ -26,24 +29,23 @@ from pathlib import Path
 import numpy as np
 
 from dinojax.runs.scalars import duration
+from tests.programs.kill_kinds import KINDS, SAVE_EVERY, SMALLER
 from tests.support.killer import ALONE, Killer, Place, Point, Session
 from tests.support.stored_run import differences, order_differences
 
-SAVE_EVERY, EVALUATE_EVERY = 4, 20  # steps
 SIGNALS = (signal.SIGKILL, signal.SIGTERM)
 PHASES = ("start", "compile", "wait", "step", "save", "evaluate", "finish")
 PER_RUN = 20  # points that one run has to survive
 TO_ALL = 1 / 3  # share of the points at which all of several processes get the signal
-# For several processes: a network that compiles quickly.
-SMALLER = ("batch_size=16", "group_size=4", "model.width=24", "model.depth=1")
-SMALLER += ("dino_head.prototypes=64", "ibot_head.prototypes=64")
 
 
-def draw(rng, count: int, num_steps: int, processes: int = 1) -> list[Point]:
+def draw(
+    rng, count: int, num_steps: int, processes: int = 1, *, evaluate_every: int = 20
+) -> list[Point]:
     """Points spread evenly over phases and signals, at random steps and moments."""
     steps = {
         "save": range(SAVE_EVERY, num_steps + 1, SAVE_EVERY),
-        "evaluate": range(0, num_steps + 1, EVALUATE_EVERY),
+        "evaluate": range(0, num_steps + 1, evaluate_every),
         "finish": [num_steps],
     }
     points = []
@@ -57,18 +59,6 @@ def draw(rng, count: int, num_steps: int, processes: int = 1) -> list[Point]:
             point = point._replace(who=int(rng.integers(processes)))
         points.append(point)
     return points
-
-
-def settings(num_steps: int) -> list[str]:
-    """The tiny recipe's shapes, fewer steps; saves and evaluations as often as that asks for."""
-    return [
-        f"num_steps={num_steps}",
-        f"checkpoint.every={SAVE_EVERY}",
-        f"knn.every={EVALUATE_EVERY}",
-        "log.every=1",
-        "schedules.lr.warmup=4",
-        "schedules.teacher_temperature.warmup=8",
-    ]
 
 
 class Tally:
@@ -136,15 +126,16 @@ def kill_and_compare(
     place: Place = ALONE,
     per_run: int = PER_RUN,
     few: bool = False,
+    kind: str = "run",
 ) -> dict:
     """The row of results; `root` receives the runs, those that are equal are removed again.
 
-    few: few tiles, for quick evaluations.
+    few: few tiles, for quick evaluations. kind: of KINDS.
     """
-    rng = np.random.default_rng(seed)
+    rng, what = np.random.default_rng(seed), KINDS[kind]
     given = [setting.split("=")[0] for setting in extra]
-    kept = [line for line in settings(num_steps) if line.split("=")[0] not in given]
-    killer = Killer(root, [*kept, *extra], few=few)
+    kept = [s for s in what.settings(num_steps, root) if s.split("=")[0] not in given]
+    killer = Killer(root, [*kept, *extra], command=what.command, few=few)
     for name in ("warm", "whole"):  # the first one may have to compile
         session = killer.session(root / name, place)
         if any(session.codes):
@@ -153,7 +144,7 @@ def kill_and_compare(
     killer.measure(root / "whole", session)
     for line in differences(root / "warm", root / "whole", num_steps):
         tally.blame(f"two undisturbed runs: {line}")
-    points = draw(rng, num_points, num_steps, place.processes)
+    points = draw(rng, num_points, num_steps, place.processes, evaluate_every=what.evaluate_every)
 
     def one_run(number: int, points: list[Point]) -> list[Point]:
         run = root / f"killed-{number}"
@@ -178,6 +169,7 @@ def kill_and_compare(
         tally.blame(f"{len(points)} points were never met: {points}")
     return {
         "name": "kill_and_compare",
+        "kind": kind,
         "points": tally.hit.total(),
         "seed": seed,
         "num_steps": num_steps,
@@ -200,6 +192,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=40, help="of a run, a multiple of 20")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     parser.add_argument("--per-run", type=int, default=PER_RUN, help="points of one run")
+    parser.add_argument("--kind", choices=KINDS, default="run", help="of what is run")
     parser.add_argument("--processes", type=int, default=1, help="of a run")
     parser.add_argument("--devices", type=int, default=1, help="of each process")
     parser.add_argument("--keep", type=Path, help="folder for the runs; those that differ stay")
@@ -220,7 +213,8 @@ def main() -> int:
             extra=[*(SMALLER if args.processes > 1 else ()), *args.set],
             place=place,
             per_run=args.per_run,
-            few=args.processes > 1,
+            few=args.processes > 1 or args.kind != "run",
+            kind=args.kind,
         )
     print(json.dumps(row))
     return 0 if row["equal"] else 1

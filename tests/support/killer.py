@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,11 +93,19 @@ class Session(NamedTuple):
 class Killer:
     """Starts processes of one recipe and stops them at points.
 
-    few: few tiles, wherever the run is trained.
+    command: verb and config. few: few tiles, wherever the run is trained.
     """
 
-    def __init__(self, root: Path, settings: list[str], *, few: bool = False):
+    def __init__(
+        self,
+        root: Path,
+        settings: list[str],
+        *,
+        command: Sequence[str] = ("train", "--config", "tiny"),
+        few: bool = False,
+    ):
         self._root, self._settings = root, [w for s in settings for w in ("--set", s)]
+        self._command = command
         self._more = {"FEW": "1"} if few else {}
         self._seconds: dict[str, float] = {}  # of each phase, in a run that nothing disturbed
 
@@ -117,14 +126,7 @@ class Killer:
             marks_in, marks_out = os.pipe()
             pipes.append(marks_in)
             name = run.with_suffix(".order" + (f".{index}" if place.processes > 1 else ""))
-            command = [
-                sys.executable,
-                "-m",
-                "tests.support.marked_train",
-                "train",
-                "--config",
-                "tiny",
-            ]
+            command = [sys.executable, "-m", "tests.support.marked_train", *self._command]
             process = subprocess.Popen(
                 [*command, "--run", str(run), *self._settings, *flags],
                 env=environment | {"MARKS": str(marks_out), "ORDER": str(name)},
@@ -172,9 +174,10 @@ class Killer:
         """How long phases take: until the next begins, or until a checkpoint is whole."""
         found = collections.defaultdict(list)
         ends = [moment for _, _, moment in session.marks[1:]] + [time.time()]
-        for (phase, step, began), end in zip(session.marks, ends, strict=True):
-            whole = run / "checkpoints" / "pretrain" / str(step) / COMMITTED
-            end = whole.stat().st_mtime if phase == "save" and whole.exists() else end
+        wholes = sorted(p.stat().st_mtime for p in run.glob(f"**/checkpoints/*/*/{COMMITTED}"))
+        for (phase, _, began), end in zip(session.marks, ends, strict=True):
+            if phase == "save":  # it goes on in the background
+                end = next((moment for moment in wholes if moment >= began), end)
             found[phase].append(end - began)
         found["start"].append(sum(found["start"] + found["begin"]))
         self._seconds = {phase: float(np.max(values)) for phase, values in found.items()}

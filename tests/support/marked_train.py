@@ -1,7 +1,8 @@
-"""`dinojax train` that tells where it is: for tests that stop a real process at a chosen place.
+"""`dinojax train` or `distill` that tells where it is: for tests that stop a process at a place.
 
 The environment gives MARKS, the number of an open file descriptor that receives one line
-"PHASE NUMBER TIME" as a phase begins (TIME of time.time), ORDER, a file that collects the image ids
+"PHASE NUMBER TIME" as a phase begins (NUMBER counts the steps of all stages, TIME is of time.time),
+ORDER, a file that collects the image ids
 of every step taken, and STALL, a step whose images come a second late. With FEW there are few tiles
 to evaluate with, and of several processes one compiles. Nothing else is changed.
 """
@@ -42,27 +43,33 @@ def main() -> int:
     from dinojax.data.loader import Loader
     from dinojax.monitor.autopsy import Autopsy
     from dinojax.train import finish, trainer
+    from dinojax.train.records import Records
     from dinojax.train.stage import Run
     from dinojax.viz.probe import Probe
 
-    stall = int(os.environ["STALL"])
+    stall, before_stage = int(os.environ["STALL"]), 0
+
+    def beginning(records, run, *_, **__):
+        nonlocal before_stage
+        before_stage = run.steps_before
 
     def waiting(loader):
-        number = loader.position // loader._batch_size + 1
+        number = before_stage + loader.position // loader._batch_size + 1
         mark("wait", number)
         if number == stall:
             time.sleep(STALL_SECONDS)
 
     def stepping(_, number, host_batch):
-        remember(number, host_batch["ids"])
-        mark("step", number)
+        remember(before_stage + number, host_batch["ids"])
+        mark("step", before_stage + number)
 
+    before(Records, "__init__", beginning)
     before(trainer, "compile_step", lambda built: mark("compile"))
     before(Loader, "__next__", waiting)
     before(Autopsy, "keep", stepping)
-    before(Run, "save", lambda run, state, *, step, **_: mark("save", step))
+    before(Run, "save", lambda run, state, *, step, **_: mark("save", before_stage + step))
     before(Probe, "look", lambda probe, network, number: mark("evaluate", number))
-    before(finish, "finish", lambda run, state, **_: mark("finish", run.num_steps))
+    before(finish, "finish", lambda run, state, **_: mark("finish", before_stage + run.num_steps))
     if "FEW" in os.environ:
         from dinojax.data import tiles
         from tests.support import few_tiles_train, several_worker

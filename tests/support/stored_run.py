@@ -16,20 +16,42 @@ TIMES = ("data_wait", "images_per_second", "train_seconds", "compile_seconds", "
 
 
 def differences(got: Path, want: Path, num_steps: int) -> list[str]:
-    """In words, what of a finished run is not equal to another; empty if everything is."""
+    """In words, what of a finished run is not equal to another; empty if everything is.
+
+    Of all stages, and of all students of a family. num_steps: of all stages.
+    """
     found = order_differences(got, want, num_steps)
-    for what, read in (("state", state), ("pictures", pictures)):
-        found += _unequal(what, read(got, num_steps), read(want, num_steps))
-    rows = [metrics(run) for run in (got, want)]
-    if rows[0] != rows[1]:
-        counts = [collections.Counter(row["step"] for row in part) for part in rows]
-        odd = sorted(((counts[0] - counts[1]) + (counts[1] - counts[0])).elements())
-        changed = [b["step"] for a, b in zip(*rows, strict=False) if a != b]
-        found.append(
-            f"metrics: {len(rows[0])} rows for {len(rows[1])}, too many or few at steps {odd}, "
-            f"other values first at step {changed[0] if changed else None}"
-        )
+    for home in homes(want):
+        own, where = got / home.relative_to(want), f"{home.name}, " if home != want else ""
+        for stage, step in ends(home).items():
+            pair = (state(run, step, stage=stage) for run in (own, home))
+            found += _unequal(f"{where}state of {stage}", *pair)
+        found += _unequal(f"{where}pictures", pictures(own, num_steps), pictures(home, num_steps))
+        rows = [metrics(run) for run in (own, home)]
+        if rows[0] != rows[1]:
+            counts = [collections.Counter(row["step"] for row in part) for part in rows]
+            odd = sorted(((counts[0] - counts[1]) + (counts[1] - counts[0])).elements())
+            changed = [b["step"] for a, b in zip(*rows, strict=False) if a != b]
+            found.append(
+                f"{where}metrics: {len(rows[0])} rows for {len(rows[1])}, too many or few at steps "
+                f"{odd}, other values first at step {changed[0] if changed else None}"
+            )
     return found
+
+
+def homes(run: Path) -> list[Path]:
+    """The run, or the students of a family."""
+    return (
+        [run]
+        if (run / "metrics.jsonl").exists()
+        else sorted(p.parent for p in run.glob("*/metrics.jsonl"))
+    )
+
+
+def ends(run: Path) -> dict[str, int]:
+    """Stage -> the step of its last checkpoint."""
+    folders = sorted((run / "checkpoints").iterdir())
+    return {f.name: max(int(p.name) for p in f.iterdir() if p.name.isdecimal()) for f in folders}
 
 
 def order_differences(got: Path, want: Path, num_steps: int) -> list[str]:
@@ -48,9 +70,9 @@ def metrics(run: Path) -> list[dict]:
     return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
 
 
-def state(run: Path, step: int) -> dict[str, tuple]:
+def state(run: Path, step: int, *, stage: str = "pretrain") -> dict[str, tuple]:
     """Path -> (dtype, shape, digest of the bytes) of every array of a checkpoint; its position."""
-    folder = (run / "checkpoints" / "pretrain" / str(step)).absolute()
+    folder = (run / "checkpoints" / stage / str(step)).absolute()
     reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
     tree = reader.metadata(folder / "state").item_metadata.tree
     args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)

@@ -17,11 +17,12 @@ from dinojax.train import finish, loop, periodic, trainer
 from dinojax.train.checks import check_data
 from dinojax.train.periodic import Saves
 from dinojax.train.records import Records
-from tests.programs.kill_and_compare import SMALLER, kill_and_compare
+from tests.programs.kill_and_compare import kill_and_compare
+from tests.programs.kill_kinds import SMALLER
 from tests.support import small
 from tests.support.killer import Place
 from tests.support.stopping import Stop, ask, at, die, rows, same_state
-from tests.support.stored_run import order_differences
+from tests.support.stored_run import differences, order_differences
 
 STEPS = 6
 OVERRIDES = [
@@ -236,3 +237,26 @@ def test_several_processes_stopped_at_random_moments_end_like_some_that_were_not
     )
     assert found["equal"], found["faults"]
     assert found["points"] == 3
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("kind", "num_steps"), [("stages", 40), ("family", 20)])
+def test_stages_on_a_mixture_and_families_stopped_at_random_moments_too(tmp_path, kind, num_steps):
+    found = kill_and_compare(tmp_path, 3, seed=0, num_steps=num_steps, few=True, kind=kind)
+    assert found["equal"], found["faults"]
+    assert found["points"] == 3
+
+
+def test_a_student_that_differs_is_found(tmp_path):
+    """In its rows, and in a picture of the one that has them."""
+    for run in ("a", "b"):
+        for student in ("narrow", "shallow"):
+            folder = tmp_path / run / student
+            (folder / "pictures").mkdir(parents=True)
+            (folder / "checkpoints").mkdir()
+            row = {"step": 1, "total": 2.0 + (run == "b") * (student == "narrow")}
+            (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+        (tmp_path / f"{run}.order").write_text(json.dumps({"step": 1, "ids": [1]}) + "\n")
+    (tmp_path / "b/shallow/pictures/patches.png").write_bytes(b"x")
+    found = differences(tmp_path / "a", tmp_path / "b", 1)
+    assert [line.split(":")[0] for line in found] == ["narrow, metrics", "shallow, pictures"]
