@@ -31,10 +31,12 @@ class SceneJob:
     def layer(self, spec: Spec) -> int | None:
         """Number of the block, None = the features themselves. Raises ValueError for neither."""
         match = LAYER.fullmatch(self.output)
-        if not isinstance(spec, VitSpec) or (match is None and self.output != "patches"):
+        if match is None and self.output != "patches":
+            raise ValueError(f"--outputs {self.output}: of a scene give patches, or one layer=N.")
+        if match is not None and not isinstance(spec, VitSpec):
             raise ValueError(
-                f"--outputs {self.output}: of a scene give patches or one layer=N, of a vision "
-                "transformer."
+                f"--outputs {self.output}: stages of a ConvNeXt have grids of their own; of a "
+                "scene give patches, those of the last one."
             )
         if match is not None and not -spec.depth <= int(match[1]) < spec.depth:
             last = spec.depth - 1

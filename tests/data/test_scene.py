@@ -113,6 +113,25 @@ def test_a_plain_raster_is_a_scene_from_the_size_on_that_no_image_has(tmp_path, 
     assert is_scene(path)
 
 
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("a.vrt", {"driver": "VRT"}),
+        ("a.jp2", {"driver": "JP2OpenJPEG", "quality": "100", "reversible": "yes"}),
+    ],
+)
+def test_other_rasters_are_scenes_too(tmp_path, name, options):
+    from rasterio import shutil
+
+    values = waves(40, 50, 3)
+    path = scene(tmp_path / "a.tif", values, nodata=None)
+    shutil.copy(path, tmp_path / name, **options)
+    assert is_scene(tmp_path / name)
+    found = open_scene(tmp_path / name)
+    np.testing.assert_array_equal(read(found, 0, 0, 40, 50)[0], values)
+    assert "32633" in found.crs and found.transform == open_scene(path).transform
+
+
 def test_windows_cover_an_axis_and_end_where_it_ends():
     assert starts(10, 4, 3) == [0, 3, 6] and starts(11, 4, 3) == [0, 3, 6, 7]
     assert starts(4, 4, 1) == [0] and starts(3, 4, 4) == [0]

@@ -1,4 +1,4 @@
-"""A small vision transformer of four bands with random weights, and heads on it."""
+"""A small backbone of four bands with random weights, and heads on it."""
 
 import jax
 import numpy as np
@@ -16,8 +16,10 @@ BANDS, PATCH = 4, 16
 PREPROCESSING = Preprocessing(64, 64, "fixed", (0.4,) * BANDS, (0.2,) * BANDS)
 
 
-def backbone():
-    spec = VitSpec(width=16, depth=1, num_heads=2, patch_size=PATCH, channels=BANDS)
+SPEC = VitSpec(width=16, depth=1, num_heads=2, patch_size=PATCH, channels=BANDS)
+
+
+def backbone(spec=SPEC):
     images = np.zeros((1, 64, 64, BANDS), np.float32)
     params = jax.jit(module(spec).init)(jax.random.key(0), [images])["params"]
     params = jax.tree.map(np.asarray, nn.meta.unbox(params))

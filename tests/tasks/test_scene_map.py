@@ -12,6 +12,7 @@ from dinojax.eval import embed_scene
 from dinojax.eval.embed_scene import SceneJob
 from dinojax.eval.patch_maps import as_seen
 from dinojax.eval.scene_windows import places
+from dinojax.models.convnext import ConvNextSpec
 from dinojax.tasks import run as task_run
 from dinojax.tasks import scene_map
 from dinojax.tasks.judge import map_of
@@ -104,6 +105,20 @@ def test_features_of_patches_are_those_of_windows_cut_out_of_the_whole(body, lar
         embed_scene.embed_scene(body, str(path), tmp_path, job)
 
 
+def test_a_convnext_gives_its_last_map(tmp_path):
+    spec = ConvNextSpec(depths=(1, 1, 1, 1), widths=(8, 8, 8, 16), channels=BANDS)
+    body = scene_backbone.backbone(spec)
+    path = scene(tmp_path / "a.tif", waves(70, 100))
+    with pytest.raises(ValueError, match="stages of a ConvNeXt have grids of their own"):
+        embed_scene.embed_scene(body, str(path), tmp_path / "out", SceneJob("layer=0"))
+    job = SceneJob(window=64, batch_size=2, value_range=RANGE)
+    got, transform, _ = read(embed_scene.embed_scene(body, str(path), tmp_path / "out", job))
+    assert got.shape == (16, 2, 3) and transform.a == 32 * METRES
+    seen = as_seen(scene_backbone.PREPROCESSING, as_bytes(waves(70, 100)[:64, 32:96]))
+    want = np.asarray(body(seen[None]).patches).reshape(2, 2, 16)
+    np.testing.assert_allclose(np.moveaxis(got, 0, 2)[:, 2], want[:, 1], atol=1e-4)
+
+
 @pytest.mark.parametrize("task", ["canopy", "segment"])
 def test_a_scene_of_one_window_is_the_image(task, body, tmp_path):
     network, variables = linear_head(task, body)
@@ -181,7 +196,7 @@ def test_the_command_embeds_a_scene_and_refuses_what_does_not_fit(
         return main.main([*words, *more]), capsys.readouterr()
 
     for words, told in (
-        (["--outputs", "cls"], "of a scene give patches or one layer=N"),
+        (["--outputs", "cls"], "of a scene give patches, or one layer=N"),
         (["--outputs", "layer=5"], "has blocks 0 to 0"),
         (["--window", "50"], "a multiple of the patch of 16"),
         (["--format", "parquet"], "written as a GeoTIFF"),
