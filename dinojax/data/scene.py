@@ -138,13 +138,19 @@ class Scene:
         return values_HWC, known_HW
 
     def _values(self, file: Any, size: tuple[int, int], window) -> tuple[np.ndarray, np.ndarray]:
-        """(values [*size, C], known [*size]) of a window, None = of the whole, made so small."""
-        values_CHW = file.read(list(self.bands), window=window, out_shape=(len(self.bands), *size))
-        known_HW = np.ones(size, bool)
+        """(values [*size, C], known [*size]) of a window, None = of the whole, made so small.
+
+        Raises OSError that names the file for one that is damaged.
+        """
+        shape, known_HW = (len(self.bands), *size), np.ones(size, bool)
+        try:
+            values_CHW = file.read(list(self.bands), window=window, out_shape=shape)
+            for band in self.bands if self.has_nodata else ():
+                known_HW &= file.read_masks(band, window=window, out_shape=size) > 0
+        except importlib.import_module("rasterio.errors").RasterioError as error:
+            raise OSError(f"{self.path} cannot be read: {error.__cause__ or error}") from error
         if values_CHW.dtype.kind == "f":
             known_HW &= np.isfinite(values_CHW).all(axis=0)
-        for band in self.bands if self.has_nodata else ():
-            known_HW &= file.read_masks(band, window=window, out_shape=size) > 0
         return np.moveaxis(values_CHW, 0, 2), known_HW
 
 

@@ -72,8 +72,8 @@ def run_task(
     if twice := [stem for stem in stems if stems.count(stem) > 1]:
         raise ConfigError(f"--image: two files are called {twice[0]}; run them one after another.")
     scenes = {image: open_scene(image, reading.bands) for image in images if is_scene(image)}
-    for image, stem in zip(images, stems, strict=True):
-        if Path(image).resolve() == (folder / f"{stem}.tif").resolve():
+    for image in scenes:
+        if Path(image).resolve() == (folder / f"{Path(image).stem}.tif").resolve():
             raise ConfigError(f"--out {out}: the map would replace {image}; use another.")
     if not scenes and reading != Reading():
         raise ConfigError("--value-range and --bands are read by scenes; none of --image is one.")

@@ -1,5 +1,8 @@
 """Scenes are read by windows, with what is nodata, and written where they lie."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -172,9 +175,35 @@ def test_a_raster_that_fails_leaves_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
+FULL = """
+import resource, signal, sys
+import numpy as np
+from dinojax.data.geotiff import written
+from dinojax.data.scene import open_scene
+from dinojax.files import full
+
+found = open_scene(sys.argv[1])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, resource.RLIM_INFINITY))
+try:
+    with written(sys.argv[2], found, dtype="float32", nodata=np.nan) as write:
+        write((0, 0), np.random.default_rng(0).normal(size=(50, 50)))
+except OSError as error:
+    print(full.told(full.cause(error), sys.argv[2]))
+"""
+
+
+def test_what_gdal_cannot_write_while_it_closes_a_file_is_told_and_leaves_nothing(tmp_path):
+    path, out = scene(tmp_path / "in" / "a.tif", waves(60, 60)), tmp_path / "out.tif"
+    words = [sys.executable, "-c", FULL, str(path), str(out)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert "cannot be written to (File too large)" in done.stdout, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
 def test_without_rasterio_the_extra_is_named(tmp_path, monkeypatch):
     path = scene(tmp_path / "a.tif", waves(8, 8))
-    monkeypatch.setitem(__import__("sys").modules, "rasterio", None)
+    monkeypatch.setitem(sys.modules, "rasterio", None)
     with pytest.raises(ModuleNotFoundError, match=r"a\.tif .* pip install 'dinojax\[geo\]'"):
         open_scene(path)
 

@@ -183,6 +183,16 @@ def test_the_command_maps_scenes_and_refuses_what_does_not_fit_before_it_writes(
     assert code == 0 and "without a CRS" in output.out
 
 
+def test_a_scene_that_cannot_be_read_to_its_end_is_named_and_leaves_nothing(head, tmp_path):
+    network, variables = head
+    path = scene(tmp_path / "in" / "a.tif", waves(300, 300))
+    found = open_scene(path)
+    path.write_bytes(path.read_bytes()[:300_000])
+    with pytest.raises(OSError, match=r"a\.tif cannot be read: "):
+        scene_map.map_scene(network, variables, found, tmp_path / "m.tif", RANGE)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
 def test_the_command_embeds_a_scene_and_refuses_what_does_not_fit(
     body, tmp_path, monkeypatch, capsys
 ):
