@@ -86,4 +86,15 @@ SETS: dict[str, Row] = {
         section="spair",
         note="Percent of keypoints within a tenth of the box of their place, mean over classes.",
     ),
+    "navi": Row(
+        module="dinojax.eval.navi_evaluator",
+        title="views of an object (NAVI)",
+        says="points of an object that are found in another view of it, by known geometry",
+        needs="its folder as published (navi.path)",
+        costs="two forward passes a pair at 512 pixels, and 16,384 points matched",
+        prefix="navi/",
+        main="navi/recall",
+        section="navi",
+        note="Percent of the best matches that are right within 1, 2 and 5 cm, mean of the three.",
+    ),
 }

@@ -20,7 +20,15 @@ from dinojax.eval.network import Network
 from dinojax.eval.suite import SUITE
 from dinojax.sharding import batch, mesh
 from tests.support.dense import PATCH, colour_folder, constant, save, section, setting
-from tests.support.miniatures import WNIDS, dots, imagenet, keypoints_in, photograph, videos_in
+from tests.support.miniatures import (
+    WNIDS,
+    dots,
+    imagenet,
+    keypoints_in,
+    photograph,
+    videos_in,
+    views_in,
+)
 
 pytestmark = pytest.mark.slow
 TEXT = {"zeroshot", "pairs", "openvocab"}  # tests/text and tests/system/test_text.py
@@ -45,6 +53,7 @@ MINIATURES = {
     "met": {"path": "met", "size": 48, "whiten": 2},
     "copies": {"path": "copies", "size": 32},
     "spair": {"path": "spair", "size": 40},
+    "navi": {"path": "navi", "size": 48, "every_view": 1, "num": 40},
     "propagation": {"data": "videos", "size": 40},
     "clips": {
         **{"train": "clips/train.txt", "val": "clips/val.txt", "frames": 3, "size": 24},
@@ -92,6 +101,7 @@ def root(tmp_path_factory):
         rows = [{"path": file, "id": number} for number, file in enumerate(files)]
         (root / f"met/ground_truth/{name}.json").write_text(json.dumps(rows))
     keypoints_in(root / "spair")
+    views_in(root / "navi")
     (root / "clips").mkdir()
     dots(root / "clips", "train", 6, 0)
     dots(root / "clips", "val", 3, 1)

@@ -105,6 +105,30 @@ def keypoints_in(root):
         written(root, f"PairAnnotation/test/1-{kind}.json", json.dumps(row))
 
 
+def views_in(root):
+    """Two views of each of two objects, the second turned about the line of sight by 90 degrees.
+
+    A `cup` is a flat square of 48 pixels, 16 cm away, of patches of one colour each, which is what
+    a turn leaves; the second view of a `fan` has other colours.
+    """
+    depth = np.zeros((64, 64), np.uint16)
+    depth[8:56, 8:56] = 4096  # 655.35 / 4096 = 0.16 m
+    for name, seeds in {"cup": (1, 1), "fan": (2, 3)}.items():
+        rows = []
+        for number, seed in enumerate(seeds):
+            colours = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
+            pixels = np.rot90(colours.repeat(8, 0).repeat(8, 1), -number)
+            save(root / f"{name}/wild_set/depth/00{number}.png", depth)
+            path = root / f"{name}/wild_set/images/00{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image = Image.fromarray(np.ascontiguousarray(pixels))
+            image.save(path, quality=100, subsampling=0)
+            turn = [[1, 0, 0, 0], [0.5**0.5, 0, 0, 0.5**0.5]][number]
+            camera = {"q": turn, "t": [0, 0, 0], "focal_length": 128.0}  # of the image below
+            rows.append({"filename": f"00{number}.jpg", "image_size": [128, 128], "camera": camera})
+        written(root, f"{name}/wild_set/annotations.json", json.dumps(rows))
+
+
 def texture(seed):
     """Noise, of which every patch is another."""
     return np.random.default_rng(seed).integers(0, 256, (*SHAPE, 3))
