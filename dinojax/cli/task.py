@@ -8,11 +8,12 @@ from dinojax.cli.parser import Parser, bands, numbers
 from dinojax.distributed import cluster
 from dinojax.distributed.interrupt import leaving
 
-SUMMARY = "heads on a frozen backbone: depth, canopy height, segmentation"
-TASKS = ("depth", "canopy", "segment")
+SUMMARY = "heads on a frozen backbone: depth, canopy height, segmentation, detection"
+TASKS = ("depth", "canopy", "segment", "detect")
 TRAIN = """\
 Train a head on a frozen backbone. DATA holds train/ and val/ (or is one folder), each with images/
-and maps/ of the same names: metres (depth, canopy) or labels (segment). RUN receives checkpoints,
+and maps/ of the same names: metres (depth, canopy) or labels (segment); or images/ and, in COCO's
+form, annotations.json (detect), also in COCO's own folders. RUN receives checkpoints,
 metrics.jsonl, pictures of predictions beside the truth, and head.safetensors at the end. The same
 command continues a run that was stopped or killed (docs/heads.md).
 
@@ -20,17 +21,20 @@ examples:
   dinojax task train depth --backbone runs/vitl16 --data nyu --run runs/depth
   dinojax task train segment --backbone vits16.pth --data ade --run runs/ade \\
       --set head=linear --set zero_is_unlabelled=true
+  dinojax task train detect --backbone runs/vitl16 --data coco --run runs/boxes \\
+      --set leave_out=true
 """
 RUN = """\
-The map of every image by a head that was trained: OUT receives NAME.npy in metres, or NAME.png of
-classes, and NAME-picture.png. A GeoTIFF, and any raster too large for an image, is a scene: it is
-mapped window by window into the GeoTIFF NAME.tif, which lies where the scene does
-(docs/satellite.md).
+The map of every image by a head that was trained: OUT receives NAME.npy in metres, NAME.png of
+classes or NAME.json of boxes (COCO's results), and NAME-picture.png. A GeoTIFF, and any raster
+too large for an image, is a scene: it is mapped window by window into the GeoTIFF NAME.tif, which
+lies where the scene does (docs/satellite.md).
 
 examples:
   dinojax task run depth --weights runs/depth --image street.jpg --out maps
   dinojax task run segment --weights runs/ade --image a.jpg b.jpg --out maps
   dinojax task run canopy --weights runs/canopy --image scene.tif --out maps --value-range 0,3000
+  dinojax task run detect --weights runs/boxes --image street.jpg --out boxes
 """
 
 
@@ -44,7 +48,9 @@ def add_verb(commands: Any, shared: Parser) -> None:
 def _train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("task", metavar="NAME", choices=TASKS, help=", ".join(TASKS))
     parser.add_argument("--backbone", metavar="PATH", required=True, help="run, file or folder")
-    parser.add_argument("--data", metavar="PATH", required=True, help="folder of images and maps")
+    parser.add_argument(
+        "--data", metavar="PATH", required=True, help="folder of images with maps or boxes"
+    )
     parser.add_argument("--run", metavar="DIR", required=True, help="made if absent")
     parser.add_argument(
         "--set",

@@ -1,7 +1,6 @@
 """Images and their maps for a task: opened and checked, and the batch of any step."""
 
 import dataclasses
-import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from dinojax.eval.map_folder import MapFolder, has_maps, open_maps, read_map
 from dinojax.eval.patch_maps import normalizer
 from dinojax.eval.segmentation_metrics import IGNORE, reduce_zero
 from dinojax.eval.segmentation_transforms import TrainTransform
+from dinojax.tasks.order import order
 from dinojax.tasks.settings import Settings
 
 _LOOKED_AT = 20  # maps of depth whose range is looked at before training
@@ -49,17 +49,30 @@ class TaskData:
         whole = np.issubdtype(stored_HW.dtype, np.integer)
         return stored_HW.astype(np.float32) / np.float32(own.per_metre if whole else 1.0)
 
-    def batch(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """(normalised images [B, S, S, C], truth [B, S, S]) of a step; of its number alone."""
+    @property
+    def outputs(self) -> int:
+        """Bins of metres, or classes of all maps."""
+        return num_classes(self) if self.task == "segment" else self.settings.num_bins
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What `task run` needs to know of the data."""
+        return {}
+
+    def batch(self, number: int) -> tuple[np.ndarray, None, np.ndarray]:
+        """(normalised images [B, S, S, C], their sizes, truth [B, S, S]) of a step's number alone.
+
+        sizes: None, as images fill their arrays.
+        """
         size = self.settings.batch_size
         views = [self._view(position) for position in range(number * size, (number + 1) * size)]
         images, truth = (np.stack(parts) for parts in zip(*views, strict=True))
-        return images, truth.astype(np.int32) if self.task == "segment" else truth
+        return images, None, truth.astype(np.int32) if self.task == "segment" else truth
 
     def _view(self, position: int) -> tuple[np.ndarray, np.ndarray]:
         own = self.settings
         epoch, place = divmod(position, len(self.train))
-        index = _order(own.seed, epoch, len(self.train))[place]
+        index = order(own.seed, epoch, len(self.train))[place]
         pixels, stored = self.train.read(int(index))
         rng = np.random.default_rng([own.seed, 1, position])
         if self.task == "segment":
@@ -67,11 +80,6 @@ class TaskData:
         height, width = stored.shape
         size = short_side(height, width, own.size)
         return self.cut(resized(pixels, size), nearest(self.truth(stored), size), rng)
-
-
-@functools.lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, count: int) -> np.ndarray:
-    return np.random.default_rng([seed, 0, epoch]).permutation(count)
 
 
 def open_data(

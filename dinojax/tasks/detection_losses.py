@@ -4,6 +4,7 @@ DETR, arXiv:2005.12872; Plain-DETR, arXiv:2308.01904, whose boxes are changes of
 DINOv3, arXiv:2508.10104, D.9.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -103,6 +104,18 @@ def _focal(logits_BQK: jax.Array, targets: Targets, query_BT: jax.Array) -> jax.
 def total(parts: dict[str, jax.Array]) -> jax.Array:
     """The losses of a layer by their weights."""
     return sum((WEIGHTS[name] * value for name, value in parts.items()), jnp.zeros(()))
+
+
+def of_all(
+    layers: Sequence[Found], many: Sequence[Found], proposals: Found, targets: Targets, copies: int
+) -> jax.Array:
+    """Sum of the losses of all layers, of proposals, and of the queries of which `copies` answer
+    for each object; each layer is matched by itself. Jia et al., arXiv:2207.13080."""
+    taught = [(found, targets) for found in layers]
+    taught += [(found, repeated(targets, copies)) for found in many]
+    taught.append((proposals, binary(targets)))
+    summed = (total(losses(found, own, match(found, own))) for found, own in taught)
+    return sum(summed, jnp.zeros(()))
 
 
 def binary(targets: Targets) -> Targets:

@@ -5,6 +5,7 @@ and sides in pixels of the image, refined layer after layer.
 """
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -26,6 +27,8 @@ from dinojax.tasks.layers import (
 )
 from dinojax.tasks.mask2former import Embedding
 from dinojax.tasks.proposals import Enlarge, propose
+
+_RARE = 0.01  # probability of every class at the start, Lin et al., arXiv:1708.02002, 4.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,8 +185,11 @@ class Detector(nn.Module):
         self.input_proj_0_0, self.input_proj_0_1 = Conv(spec.width), GroupNorm()
         self.transformer = Transformer(spec)
         # One more than layers: the last is that of proposals.
-        self.class_embed = [Linear(spec.classes) for _ in range(spec.depth + 1)]
-        self.bbox_embed = [Mlp((spec.width, spec.width, 4)) for _ in range(spec.depth + 1)]
+        rare = nn.initializers.constant(-math.log(1 / _RARE - 1))
+        widths, zeros = (spec.width, spec.width, 4), nn.initializers.zeros
+        every = range(spec.depth + 1)
+        self.class_embed = [Linear(spec.classes, bias_init=rare) for _ in every]
+        self.bbox_embed = [Mlp(widths, last_init=zeros) for _ in every]
         self.query_embed = Embedding((spec.one_to_one + spec.one_to_many, spec.width))
 
     def __call__(self, map_BhwC: jax.Array, hidden_Bhw: jax.Array, *, train: bool) -> Detections:

@@ -10,6 +10,8 @@ from dinojax.eval import canopy, depth_metrics, segmentation_metrics, sliding
 from dinojax.eval.dense_pixels import resized, short_side
 from dinojax.eval.patch_maps import as_seen
 from dinojax.ops.interpolate import resize
+from dinojax.tasks.box_data import BoxData
+from dinojax.tasks.box_judge import judge_boxes
 from dinojax.tasks.data import TaskData
 from dinojax.tasks.network import TaskNetwork
 from dinojax.viz.label_colors import label_colors, side_by_side, value_colors
@@ -49,9 +51,11 @@ class Judgement:
     picture: np.ndarray  # uint8 [H, W, 3]
 
 
-def judge(network: TaskNetwork, variables: dict[str, Any], data: TaskData) -> Judgement:
+def judge(network: TaskNetwork, variables: dict[str, Any], data: TaskData | BoxData) -> Judgement:
     """depth: rmse (m), abs_rel, a1 ...; canopy: mae (m), r2, block_r2; segment: miou, accuracy
-    (percent)."""
+    (percent); detect: ap, ap50 ... (percent)."""
+    if isinstance(data, BoxData):
+        return Judgement(*judge_boxes(network, variables, data))
     assert data.val is not None
     pairs, shown = [], []
     for index in range(len(data.val)):

@@ -171,13 +171,16 @@ class Mlp(nn.Module):
 
     widths: tuple[int, ...]  # of the outputs of each
     last_bias: Callable = nn.initializers.zeros
+    last_init: Callable = TORCH_INIT
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         last = len(self.widths) - 1
         for number, width in enumerate(self.widths):
-            init = self.last_bias if number == last else nn.initializers.zeros
-            x = Linear(width, bias_init=init, name=f"layers_{number}")(x)
+            init, bias_init = TORCH_INIT, nn.initializers.zeros
+            if number == last:
+                init, bias_init = self.last_init, self.last_bias
+            x = Linear(width, init=init, bias_init=bias_init, name=f"layers_{number}")(x)
             x = jax.nn.relu(x) if number < last else x
         return x
 

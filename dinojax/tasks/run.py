@@ -1,4 +1,4 @@
-"""`dinojax task run NAME`: maps of images by a head that was trained."""
+"""`dinojax task run NAME`: maps, or boxes, of images by a head that was trained."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from dinojax.files.drafts import open_new
 from dinojax.tasks import names
 from dinojax.tasks.judge import map_of
 from dinojax.tasks.network import TaskNetwork, check_backbone
+from dinojax.tasks.run_boxes import write_boxes
 from dinojax.tasks.scene_map import Mapped, map_scene, scene_picture
 from dinojax.tasks.train import WEIGHTS, saved_task
 from dinojax.viz.label_colors import label_colors, side_by_side, value_colors
@@ -60,10 +61,11 @@ def run_task(
     backbone: str | None = None,
     reading: Reading = Reading(),
 ) -> list[Path]:
-    """Write the map of every image to `out`, and a picture of it; the paths of the maps.
+    """Write the map or boxes of every image to `out`, and a picture; the paths of the former.
 
     depth, canopy: NAME.npy, metres float32 [H, W]; segment: NAME.png, classes; of scenes
-    (data/scene.py) NAME.tif. All images and headers are read before anything is written.
+    (data/scene.py) NAME.tif; detect: NAME.json, COCO's results. All images and headers are read
+    before anything is written.
     """
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
@@ -75,6 +77,8 @@ def run_task(
     for image in scenes:
         if Path(image).resolve() == (folder / f"{Path(image).stem}.tif").resolve():
             raise ConfigError(f"--out {out}: the map would replace {image}; use another.")
+    if scenes and task == "detect":
+        raise ConfigError(f"--image {next(iter(scenes))} is a scene; detect takes images.")
     if not scenes and reading != Reading():
         raise ConfigError("--value-range and --bands are read by scenes; none of --image is one.")
     network, variables = load(task, weights, backbone)
@@ -83,6 +87,9 @@ def run_task(
         scene.check(channels, reading.value_range, key="--value-range")
     read = {i: _pixels(i, channels) for i in images if i not in scenes}
     folder.mkdir(parents=True, exist_ok=True)
+    if task == "detect":
+        places = [(folder / s, read[i]) for s, i in zip(stems, images, strict=True)]
+        return write_boxes(network, variables, weights, places)
     written = []
     for stem, image in zip(stems, images, strict=True):
         if image in scenes:

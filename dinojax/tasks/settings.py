@@ -12,17 +12,33 @@ TASKS = {
     "depth": "metres of every pixel, from maps of depth",
     "canopy": "heights of trees in metres, from maps of heights",
     "segment": "a class of every pixel, from maps of labels",
+    "detect": "boxes of objects with their classes, from boxes in COCO's form",
 }
-HEADS = ("linear", "dpt", "mask2former")
+HEADS = ("linear", "dpt", "mask2former", "detr")
 # What a task has in place of the defaults.
-OWN: dict[str, dict[str, Any]] = {"canopy": {"max_depth": 96.0, "per_metre": 1.0}}
+OWN: dict[str, dict[str, Any]] = {
+    "canopy": {"max_depth": 96.0, "per_metre": 1.0},
+    # DINOv3, D.9, the first stage; the clip is that of Plain-DETR's code.
+    "detect": {
+        "head": "detr",
+        "size": 1536,
+        "batch_size": 32,
+        "warmup": 1_000,
+        "lr": 5e-5,
+        "weight_decay": 0.05,
+        "clip": 0.1,
+        "width": 768,
+        "queries": 1500,
+        "depth": 6,
+    },
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """Keys of --set. Sizes in pixels of the image."""
 
-    head: str = "dpt"  # linear | dpt | mask2former (segment)
+    head: str = "dpt"  # linear | dpt | mask2former (segment) | detr (detect)
     size: int = 512  # of crops and of windows; a multiple of the patch
     num_steps: int = 20_000
     warmup: int = 1_500  # steps
@@ -30,13 +46,22 @@ class Settings:
     lr: float = 1e-3
     weight_decay: float = 1e-4
     clip: float = 35.0  # largest norm of a gradient
-    width: int = 256  # channels of a dpt or mask2former head
+    width: int = 256  # channels of a head that is not linear
     levels: tuple[int, ...] = (256, 256, 256, 256)  # channels of its four maps
     readout: bool = False  # of a dpt head: cls is mixed into each patch
-    queries: int = 100  # of a mask2former head, and so on
+    queries: int = 100  # of a mask2former or detr head
     depth: int = 9  # layers of queries
-    pixel_depth: int = 6  # layers of its pixel decoder
+    pixel_depth: int = 6  # layers of the pixel decoder of a mask2former head
     num_points: int = 12_544  # at which masks are compared
+    encoder_depth: int = 6  # layers of the encoder of a detr head, and so on
+    ffn: int = 2048  # hidden channels of its layers
+    windows: int = 3  # along each side of the image; 0 = the image goes whole alone
+    many_queries: int = 1500  # more queries in training, many for each object; 0 = none
+    copies: int = 6  # of each object for these
+    smallest: float = 50.0  # pixels of a side of the smallest proposals
+    scale: float = 0.6  # of size: least long side of an image in training
+    num_boxes: int = 100  # of an image, the surest ones
+    leave_out: bool = False  # boxes without area or outside their image, instead of an error
     num_bins: int = 256  # of depth and heights
     min_depth: float = 0.001  # metres
     max_depth: float = 10.0  # metres; truth at or above it is not learnt from
@@ -55,11 +80,13 @@ class Settings:
             raise ConfigError(f"head={self.head!r} is unknown; choose of {', '.join(HEADS)}.")
         whole = ["size", "num_steps", "batch_size", "width", "num_bins", "save_every"]
         whole += ["judge_every", "queries", "depth", "pixel_depth", "num_points"]
-        least = dict.fromkeys(whole, 1) | {"warmup": 0, "num_classes": 0}
+        whole += ["encoder_depth", "ffn", "copies", "num_boxes"]
+        none = ["warmup", "num_classes", "windows", "many_queries"]
+        least = dict.fromkeys(whole, 1) | dict.fromkeys(none, 0)
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least {value}.")
-        for name in ("lr", "clip", "min_depth", "max_depth", "per_metre"):
+        for name in ("lr", "clip", "min_depth", "max_depth", "per_metre", "smallest", "scale"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ConfigError(f"{name}={getattr(self, name)} must be a number above 0.")
         if self.weight_decay < 0:
@@ -75,9 +102,10 @@ class Settings:
             )
         if len(self.levels) != 4 or min(self.levels) < 1:
             raise ConfigError(f"levels={self.levels}: a dpt head has four, of some channels.")
-
         if self.head == "mask2former":
             self._check_masks(task, patch_size)
+        if self.head == "detr" or task == "detect":
+            self._check_boxes(task, patch_size)
 
     def _check_masks(self, task: str, patch_size: int) -> None:
         if task != "segment":
@@ -90,6 +118,27 @@ class Settings:
             if getattr(self, name) % 32:
                 told = f"{name}={getattr(self, name)} is no multiple of 32"
                 raise ConfigError(f"{told}, which a mask2former head asks for.")
+
+    def _check_boxes(self, task: str, patch_size: int) -> None:
+        if (self.head == "detr") != (task == "detect"):
+            use = "detr" if task == "detect" else "dpt"
+            raise ConfigError(f"head={self.head} is not for {task}; use {use}.")
+        if self.width % 32:  # groups of channels
+            raise ConfigError(f"width={self.width} is no multiple of 32, which a detr head needs.")
+        if self.scale > 1:
+            raise ConfigError(f"scale={self.scale} is a share of size, 1 at most.")
+        grid = self.size // patch_size
+        if grid < 4 or self.windows and (self.windows - 1) * -(-grid // self.windows) >= grid:
+            raise ConfigError(
+                f"size={self.size} has {grid} patches along a side: too few for a detr head with "
+                f"windows={self.windows}."
+            )
+        places = sum(side * side for side in (2 * grid, grid, grid // 2, grid // 4))
+        if self.queries + self.many_queries > places:
+            raise ConfigError(
+                f"queries={self.queries} and many_queries={self.many_queries} are more than the "
+                f"{places} places of an image at size={self.size}."
+            )
 
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "levels": list(self.levels)}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from dinojax.eval import adamw, depth_losses, segmentation_losses
-from dinojax.tasks import mask_targets
+from dinojax.tasks import detection_losses, mask_targets
 from dinojax.tasks.mask2former import Segmenter
 from dinojax.tasks.network import HeadSpec
 
@@ -38,12 +38,16 @@ class StepSpec:
     seed: int
 
 
-def loss(spec: HeadSpec, outputs, truth_BHW: jax.Array, key: jax.Array) -> jax.Array:
-    """Of maps at the size of the truth; of masks at points that the key draws.
+def loss(spec: HeadSpec, outputs, truth, key: jax.Array) -> jax.Array:
+    """Of maps at the size of the truth [B, H, W]; of masks at points that the key draws; of boxes.
 
     Depth: scale-invariant and gradient losses of metres inside the range. Canopy: mean absolute
     error of heights below the greatest, those below 0 being 0. Classes: cross-entropy.
     """
+    if spec.is_boxes:
+        told = outputs.layers, outputs.many, outputs.proposals
+        return detection_losses.of_all(*told, truth, spec.copies)
+    truth_BHW = truth
     if spec.is_masks:
         assert isinstance(spec.module, Segmenter)
         own = spec.module.spec
@@ -64,16 +68,16 @@ def loss(spec: HeadSpec, outputs, truth_BHW: jax.Array, key: jax.Array) -> jax.A
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def step(
-    spec: StepSpec, state: HeadState, images, levels, truth_BHW, settings: adamw.Settings
+    spec: StepSpec, state: HeadState, needed, features, truth, settings: adamw.Settings
 ) -> tuple[HeadState, dict[str, jax.Array]]:
     """(state, scalars) after an update; one that is not finite changes nothing.
 
-    images: None where the head does not look at them itself.
+    needed: what the head asks for besides features (HeadSpec.needed).
     """
     key = jax.random.fold_in(jax.random.key(spec.seed), state.moments.step)
     drop_key, point_key = jax.random.split(key)
     stats = state.variables["batch_stats"]
-    inputs = spec.head.inputs(images, levels)
+    inputs = spec.head.inputs(needed, features)
 
     def total(params):
         outputs, moved = spec.head.module.apply(
@@ -83,7 +87,7 @@ def step(
             rngs={"dropout": drop_key},
             mutable=["batch_stats"],
         )
-        return loss(spec.head, outputs, truth_BHW, point_key), moved["batch_stats"]
+        return loss(spec.head, outputs, truth, point_key), moved.get("batch_stats", {})
 
     own = state.variables["params"]
     (value, stats), grads = jax.value_and_grad(total, has_aux=True)(own)

@@ -26,12 +26,14 @@ from dinojax.files.drafts import open_new, write_json
 from dinojax.runs import lock
 from dinojax.runs.scalars import MetricsLog, RunLog
 from dinojax.tasks import names, settings
-from dinojax.tasks.data import TaskData, num_classes, open_data
+from dinojax.tasks.box_data import BoxData, open_boxes_of
+from dinojax.tasks.data import TaskData, open_data
 from dinojax.tasks.judge import judge
 from dinojax.tasks.network import TaskNetwork, check_backbone
 from dinojax.tasks.settings import Settings
 from dinojax.tasks.step import HeadState, StepSpec, step
 from dinojax.weights import fingerprint, run
+from dinojax.weights.load import Backbone
 from dinojax.weights.tensors import held, write_safetensors
 
 log = logging.getLogger(__name__)
@@ -59,8 +61,8 @@ def train(
     loaded = run.load(backbone)
     check_backbone(loaded, backbone)
     asked.check(task, loaded.spec.patch_size)
-    opened = open_data(task, data, asked, loaded.preprocessing, loaded.spec.channels)
-    outputs = num_classes(opened) if task == "segment" else asked.num_bins
+    opened = _open(task, data, asked, loaded)
+    outputs = opened.outputs
     network = TaskNetwork(task, asked, loaded, outputs)
     told = {
         "task": task,
@@ -69,6 +71,7 @@ def train(
         "backbone": str(Path(backbone).resolve()),
         "features": fingerprint.features(loaded),
         "data": opened.fingerprint,
+        **opened.told,
     }
     _refuse_other(directory, told)
     if jax.device_count() > 1:
@@ -77,6 +80,14 @@ def train(
     with lock.held(directory), RunLog(directory / "log.txt"), Interrupt() as interrupt:
         write_json(directory / TASK, told)
         return _Training(network, opened, directory).until_over(interrupt)
+
+
+def _open(task: str, data: str, asked: Settings, loaded: Backbone) -> TaskData | BoxData:
+    channels = loaded.spec.channels
+    if task != "detect":
+        return open_data(task, data, asked, loaded.preprocessing, channels)
+    sizes = {"channels": channels, "patch_size": loaded.spec.patch_size}
+    return open_boxes_of(data, asked, loaded.preprocessing, **sizes)
 
 
 def _refuse_foreign(directory: Path) -> None:
@@ -116,7 +127,7 @@ def _refuse_other(directory: Path, told: dict[str, Any]) -> None:
 class _Training:
     """A head between two steps."""
 
-    def __init__(self, network: TaskNetwork, data: TaskData, directory: Path):
+    def __init__(self, network: TaskNetwork, data: TaskData | BoxData, directory: Path):
         self.network, self.data, self.directory = network, data, directory
         own = network.settings
         self.checkpoints = Checkpoints(directory / "checkpoints", keep_last=2, keep_every=None)
@@ -158,9 +169,10 @@ class _Training:
 
     def _step(self) -> dict[str, jax.Array]:
         own = self.network.settings
-        images, truth = self.data.batch(self.number)
+        images, sizes, truth = self.data.batch(self.number)
         now = self.schedule.rate(self.number), own.weight_decay, self.schedule.momentum(self.number)
-        inputs = self.spec.head.needed(images), self.network.features(images), jnp.asarray(truth)
+        truth = jax.tree.map(jnp.asarray, truth)
+        inputs = self.spec.head.needed(images, sizes), self.network.features(images), truth
         values = Now(*(jnp.asarray(value, jnp.float32) for value in now))
         self.state, scalars = step(self.spec, self.state, *inputs, values)
         return scalars

@@ -34,20 +34,20 @@ def as_rgb(pixels_HWC: np.ndarray) -> np.ndarray:
     return pixels_HWC[:, :, :3]
 
 
-def side_by_side(rows) -> np.ndarray:
-    """uint8 [H, W, 3] of rows of pictures of equal size within a row, each made small."""
+def side_by_side(rows, side: int = _SIDE) -> np.ndarray:
+    """uint8 [H, W, 3] of rows of pictures of equal size within a row, each made small (`side`)."""
     drawn = []
     for row in rows:
         height, width = row[0].shape[:2]
-        scale = _SIDE / max(height, width)
+        scale = side / max(height, width)
         size = max(round(width * scale), 1), max(round(height * scale), 1)
         nearest = Image.Resampling.NEAREST
         drawn.append([np.asarray(Image.fromarray(as_rgb(p)).resize(size, nearest)) for p in row])
     columns = max(len(row) for row in drawn)
-    sheet = np.full((len(drawn) * (_SIDE + _GAP), columns * (_SIDE + _GAP), 3), 24, np.uint8)
+    sheet = np.full((len(drawn) * (side + _GAP), columns * (side + _GAP), 3), 24, np.uint8)
     for y, row in enumerate(drawn):
         for x, picture in enumerate(row):
-            top, left = y * (_SIDE + _GAP), x * (_SIDE + _GAP)
+            top, left = y * (side + _GAP), x * (side + _GAP)
             sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
     return sheet
 
