@@ -244,10 +244,12 @@ def detected(found: Found, sizes_B2: jax.Array, originals_B2: jax.Array, *, coun
     num_classes = scores_BQK.shape[-1]
     scores, index = jax.lax.top_k(scores_BQK.reshape(len(scores_BQK), -1), count)
     chosen = jnp.take_along_axis(found.boxes_BQ4, (index // num_classes)[..., None], axis=1)
-    size = sizes_B2[:, None, ::-1].astype(chosen.dtype)
-    scale = originals_B2[:, None, ::-1].astype(chosen.dtype) / size
-    edges = jnp.clip(boxes.corners(chosen), 0, jnp.concatenate([size, size], axis=-1))
-    return scores, index % num_classes, edges * jnp.concatenate([scale, scale], axis=-1)
+    size, whole = (
+        jnp.tile(given_B2[:, None, ::-1].astype(chosen.dtype), (1, 1, 2))
+        for given_B2 in (sizes_B2, originals_B2)
+    )
+    edges = jnp.clip(boxes.corners(chosen) * (whole / size), 0, whole)
+    return scores, index % num_classes, edges
 
 
 # The released detector: COCO's 91 ids, features of four blocks of the 7B model in 3 x 3 windows.

@@ -21,8 +21,9 @@ class Boxes(NamedTuple):
 
     @property
     def sides_N4(self) -> np.ndarray:
-        """(left, top, width, height)."""
-        low, high = self.corners_N4[:, :2], self.corners_N4[:, 2:]
+        """(left, top, width, height), float64: in float32, left + width is not always the right
+        edge and may lie beyond the image."""
+        low, high = np.split(self.corners_N4.astype(np.float64), 2, axis=1)
         return np.concatenate([low, high - low], axis=1)
 
     def above(self, least: float) -> "Boxes":

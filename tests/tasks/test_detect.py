@@ -18,6 +18,7 @@ from dinojax.tasks.boxes import moved
 from dinojax.tasks.coco_boxes import BoxFile
 from dinojax.tasks.detection_losses import Found, Targets
 from dinojax.tasks.detr import detected
+from dinojax.viz.box_lines import Boxes
 from dinojax.weights import run
 from dinojax.weights.load import Backbone
 from tests.support import pasted
@@ -171,3 +172,13 @@ def test_one_and_two_devices_learn_the_same(backbone, folder, tmp_path, monkeypa
     for name, first in weights[1][0].items():
         assert np.allclose(first, weights[2][0][name], rtol=1e-4, atol=1e-5), name
     assert weights[1][1] == pytest.approx(weights[2][1], abs=1e-3)
+
+
+def test_sides_of_a_box_end_where_its_corner_does():
+    rng = np.random.default_rng(0)
+    low = rng.uniform(0, 60, (1000, 2)).astype(np.float32)
+    found = Boxes(
+        np.concatenate([low, np.full((1000, 2), 64, np.float32)], 1), low[:, 0], low[:, 0]
+    )
+    sides_N4 = found.sides_N4
+    assert np.all(sides_N4[:, :2] + sides_N4[:, 2:] == 64)
