@@ -180,5 +180,5 @@ def test_sides_of_a_box_end_where_its_corner_does():
     found = Boxes(
         np.concatenate([low, np.full((1000, 2), 64, np.float32)], 1), low[:, 0], low[:, 0]
     )
-    sides_N4 = found.sides_N4
+    sides_N4 = found.sides_N4.astype(np.float64)  # as a file holds them
     assert np.all(sides_N4[:, :2] + sides_N4[:, 2:] == 64)
