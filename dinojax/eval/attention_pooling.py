@@ -92,7 +92,14 @@ def train(
     """(learning rate, trained parameters) of each; rates are per 256 images.
 
     AdamW without decay, cosine to 0 over the steps; batches are drawn by the seed.
+    Raises ValueError for labels that are no class of the spec, before the first step.
     """
+    # optax would take -1 for the last class, and give NaN beyond it.
+    if not 0 <= np.min(labels_N) <= np.max(labels_N) < spec.classes:
+        raise ValueError(
+            f"labels run from {np.min(labels_N)} to {np.max(labels_N)}; with {spec.classes} "
+            f"classes they must be in 0..{spec.classes - 1}. Leave out images without a label."
+        )
     key = jax.random.key(seed)
     params = [new_params(key, spec) for _ in rates]
     scale = batch_size / 256

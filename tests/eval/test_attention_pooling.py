@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from dinojax.eval.attention_pooling import PoolingSpec, logits, tokens_of, train
 
@@ -19,6 +20,15 @@ def test_it_learns_what_one_patch_in_many_tells():
         for rate, params in found.items()
     }
     assert right[0.2] > 0.95 and right[0.2] > right[1e-6]
+
+
+@pytest.mark.parametrize("label", [-1, 2, 255])
+def test_a_label_that_is_no_class_is_refused(label):
+    spec = PoolingSpec(inputs=6, classes=2, width=16, heads=2)
+    tokens, labels = np.zeros((4, 9, 6), np.float32), np.array([0, 1, 1, label])
+    words = rf"labels run from .*{label}.* 0\.\.1\. Leave out"
+    with pytest.raises(ValueError, match=words):
+        next(train(tokens, labels, spec, rates=(0.1,), num_steps=1))
 
 
 def test_cls_tokens_stand_first_and_may_have_unit_length():
