@@ -82,7 +82,7 @@ def _run(parser: argparse.ArgumentParser) -> None:
         type=numbers,
         default=(),
         metavar="LOW,HIGH",
-        help="of a scene, values that become 0 and 255, for all bands or each; default: the type's",
+        help="values that become 0 and 255, for all bands or each; default: as in training",
     )
     parser.add_argument(
         "--bands",

@@ -71,12 +71,19 @@ def has_maps(path: str, kind: str = "maps") -> bool:
 
 
 def open_maps(
-    path: str, *, channels: int, key: str, kind: str = "maps", learn: bool = True
+    path: str,
+    *,
+    channels: int,
+    key: str,
+    kind: str = "maps",
+    learn: bool = True,
+    options: ReadOptions = PLAIN,
 ) -> MapFolder:
     """The folder or the layout at a path; `key` is what messages name.
 
-    kind: of a layout, maps or depth; learn: of one without a split, that to learn from. Raises
-    ConfigError for a folder of another layout and for images without a map.
+    kind: of a layout, maps or depth; learn: of one without a split, that to learn from. options: of
+    a folder, how its images become pixels. Raises ConfigError for a folder of another layout and
+    for images without a map.
     """
     if layout_files.is_layout(path):
         files = layout_files.find(path, key=key, kind=kind, learn=learn)
@@ -90,7 +97,8 @@ def open_maps(
             f" {MAPS}/NAME.png (or {', '.join(SUFFIXES[1:])}) of the same size."
         )
     keys = f"{key}/{IMAGES}", f"{key}/{MAPS}"
-    return pair_of(str(root / IMAGES), str(root / MAPS), channels=channels, keys=keys)
+    folders = str(root / IMAGES), str(root / MAPS)
+    return pair_of(*folders, channels=channels, keys=keys, options=options)
 
 
 def pair_of(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dinojax.config import ConfigError
+from dinojax.data.decode import ReadOptions
 from dinojax.eval.dense_pixels import nearest, resized, short_side
 from dinojax.eval.depth_transforms import DepthTrainTransform
 from dinojax.eval.map_folder import MapFolder, has_maps, open_maps, read_map
@@ -93,11 +94,17 @@ def open_data(
     root = Path(path)
     if not root.is_dir():
         raise ConfigError(f"--data {path} is no folder.")
+    if len(settings.value_range) not in (0, 2, 2 * channels):
+        raise ConfigError(
+            f"value_range has {len(settings.value_range) // 2} pairs for the {channels} channels "
+            "of the backbone; give one pair, or one for each."
+        )
     folders = [root / "train", root / "val"] if (root / "train").is_dir() else [root]
-    train = open_maps(str(folders[0]), channels=channels, key="--data")
+    read = ReadOptions(value_range=settings.value_range)
+    train = open_maps(str(folders[0]), channels=channels, key="--data", options=read)
     val = None
     if len(folders) > 1 and has_maps(str(folders[1])):
-        val = open_maps(str(folders[1]), channels=channels, key="--data")
+        val = open_maps(str(folders[1]), channels=channels, key="--data", options=read)
     if not len(train):
         raise ConfigError(f"--data {path} holds no images.")
     data = TaskData(task, settings, train, val, _cut(task, settings, preprocessing))

@@ -23,6 +23,8 @@ from dinojax.tasks.settings import Settings
 from dinojax.tasks.windows import windowed
 from dinojax.weights.load import Backbone
 
+GRID = 16  # pixels to which the four maps of a ConvNeXt are resized, as the released code does
+VIT_ALONE = ("mask2former", "detr")  # heads that do not look at a ConvNeXt
 _HEADS = 8  # of the attention of a mask2former or detr head
 Levels = list[tuple[jax.Array, jax.Array]]  # (patches [B, h, w, D], cls [B, D]) of blocks
 
@@ -95,19 +97,27 @@ class TaskNetwork:
 
     def _levels(self, images_BHWC) -> Levels:
         spec = self.backbone.spec
-        assert isinstance(spec, VitSpec)
+        is_vit = isinstance(spec, VitSpec)
         layers = 1 if self.settings.head == "linear" else four_blocks(spec.depth)
-        size = spec.patch_size
+        size = spec.patch_size if is_vit else GRID
         grid = images_BHWC.shape[1] // size, images_BHWC.shape[2] // size
-        found = self.backbone.intermediate(images_BHWC, layers)
-        return [(f.patches.reshape(-1, *grid, spec.width), f.cls) for f in found]
+        found = self.backbone.intermediate(images_BHWC, layers, patch_size=None if is_vit else size)
+        return [(f.patches.reshape(-1, *grid, f.patches.shape[-1]), f.cls) for f in found]
+
+    @property
+    def _widths(self) -> tuple[int, ...]:
+        """Channels of the maps that the head looks at."""
+        spec = self.backbone.spec
+        widths = (spec.width,) * 4 if isinstance(spec, VitSpec) else spec.widths
+        return widths[-1:] if self.settings.head == "linear" else widths
 
     def new(self, key: jax.Array) -> dict[str, Any]:
         """Random variables of the head."""
         spec, own = self.backbone.spec, self.settings
-        level = jnp.zeros((1, 2, 2, spec.width)), jnp.zeros((1, spec.width))
         needed = jnp.zeros((1, 32, 32, spec.channels))
-        features: Levels | jax.Array = [level] * 4
+        features: Levels | jax.Array = [
+            (jnp.zeros((1, 2, 2, width)), jnp.zeros((1, width))) for width in self._widths
+        ]
         if own.head == "detr":
             grid, maps = own.size // spec.patch_size, 8 if own.windows else 4
             features = jnp.zeros((1, grid, grid, maps * spec.width))
@@ -193,10 +203,11 @@ def _predict(spec: HeadSpec, size: tuple[int, int], variables, images, levels) -
     return spec.at_size(spec.module.apply(variables, *inputs, train=False), size)
 
 
-def check_backbone(backbone: Backbone, path: str) -> None:
-    """Raise ConfigError for a backbone that these heads do not look at."""
-    if not isinstance(backbone.spec, VitSpec):
-        kind = type(backbone.spec).__name__.removesuffix("Spec")
-        raise ConfigError(
-            f"--backbone {path} is a {kind}; heads are trained on vision transformers so far."
-        )
+def check_backbone(backbone: Backbone, path: str, head: str) -> None:
+    """Raise ConfigError for a backbone that this head does not look at."""
+    if isinstance(backbone.spec, VitSpec) or head not in VIT_ALONE:
+        return
+    found = f"--backbone {path} is a ConvNeXt, and head={head} looks at vision transformers alone"
+    if head == "detr":
+        raise ConfigError(f"{found}, as detect does; give one of these as --backbone.")
+    raise ConfigError(f"{found}; use head=dpt or head=linear, or give one as --backbone.")

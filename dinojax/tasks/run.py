@@ -10,7 +10,7 @@ from flax import linen as nn
 from PIL import Image
 
 from dinojax.config import ConfigError
-from dinojax.data.decode import decode
+from dinojax.data.decode import ReadOptions, decode
 from dinojax.data.scene import Scene, is_scene, open_scene
 from dinojax.files.drafts import open_new
 from dinojax.tasks import names
@@ -34,7 +34,7 @@ def load(task: str, weights: str, backbone: str | None = None):
         raise ConfigError(f"--weights {weights} is a head of {told['task']}, not of {task}.")
     path = backbone or told["backbone"]
     loaded = run.load(path)
-    check_backbone(loaded, path)
+    check_backbone(loaded, path, settings.head)
     settings.check(task, loaded.spec.patch_size)
     fingerprint.check(fingerprint.features(loaded), told["features"], f"--backbone {path}")
     network = TaskNetwork(task, settings, loaded, told["outputs"])
@@ -46,10 +46,10 @@ def load(task: str, weights: str, backbone: str | None = None):
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """How the values of scenes become pixels."""
+    """How stored values become pixels."""
 
-    value_range: tuple[float, ...] = ()  # LOW, HIGH of all bands or of each
-    bands: tuple[int, ...] = ()  # those that are read, from 1 on; () = all
+    value_range: tuple[float, ...] = ()  # LOW, HIGH of all bands or of each; () = as in training
+    bands: tuple[int, ...] = ()  # of scenes, those that are read, from 1 on; () = all
 
 
 def run_task(
@@ -79,13 +79,17 @@ def run_task(
             raise ConfigError(f"--out {out}: the map would replace {image}; use another.")
     if scenes and task == "detect":
         raise ConfigError(f"--image {next(iter(scenes))} is a scene; detect takes images.")
-    if not scenes and reading != Reading():
-        raise ConfigError("--value-range and --bands are read by scenes; none of --image is one.")
+    if task == "detect" and reading.value_range:
+        raise ConfigError("--value-range is not read by detect; leave it out.")
+    if not scenes and reading.bands:
+        raise ConfigError("--bands are read by scenes; none of --image is one.")
     network, variables = load(task, weights, backbone)
     channels = network.backbone.spec.channels
+    ends = reading.value_range or network.settings.value_range
     for scene in scenes.values():
-        scene.check(channels, reading.value_range, key="--value-range")
-    read = {i: _pixels(i, channels) for i in images if i not in scenes}
+        scene.check(channels, ends, key="--value-range")
+    options = ReadOptions(value_range=ends)
+    read = {i: _pixels(i, channels, options) for i in images if i not in scenes}
     folder.mkdir(parents=True, exist_ok=True)
     if task == "detect":
         places = [(folder / s, read[i]) for s, i in zip(stems, images, strict=True)]
@@ -93,11 +97,10 @@ def run_task(
     written = []
     for stem, image in zip(stems, images, strict=True):
         if image in scenes:
-            options = scenes[image], folder / f"{stem}.tif", reading.value_range
-            mapped = map_scene(network, variables, *options)
+            mapped = map_scene(network, variables, scenes[image], folder / f"{stem}.tif", ends)
             written.append(mapped.path)
             told = _told_of_scene(scenes[image], mapped)
-            picture = scene_picture(mapped, scenes[image], reading.value_range)
+            picture = scene_picture(mapped, scenes[image], ends)
         else:
             found = map_of(network, variables, read[image])
             written.append(_write(folder, stem, found, is_classes=task == "segment"))
@@ -108,8 +111,9 @@ def run_task(
     return written
 
 
-def _pixels(image: str, channels: int) -> np.ndarray:
-    return decode(Path(image).read_bytes(), name=image, channels=channels)
+def _pixels(image: str, channels: int, options: ReadOptions) -> np.ndarray:
+    data = Path(image).read_bytes()
+    return decode(data, name=image, channels=channels, options=options)
 
 
 def _picture(task: str, pixels: np.ndarray, found: np.ndarray) -> np.ndarray:

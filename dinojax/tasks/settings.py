@@ -66,6 +66,8 @@ class Settings:
     min_depth: float = 0.001  # metres
     max_depth: float = 10.0  # metres; truth at or above it is not learnt from
     per_metre: float = 1000.0  # of maps of whole numbers
+    # LOW, HIGH stored values of above 8 bits that become 0 and 255, of all bands or each; () = all
+    value_range: tuple[float, ...] = ()
     num_classes: int = 0  # 0 = one more than the largest label
     zero_is_unlabelled: bool = False
     seed: int = 0
@@ -102,6 +104,14 @@ class Settings:
             )
         if len(self.levels) != 4 or min(self.levels) < 1:
             raise ConfigError(f"levels={self.levels}: a dpt head has four, of some channels.")
+        ends = self.value_range
+        pairs = list(zip(ends[::2], ends[1::2], strict=False))
+        if len(ends) % 2 or not all(low < high for low, high in pairs):
+            raise ConfigError(
+                f"value_range={ends}: give LOW,HIGH, ascending, of all bands or each."
+            )
+        if ends and task == "detect":
+            raise ConfigError("value_range is not read by detect; leave it out.")
         if self.head == "mask2former":
             self._check_masks(task, patch_size)
         if self.head == "detr" or task == "detect":
@@ -141,7 +151,8 @@ class Settings:
             )
 
     def to_json(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "levels": list(self.levels)}
+        lists = {"levels": list(self.levels), "value_range": list(self.value_range)}
+        return dataclasses.asdict(self) | lists
 
 
 def parse(task: str, pairs: Sequence[str]) -> Settings:
@@ -169,7 +180,8 @@ def of_json(content: Any, where: str) -> Settings:
         kind = list if kinds[key] is tuple else kinds[key]
         if not isinstance(value, kind) and not (kind is float and type(value) is int):
             raise ConfigError(f"{where}: {key}={value!r} is no {kinds[key].__name__}.")
-    return Settings(**{**content, "levels": tuple(content["levels"])})
+    many = {key: tuple(content[key]) for key, kind in kinds.items() if kind is tuple}
+    return Settings(**(content | many))
 
 
 def _value(key: str, text: str, kind: type) -> Any:
@@ -177,7 +189,8 @@ def _value(key: str, text: str, kind: type) -> Any:
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
         if kind is tuple:
-            return tuple(int(part) for part in text.strip("()").split(",") if part.strip())
+            element = float if key == "value_range" else int
+            return tuple(element(part) for part in text.strip("()").split(",") if part.strip())
         return kind(text)
     except (KeyError, ValueError):
         wanted = "a list such as 128,256,512,1024" if kind is tuple else f"{kind.__name__}"

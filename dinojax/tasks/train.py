@@ -59,7 +59,7 @@ def train(
     directory, asked = Path(run_dir), settings.parse(task, overrides)
     _refuse_foreign(directory)
     loaded = run.load(backbone)
-    check_backbone(loaded, backbone)
+    check_backbone(loaded, backbone, asked.head)
     asked.check(task, loaded.spec.patch_size)
     opened = _open(task, data, asked, loaded)
     outputs = opened.outputs

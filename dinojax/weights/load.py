@@ -53,11 +53,19 @@ class Backbone:
         return self.run(_forward, images_BHWC)
 
     def intermediate(
-        self, images_BHWC, layers: int | Sequence[int], *, norm: bool = True
+        self,
+        images_BHWC,
+        layers: int | Sequence[int],
+        *,
+        norm: bool = True,
+        patch_size: int | None = None,
     ) -> list[Features]:
-        """Features after some blocks (stages of a ConvNeXt); `layers` as for `Vit.intermediate`."""
+        """Features after some blocks (stages of a ConvNeXt); `layers` as for `Vit.intermediate`.
+
+        patch_size: of a ConvNeXt, whose maps are resized to one grid (`ConvNext.intermediate`).
+        """
         layers = layers if isinstance(layers, int) else tuple(layers)
-        return self.run(_intermediate, images_BHWC, layers, norm)
+        return self.run(_intermediate, images_BHWC, layers, norm, patch_size)
 
     def run(self, function: Callable, images_BHWC, *static) -> Any:
         """function(spec, params, images, *static) where the weights are; its outputs lead with B.
@@ -89,10 +97,11 @@ def _forward(spec: Spec, params, images_BHWC) -> Features:
     return module(spec).apply({"params": params}, [images_BHWC])[0]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3, 4))
-def _intermediate(spec: Spec, params, images_BHWC, layers, norm) -> list[Features]:
-    variables = {"params": params}
-    return module(spec).apply(variables, images_BHWC, layers, norm=norm, method="intermediate")
+@functools.partial(jax.jit, static_argnums=(0, 3, 4, 5))
+def _intermediate(spec: Spec, params, images_BHWC, layers, norm, patch_size) -> list[Features]:
+    options = {"norm": norm} | ({} if patch_size is None else {"patch_size": patch_size})
+    net: Any = module(spec)
+    return net.apply({"params": params}, images_BHWC, layers, **options, method="intermediate")
 
 
 def load(

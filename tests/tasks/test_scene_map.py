@@ -1,5 +1,7 @@
 """Scenes are mapped window by window into rasters that lie where they do."""
 
+import dataclasses
+import json
 import types
 
 import jax
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 
 from dinojax.cli import main
+from dinojax.config import ConfigError
 from dinojax.data.scene import open_scene
 from dinojax.eval import embed_scene
 from dinojax.eval.embed_scene import SceneJob
@@ -14,12 +17,14 @@ from dinojax.eval.patch_maps import as_seen
 from dinojax.eval.scene_windows import places
 from dinojax.models.convnext import ConvNextSpec
 from dinojax.tasks import run as task_run
-from dinojax.tasks import scene_map
+from dinojax.tasks import scene_map, settings
+from dinojax.tasks.data import open_data
 from dinojax.tasks.judge import map_of
 from dinojax.weights import run
 from tests.support import scene_backbone
 from tests.support.scene_backbone import BANDS, PATCH, linear_head
 from tests.support.scenes import CORNER, METRES, NODATA, scene, waves
+from tests.support.stored_data import tiff
 
 rasterio = pytest.importorskip("rasterio")
 
@@ -191,6 +196,37 @@ def test_a_scene_that_cannot_be_read_to_its_end_is_named_and_leaves_nothing(head
     with pytest.raises(OSError, match=r"a\.tif cannot be read: "):
         scene_map.map_scene(network, variables, found, tmp_path / "m.tif", RANGE)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_the_range_of_training_is_that_of_maps_unless_another_is_given(body, tmp_path, monkeypatch):
+    network, variables = linear_head("canopy", body)
+    own = dataclasses.replace(network.settings, value_range=RANGE)
+    assert settings.of_json(json.loads(json.dumps(own.to_json())), "task.json") == own
+    assert settings.parse("canopy", ["value_range=0,3000"]).value_range == RANGE
+    trained = dataclasses.replace(network, settings=own), variables
+    monkeypatch.setattr(task_run, "load", lambda *args: trained)
+    path = scene(tmp_path / "a.tif", waves(130, 130))
+    maps = {}
+    for name, ends in (("own", ()), ("same", RANGE), ("other", (0.0, 5000.0))):
+        how = {"weights": "w", "images": [str(path)], "out": str(tmp_path / name)}
+        (made,) = task_run.run_task("canopy", **how, reading=task_run.Reading(ends))
+        maps[name] = read(made)[0]
+    np.testing.assert_array_equal(maps["own"], maps["same"])
+    assert not np.array_equal(maps["own"], maps["other"])
+    for pair in ("value_range=1", "value_range=5,5"):
+        with pytest.raises(ConfigError, match=r"value_range=.*give LOW,HIGH"):
+            settings.parse("canopy", [pair]).check("canopy", PATCH)
+
+
+def test_heads_are_trained_on_values_of_their_range(tmp_path):
+    values = waves(20, 20)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "images" / "a.tif").write_bytes(tiff(values))
+    np.save(tmp_path / "maps" / "a.npy", np.full((20, 20), 3, np.float32))
+    own = settings.parse("canopy", ["size=16", "value_range=0,3000"])
+    data = open_data("canopy", str(tmp_path), own, scene_backbone.PREPROCESSING, BANDS)
+    np.testing.assert_array_equal(data.train.read(0)[0], as_bytes(values))
 
 
 def test_the_command_embeds_a_scene_and_refuses_what_does_not_fit(
