@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinojax.config import ConfigError
+from dinojax.data.decode import DecodeError
 from dinojax.data.example import Source
 from dinojax.eval import depth_losses, depth_metrics, sliding
 from dinojax.eval.contract import Measured, Setting
 from dinojax.eval.dense_pixels import nearest, resized, short_side
 from dinojax.eval.dense_schedules import OneCycle
 from dinojax.eval.depth_bins import depth_of
-from dinojax.eval.depth_transforms import DepthTrainTransform
+from dinojax.eval.depth_transforms import DepthTrainTransform, frame
 from dinojax.eval.linear_head import Bank, evaluated, update
 from dinojax.eval.map_folder import MapFolder
 from dinojax.eval.map_probe import open_pair, trained
@@ -49,8 +50,15 @@ KEYS = {
     "num_bins": {"default": 256, "says": "outputs of a head; [R]", "limits": (2, 65_536)},
     "mask": {
         "default": "none",
-        "says": "none (all is judged) | eigen (NYU) | garg (KITTI); [R] eigen",
-        "choices": ("none", "eigen", "garg"),
+        "says": "part of the frame that is judged: none (all) | eigen (NYU) | garg, eigen_kitti;"
+        " [R] eigen",
+        "choices": ("none", "eigen", "garg", "eigen_kitti"),
+    },
+    "frame": {
+        "default": "whole",
+        "says": "part of an image that is used: whole | nyu (learnt from without the border; [R]) |"
+        " kitti (352 x 1216)",
+        "choices": ("whole", "nyu", "kitti"),
     },
     "size": {
         "default": 512,
@@ -94,6 +102,7 @@ MASKS = {
     "none": lambda height, width: np.ones((height, width), bool),
     "eigen": depth_metrics.eigen_mask,
     "garg": depth_metrics.garg_mask,
+    "eigen_kitti": depth_metrics.eigen_kitti_mask,
 }
 _WARM_LOSS = 100  # first steps, whose loss has no variance
 
@@ -123,8 +132,7 @@ class LinearDepth:
         bank = self._trained(network, sweep)
         images, shown = [], []
         for index in range(len(self.val)):
-            pixels, stored = self.val.read(index)
-            truth = self.depth(stored)
+            pixels, truth = self.read(self.val, index)
             guesses = self._guesses(network, bank, pixels, truth.shape)
             images.append([self._judged(guess, truth) for guess in guesses])
             if index < PICTURES:
@@ -200,10 +208,21 @@ class LinearDepth:
         )
 
     def _at_size(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        pixels, stored = self.train.read(index)
-        height, width = stored.shape
+        pixels, truth = self.read(self.train, index)
+        height, width = truth.shape
         size = short_side(height, width, self.section.size)
-        return resized(pixels, size), nearest(self.depth(stored), size)
+        return resized(pixels, size), nearest(truth, size)
+
+    def read(self, folder: MapFolder, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """(pixels uint8 [H, W, C], metres [H, W]) of the frame."""
+        pixels, stored = folder.read(index)
+        try:
+            part = frame(self.section.frame, *stored.shape, learn=folder is self.train)
+        except ValueError as error:
+            raise DecodeError(
+                f"{folder.maps[index]}: {error}, which depth.frame={self.section.frame} asks for."
+            ) from error
+        return pixels[part], self.depth(stored[part])
 
     def _picture(self, shown, head: int) -> np.ndarray:
         rows = []

@@ -19,6 +19,8 @@ NAMES = (
 EIGEN = (45, 41, 471, 601)  # top, left, bottom, right of NYU's evaluated part of 480 x 640
 # Rows and columns of KITTI's evaluated part, as shares of the frame. Garg et al. 2016.
 GARG = (0.40810811, 0.03594771, 0.99189189, 0.96405229)
+# The same of Eigen et al. 2014.
+EIGEN_KITTI = (0.3324324, 0.0359477, 0.91351351, 0.96405229)
 
 
 def eigen_mask(height: int, width: int) -> np.ndarray:
@@ -32,7 +34,16 @@ def eigen_mask(height: int, width: int) -> np.ndarray:
 
 def garg_mask(height: int, width: int) -> np.ndarray:
     """bool [H, W]: the part of a KITTI frame that is evaluated. Garg et al. 2016."""
-    top, left, bottom, right = GARG
+    return _share(GARG, height, width)
+
+
+def eigen_kitti_mask(height: int, width: int) -> np.ndarray:
+    """bool [H, W]: the part of a KITTI frame that is evaluated. Eigen et al. 2014."""
+    return _share(EIGEN_KITTI, height, width)
+
+
+def _share(part, height: int, width: int) -> np.ndarray:
+    top, left, bottom, right = part
     mask_HW = np.zeros((height, width), bool)
     mask_HW[int(top * height) : int(bottom * height), int(left * width) : int(right * width)] = True
     return mask_HW

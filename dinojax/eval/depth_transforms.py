@@ -15,6 +15,26 @@ from scipy import ndimage
 from dinojax.ops.interpolate import resize
 
 NYU_BOX = (43, 45, 608, 472)  # left, top, right, bottom of the part of 640 x 480 without a frame
+KITTI_FRAME = (352, 1216)  # height and width, at the bottom and in the middle
+
+
+def frame(name: str, height: int, width: int, *, learn: bool) -> tuple[slice, slice]:
+    """Rows and columns of an image that are used, by its name: whole, nyu or kitti.
+
+    nyu: learnt from without the white border, judged whole (DINOv3's released transforms). kitti:
+    the part that the benchmark of KITTI has, in both; all its images have it, whatever their size.
+    learn: of images to learn from. Raises ValueError for an image that does not hold the part.
+    """
+    if name == "nyu" and learn:
+        left, top, right, bottom = scaled_box(NYU_BOX, height, width)
+        return slice(top, bottom), slice(left, right)
+    if name == "kitti":
+        rows, columns = KITTI_FRAME
+        if height < rows or width < columns:
+            raise ValueError(f"{height} x {width} pixels hold no part of {rows} x {columns}")
+        left = (width - columns) // 2
+        return slice(height - rows, height), slice(left, left + columns)
+    return slice(None), slice(None)
 
 
 def scaled_box(box, height: int, width: int, of: tuple[int, int] = (480, 640)) -> tuple[int, ...]:
@@ -65,13 +85,9 @@ class DepthTrainTransform:
     normalize: Callable[[np.ndarray], np.ndarray]  # of values 0..1
     angle: float = 2.5  # degrees to both sides, at rate 0.5
     brightness: tuple[float, float] = (0.9, 1.1)  # NYU: 0.75, 1.25
-    box: tuple[int, int, int, int] | None = None  # cut first; NYU_BOX
 
     def __call__(self, image_HWC: np.ndarray, depth_HW: np.ndarray, rng: Any):
         """Raises ValueError for an image smaller than the crop."""
-        if self.box is not None:
-            left, top, right, bottom = scaled_box(self.box, *depth_HW.shape)
-            image_HWC, depth_HW = (x[top:bottom, left:right] for x in (image_HWC, depth_HW))
         if any(side < crop for side, crop in zip(depth_HW.shape, self.crop, strict=True)):
             raise ValueError(
                 f"depth map of {depth_HW.shape} is smaller than a crop of {self.crop}."

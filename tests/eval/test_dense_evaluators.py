@@ -184,3 +184,26 @@ def test_rectangles_are_located_and_broken_tables_are_refused(tmp_path):
     (tmp_path / "boxes.csv").write_text("name,left,top,right,bottom\na.png,1,1,9,9\n")
     with pytest.raises(ConfigError, match="b.png is not both in images and in boxes.csv"):
         objects_evaluator.build(own, setting())
+
+
+def test_the_frame_of_depth_is_cut_from_what_is_learnt_and_from_what_is_judged(tmp_path):
+    rng = np.random.default_rng(3)
+    save(tmp_path / "images/0.png", rng.integers(0, 255, (375, 1242, 3), dtype=np.uint8))
+    save(tmp_path / "maps/0.png", rng.integers(1, 9, (375, 1242)).astype(np.uint16) * 256)
+    own = section(depth_evaluator, train=str(tmp_path), val=str(tmp_path), size=40,
+                  per_metre=256.0, frame="kitti")  # fmt: skip
+    evaluation = depth_evaluator.build(own, setting())
+    stored = evaluation.val.read(0)
+    for folder in (evaluation.train, evaluation.val):
+        pixels, metres = evaluation.read(folder, 0)
+        assert np.array_equal(pixels, stored[0][23:, 13:1229])
+        assert np.array_equal(metres * 256, stored[1][23:, 13:1229])
+    nyu = depth_evaluator.build(changed(own, frame="nyu"), setting())
+    assert nyu.read(nyu.train, 0)[1].shape == (333, 1096)
+    assert nyu.read(nyu.val, 0)[1].shape == (375, 1242)
+    save(tmp_path / "images/0.png", stored[0][:340])
+    save(tmp_path / "maps/0.png", stored[1][:340])
+    with pytest.raises(
+        DecodeError, match=r"maps/0\.png: 340 x 1242 .* depth\.frame=kitti asks for"
+    ):
+        evaluation.read(evaluation.val, 0)

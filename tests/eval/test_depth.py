@@ -98,3 +98,24 @@ def test_a_constant_error_of_canopy_heights():
     assert found["cover_iou"] == pytest.approx(1, abs=1e-4)
     with pytest.raises(ValueError, match="hold no block"):
         canopy.block_means(truth, block=200)
+
+
+def test_the_parts_of_frames_that_are_used():
+    whole = np.arange(375 * 1242).reshape(375, 1242)
+    part = whole[depth_transforms.frame("kitti", 375, 1242, learn=False)]
+    assert part.shape == (352, 1216)
+    assert part[0, 0] == whole[23, 13] and part[-1, -1] == whole[374, 1228]
+    assert whole[depth_transforms.frame("nyu", 375, 1242, learn=False)].shape == whole.shape
+    nyu = np.zeros((480, 640))[depth_transforms.frame("nyu", 480, 640, learn=True)]
+    assert nyu.shape == (427, 565)
+    with pytest.raises(ValueError, match="300 x 1242 pixels hold no part of 352 x 1216"):
+        depth_transforms.frame("kitti", 300, 1242, learn=True)
+
+
+def test_what_is_judged_of_a_frame_of_kitti():
+    for mask, box in (
+        (depth_metrics.garg_mask, (143, 349, 43, 1172)),
+        (depth_metrics.eigen_kitti_mask, (117, 321, 43, 1172)),
+    ):
+        rows, columns = (np.flatnonzero(mask(352, 1216).any(axis)) for axis in (1, 0))
+        assert (rows[0], rows[-1] + 1, columns[0], columns[-1] + 1) == box
