@@ -39,6 +39,7 @@ KEYS = {
     "width": {"default": 1024, "says": "of the probe; [P] D.6", "limits": (6, 65_536)},
     "depth": {"default": 5, "says": "blocks, the query's included; [P] 4 + 1", "limits": (1, 64)},
     "heads": {"default": 16, "says": "of attention, as V-JEPA 2; [ours]", "limits": (1, 1024)},
+    "rope": {"default": True, "says": "attention turns by time, row and column; [P] D.6"},
     "epochs": {"default": 20.0, "says": "passes over the videos; [P] D.6", "limits": (1e-6, None)},
     "batch_size": {"default": 64, "says": "clips per step; [P] D.6", "limits": (1, 65_536)},
     "rates": {
@@ -154,7 +155,8 @@ class ClipProbe:
 
     def _shape(self) -> dict[str, Any]:
         side = self.section.size // self.patch_size
-        return {"num_heads": self.section.heads, "grid": (side, side)}
+        own = self.section
+        return {"num_heads": own.heads, "grid": (side, side), "rope": own.rope}
 
     def _probabilities(self, network: Network, bank, videos: Clips) -> np.ndarray:
         """[J, N, C] of every head, the mean over the views of a video."""
@@ -215,32 +217,37 @@ def _square(height: int, width: int, place: float) -> tuple[int, int, int, int]:
     return round(place * (height - side)), round(place * (width - side)), side, side
 
 
-@functools.partial(jax.jit, static_argnames=("num_heads", "grid"), donate_argnums=0)
-def _step(state, tokens_BND, times_BT, labels_B, settings, *, num_heads: int, grid):
+@functools.partial(jax.jit, static_argnames=("num_heads", "grid", "rope"), donate_argnums=0)
+def _step(state, tokens_BND, times_BT, labels_B, settings, **shape):
     """One head after another, so that the memory is that of one."""
 
     def update(one):
         params, moments, own = one
-        where = attentive_probe.places(times_BT, grid, params["query"].shape[-1])
-        loss = functools.partial(attentive_probe.probe_loss, num_heads=num_heads, places_BND=where)
+        loss = functools.partial(attentive_probe.probe_loss, **_where(params, times_BT, **shape))
         grads = jax.grad(loss)(params, tokens_BND, labels_B)
         return adamw.adamw(params, grads, moments, own)
 
     return jax.lax.map(update, (*state, settings))
 
 
-@functools.partial(jax.jit, static_argnames=("num_heads", "grid"))
-def _scores(bank, tokens_BND, times_BT, *, num_heads: int, grid):
+@functools.partial(jax.jit, static_argnames=("num_heads", "grid", "rope"))
+def _scores(bank, tokens_BND, times_BT, **shape):
     """Probabilities [J, B, C]."""
 
     def scores(params):
-        where = attentive_probe.places(times_BT, grid, params["query"].shape[-1])
-        found = attentive_probe.class_logits(
-            params, tokens_BND, num_heads=num_heads, places_BND=where
-        )
-        return jax.nn.softmax(found)
+        options = _where(params, times_BT, **shape)
+        return jax.nn.softmax(attentive_probe.class_logits(params, tokens_BND, **options))
 
     return jax.lax.map(scores, bank)
+
+
+def _where(params, times_BT, *, num_heads: int, grid: tuple[int, int], rope: bool):
+    """Options of the probe: where its tokens are."""
+    return {
+        "num_heads": num_heads,
+        "places_BND": attentive_probe.places(times_BT, grid, params["query"].shape[-1]),
+        "coords_BN3": attentive_probe.coordinates(times_BT, grid) if rope else None,
+    }
 
 
 def build(section, setting: Setting) -> ClipProbe | None:
@@ -253,6 +260,11 @@ def build(section, setting: Setting) -> ClipProbe | None:
         raise ConfigError(
             f"clips.size={section.size} must be a multiple of the patch of {setting.patch_size}"
             f" pixels, and clips.width={section.width} one of clips.heads={section.heads}."
+        )
+    if section.rope and section.width // section.heads < 6:
+        raise ConfigError(
+            f"clips.width={section.width} of {section.heads} heads leaves"
+            f" {section.width // section.heads} channels a head; clips.rope needs 6 or more."
         )
     if not section.rates or not section.decays:
         raise ConfigError("clips.rates and clips.decays need at least one value each.")

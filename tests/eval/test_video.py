@@ -93,19 +93,23 @@ def dots(num, seed):
     return tokens.reshape(num, 15, 6), labels
 
 
-def accuracy_of_probe(with_places, steps=100):
+def accuracy_of_probe(with_places, with_rope=False, steps=100):
     tokens, labels = (jnp.asarray(x) for x in dots(64, seed=0))
     params = attentive_probe.new_probe(
         jax.random.key(0), width=24, num_classes=2, depth=2, inputs=6
     )
     times = jnp.tile(jnp.array([[0.0, 0.5, 1.0]]), (64, 1))
-    table = attentive_probe.places(times, (1, 5), 24) if with_places else None
+    options = {
+        "num_heads": 2,
+        "places_BND": attentive_probe.places(times, (1, 5), 24) if with_places else None,
+        "coords_BN3": attentive_probe.coordinates(times, (1, 5)) if with_rope else None,
+    }
     own = adamw.Settings(*(jnp.asarray(x) for x in (3e-3, 1e-3, 0.9)))
 
     @jax.jit
     def step(params, moments):
         def loss(p):
-            return attentive_probe.probe_loss(p, tokens, labels, num_heads=2, places_BND=table)
+            return attentive_probe.probe_loss(p, tokens, labels, **options)
 
         return adamw.adamw(params, jax.grad(loss)(params), moments, own)
 
@@ -113,7 +117,7 @@ def accuracy_of_probe(with_places, steps=100):
     for _ in range(steps):
         params, moments = step(params, moments)
     unseen, truth = dots(64, seed=1)
-    logits = attentive_probe.class_logits(params, unseen, num_heads=2, places_BND=table)
+    logits = attentive_probe.class_logits(params, unseen, **options)
     return float(np.mean(np.argmax(logits, axis=-1) == truth))
 
 
@@ -121,7 +125,42 @@ def accuracy_of_probe(with_places, steps=100):
 def test_direction_needs_places_in_time():
     """Without them a clip is a bag of patches, the same in both directions."""
     assert accuracy_of_probe(True) > 0.95
+    assert accuracy_of_probe(False, with_rope=True, steps=300) > 0.95
     assert 0.3 < accuracy_of_probe(False) < 0.7
+
+
+def test_attention_turned_by_places_sees_their_differences_in_a_plane_of_each_head():
+    rng = np.random.default_rng(0)
+    coords = jnp.asarray(rng.uniform(-1, 1, (2, 7, 3)), jnp.float32)
+    q, k, v = (jnp.asarray(rng.normal(size=(2, 7, 3 * 20)), jnp.float32) for _ in range(3))
+
+    def read(coords, block=0):
+        shape = {"num_heads": 3, "head_width": 20, "block": block}
+        angles = attentive_probe.rope_angles(coords, **shape)
+        assert angles.shape == (2, 7, 3, 9)  # 18 of 20 channels turn
+        return np.asarray(attentive_probe._attend(q, k, v, 3, angles))
+
+    found = read(coords)
+    np.testing.assert_allclose(read(coords + jnp.array([[[0.3, -0.2, 0.5]]])), found, atol=1e-4)
+    for axis in range(3):
+        other = read(coords.at[:, 0, axis].add(0.1))
+        assert np.abs(other - found).max() > 1e-3
+    assert np.abs(read(coords, block=1) - found).max() > 1e-3
+    one, two = np.zeros((2, 1, 1, 3), np.float32)
+    one[..., 1], two[..., 2] = 1, 1  # a row, a column: as long in every head, elsewhere
+    row, column = (
+        np.asarray(attentive_probe.rope_angles(x, num_heads=3, head_width=6, block=0))[0, 0]
+        for x in (one, two)
+    )
+    np.testing.assert_allclose(np.linalg.norm(row, axis=1), 2 * np.pi, rtol=1e-5)
+    np.testing.assert_allclose((row * column).sum(axis=1), 0, atol=1e-4)
+    assert np.abs(row[0] - row[1]).max() > 0.1 and np.all(row[:, 0] == 0)
+
+
+def test_coordinates_are_centres_from_minus_one_to_one():
+    found = attentive_probe.coordinates(jnp.array([[0.0, 1.0]]), (2, 1))
+    want = [[-1, -0.5, 0], [-1, 0.5, 0], [1, -0.5, 0], [1, 0.5, 0]]
+    np.testing.assert_allclose(found[0], want)
 
 
 def test_frames_of_a_clip_include_both_ends_and_repeat_in_short_videos():
