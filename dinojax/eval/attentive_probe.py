@@ -117,9 +117,8 @@ def rope_angles(coords_BN3: jax.Array, *, num_heads: int, head_width: int, block
     )
     num = head_width // 6
     rates_F = 2 * math.pi / 100.0 ** (jnp.arange(num) / max(num, 1))
-    options = {"precision": "highest"}
-    seen_BNA3 = jnp.einsum("bnd,xad->bnax", coords_BN3, frame_3A3, **options)
-    angles = jnp.einsum("bnax,f->bnaxf", seen_BNA3, rates_F, **options)
+    seen_BNA3 = jnp.einsum("bnd,xad->bnax", coords_BN3, frame_3A3, precision="highest")
+    angles = jnp.einsum("bnax,f->bnaxf", seen_BNA3, rates_F, precision="highest")
     return angles.reshape(*angles.shape[:3], -1)
 
 
