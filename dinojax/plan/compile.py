@@ -6,17 +6,21 @@ Prints one JSON object on its last line, {"refused": message} for what cannot be
 not fit is a result, not an error.
 """
 
+import functools
 import json
+import math
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
 from dinojax import config as configs
 from dinojax.config import Config, stages
+from dinojax.config.computed import assumed
+from dinojax.config.formulas import Facts
 from dinojax.losses.blockwise_logits import num_blocks
 from dinojax.losses.sharded import Place
 from dinojax.ops.attention import OPAQUE
@@ -196,10 +200,20 @@ def sized(config: Config, size: int) -> tuple[Config, dict]:
 def load(
     recipe: str, target: Target, overrides: list[str], *, images: int | None, stage: str | None
 ) -> Config:
-    """The recipe on the target's devices, with the attention of `on_target`."""
-    changes = changed(target, images)
-    config = configs.load(recipe, targets.replaced(overrides, changes), stage=stage)
-    return on_target(config)
+    """The recipe on the target's devices, with the attention of `on_target`.
+
+    A recipe that computes its values is told the target's memory, as a run is told its device's.
+    """
+    given = targets.replaced(overrides, changed(target, images))
+    measure = functools.partial(_facts, target=target)
+    return on_target(configs.load(recipe, given, stage=stage, measure=measure))
+
+
+def _facts(values: Mapping[str, Any], *, target: Target) -> Facts:
+    facts = assumed(values)._replace(platform=target.chip.platform)
+    if facts.memory is None and math.isfinite(target.chip.usable):
+        facts = facts._replace(memory=target.chip.usable)
+    return facts
 
 
 def changed(target: Target, images: int | None) -> list[str]:

@@ -101,3 +101,15 @@ def test_a_program_is_compiled_once_and_another_one_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(compiler_output, "versions", lambda: {"jax": "another"})
     assert kept(jnp.sin) == 4
     assert all(path.suffix == ".json" for path in (tmp_path / "plans").iterdir())
+
+
+def test_a_recipe_that_computes_its_values_is_told_the_memory_of_the_target():
+    def parts(target, *more):
+        given = ["auto.images=10000", "model.name=vitl", *more]
+        options = {"images": None, "stage": "adapt"}
+        return compile.load("adapt", targets.parse(target), given, **options).accumulate
+
+    small, large = parts("rtx4090:1"), parts("h200:1")
+    assert small > large >= 1
+    assert parts("rtx4090:1", "auto.memory=126") == large  # what is set by hand stays
+    assert parts("cpu:1") == 1  # not known
