@@ -70,56 +70,66 @@ def average_precision(truth: Truth, detected: Detected, classes: np.ndarray) -> 
     num = len(THRESHOLDS), len(_RECALLS), len(classes), len(AREAS)
     precision = -np.ones(num)
     recall = -np.ones((num[0], *num[2:], len(COUNTS)))
+    objects = _rows(truth.class_N, truth.image_N, np.zeros(len(truth.class_N)))
+    found = _rows(detected.class_N, detected.image_N, -detected.score_N)
     for number, name in enumerate(classes):
-        pairs = list(_by_image(truth, detected, name))
-        for area, bounds in enumerate(AREAS.values()):
-            matched = [_matched(objects, found, bounds) for objects, found in pairs]
-            if not (total := sum(m[3] for m in matched)):
+        matched = list(_by_image(truth, detected, objects.get(name, {}), found.get(name, {})))
+        for area in range(len(AREAS)):
+            if not (total := sum(int(m[3][area]) for m in matched)):
                 continue
+            own = [(score_D, hit[area], ignored[area]) for score_D, hit, ignored, _ in matched]
             for column, count in enumerate(COUNTS):
-                curve, share = _curve([m[:3] for m in matched], count, total)
+                curve, share = _curve(own, count, total)
                 recall[:, number, area, column] = share
             precision[:, :, number, area] = curve
     return Precision(precision, recall)
 
 
-def _by_image(truth: Truth, detected: Detected, name):
-    """Of one class and each image: (rows of the truth, those of the surest detections)."""
-    own, found = truth.class_N == name, detected.class_N == name
-    for image in np.unique(np.concatenate([truth.image_N[own], detected.image_N[found]])):
-        objects = np.flatnonzero(own & (truth.image_N == image))
-        rows = np.flatnonzero(found & (detected.image_N == image))
-        rows = rows[np.argsort(-detected.score_N[rows], kind="stable")][: COUNTS[-1]]
-        yield (
-            (truth.boxes_N4[objects], truth.area_N[objects], truth.crowd_N[objects].astype(bool)),
-            (detected.boxes_N4[rows], detected.score_N[rows]),
-        )
+def _rows(class_N, image_N, rank_N) -> dict[Any, dict[Any, np.ndarray]]:
+    """Rows of each class and image that has any, least rank first, of equal ones the earlier."""
+    order_N = np.lexsort((rank_N, image_N, class_N))
+    pairs = np.stack([class_N[order_N], image_N[order_N]])
+    starts = np.flatnonzero(np.any(np.diff(pairs), axis=0)) + 1
+    found: dict[Any, dict[Any, np.ndarray]] = {}
+    for rows in np.split(order_N, starts) if len(order_N) else ():
+        found.setdefault(class_N[rows[0]], {})[image_N[rows[0]]] = rows
+    return found
 
 
-def _matched(objects, found, bounds: tuple[float, float]):
-    """(scores [D], hit [10, D], ignored [10, D], number of objects that count)."""
+def _by_image(truth: Truth, detected: Detected, objects: dict, found: dict):
+    """What `_matched` says of each image, of one class: rows of its objects and detections."""
+    none = np.zeros(0, int)
+    for image in sorted({*objects, *found}):
+        own, rows = objects.get(image, none), found.get(image, none)[: COUNTS[-1]]
+        crowd_G = truth.crowd_N[own].astype(bool)
+        sides = truth.boxes_N4[own], truth.area_N[own], crowd_G
+        yield _matched(sides, (detected.boxes_N4[rows], detected.score_N[rows]))
+
+
+def _matched(objects, found):
+    """(scores [D], hit [4, 10, D], ignored [4, 10, D], how many objects count [4]), by area."""
     (boxes_G4, area_G, crowd_G), (boxes_D4, score_D) = objects, found
-    ignored_G = crowd_G | (area_G < bounds[0]) | (area_G > bounds[1])
-    order = np.argsort(ignored_G, kind="stable")  # those that count come first
-    ignored_G, crowd_G = ignored_G[order], crowd_G[order]
-    overlap_DG = overlaps(boxes_D4, boxes_G4[order], crowd_G)
-    hit = np.zeros((len(THRESHOLDS), len(score_D)), bool)
+    low_A1, high_A1 = np.array(list(AREAS.values())).T[:, :, None]
+    ignored_A1G = (crowd_G | (area_G < low_A1) | (area_G > high_A1))[:, None]
+    overlap_DG = overlaps(boxes_D4, boxes_G4, crowd_G)
+    hit = np.zeros((len(AREAS), len(THRESHOLDS), len(score_D)), bool)
     ignored = np.zeros_like(hit)
-    taken_TG = np.zeros((len(THRESHOLDS), len(ignored_G)), bool)
-    for d, overlap_G in enumerate(overlap_DG):
-        for t, least in enumerate(THRESHOLDS):
-            open_G = (overlap_G >= min(least, 1 - 1e-10)) & (~taken_TG[t] | crowd_G)
-            # An object that counts goes before those that do not, whatever their overlap.
-            chosen_G = open_G & ~ignored_G
-            chosen_G = chosen_G if chosen_G.any() else open_G
-            if not chosen_G.any():
-                continue
-            shown_G = np.where(chosen_G, overlap_G, -1)
-            g = len(shown_G) - 1 - int(np.argmax(shown_G[::-1]))  # of equal ones the last
-            hit[t, d], taken_TG[t, g], ignored[t, d] = True, True, ignored_G[g]
+    taken_ATG = np.zeros((*hit.shape[:2], len(area_G)), bool)
+    near = overlap_DG.max(axis=1, initial=0) >= THRESHOLDS[0]
+    for d in np.flatnonzero(near):
+        reached_TG = overlap_DG[d] >= np.minimum(THRESHOLDS, 1 - 1e-10)[:, None]
+        open_ATG = reached_TG & (~taken_ATG | crowd_G)
+        # An object that counts goes before those that do not, whatever their overlap.
+        chosen_ATG = open_ATG & ~ignored_A1G
+        chosen_ATG = np.where(chosen_ATG.any(axis=-1, keepdims=True), chosen_ATG, open_ATG)
+        shown_ATG = np.where(chosen_ATG, overlap_DG[d], -1)
+        g_AT = len(area_G) - 1 - np.argmax(shown_ATG[..., ::-1], axis=-1)  # of equal ones the last
+        a, t = np.nonzero(chosen_ATG.any(axis=-1))
+        g = g_AT[a, t]
+        hit[a, t, d], taken_ATG[a, t, g], ignored[a, t, d] = (True, True, ignored_A1G[a, 0, g])
     size_D = boxes_D4[:, 2] * boxes_D4[:, 3]
-    ignored |= ~hit & ((size_D < bounds[0]) | (size_D > bounds[1]))[None]
-    return score_D, hit, ignored, int(np.sum(~ignored_G))
+    ignored |= ~hit & ((size_D < low_A1) | (size_D > high_A1))[:, None]
+    return score_D, hit, ignored, np.sum(~ignored_A1G[:, 0], axis=-1)
 
 
 def overlaps(boxes_D4: np.ndarray, boxes_G4: np.ndarray, crowd_G: np.ndarray) -> np.ndarray:
@@ -129,7 +139,7 @@ def overlaps(boxes_D4: np.ndarray, boxes_G4: np.ndarray, crowd_G: np.ndarray) ->
         boxes_D4[:, None, :2] + boxes_D4[:, None, 2:], (boxes_G4[:, :2] + boxes_G4[:, 2:])[None]
     )
     shared_DG = np.prod(np.maximum(high - low, 0), axis=-1)
-    size_D1, size_G = np.prod(boxes_D4[:, 2:], axis=1)[:, None], np.prod(boxes_G4[:, 2:], axis=1)
+    size_D1, size_G = (np.prod(boxes_D4[:, 2:], axis=1)[:, None], np.prod(boxes_G4[:, 2:], axis=1))
     union_DG = np.where(crowd_G, size_D1, size_D1 + size_G - shared_DG)
     return shared_DG / np.maximum(union_DG, np.finfo(float).tiny)
 
