@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dinojax import config as configs
+from dinojax.cli import plan_works
 from dinojax.cli.parser import Parser
 from dinojax.config import ConfigError
 from dinojax.plan import compilers, partitioner_log, step_model, targets, waiting
@@ -64,6 +65,8 @@ TIMEOUT = 3600  # seconds
 
 def add_verb(commands, parser: Parser) -> None:
     def run_either(args: argparse.Namespace) -> None:
+        if args.words is None and args.config is None:
+            raise ConfigError("give --words RECIPE, --config RECIPE or a command such as curate.")
         if args.words is None:
             run(args)
             return
@@ -77,6 +80,7 @@ def add_verb(commands, parser: Parser) -> None:
         commands, "plan", "what a recipe will do, and what it will take", PLAN, run_either
     )
     options(plan, parser.set_option)
+    plan_works.add(plan, parser)
 
 
 def told_replicated(found: list[str]) -> list[str]:
@@ -93,7 +97,7 @@ def student_option(parser: argparse.ArgumentParser, meaning: str) -> None:
 
 def options(parser: argparse.ArgumentParser, set_option) -> None:
     """What `plan` takes."""
-    what = parser.add_mutually_exclusive_group(required=True)
+    what = parser.add_mutually_exclusive_group()
     what.add_argument("--words", metavar="RECIPE", help="say it in words: a recipe, file or name")
     what.add_argument("--config", metavar="RECIPE", help="or a run: compile it for --target")
     set_option(parser)
@@ -252,10 +256,13 @@ def one(
     return found if keep else {**found, "replicated": partitioner_log.replicated(log)}
 
 
-def process(module: str, target: str, asked: dict, *, timeout: int = TIMEOUT) -> tuple[Any, str]:
+def process(
+    module: str, target: str, asked: dict, *, timeout: int = TIMEOUT, doing: str = ""
+) -> tuple[Any, str]:
     """The JSON that a module of ours prints and what it logs, where jax sees the target's devices.
 
-    The compiler's warnings are wanted, so no program comes from a cache.
+    The compiler's warnings are wanted, so no program comes from a cache. doing: what who waits is
+    told, "" = what is asked.
     """
     machine = targets.parse(target)
     environment = os.environ | targets.environment(machine)
@@ -268,7 +275,7 @@ def process(module: str, target: str, asked: dict, *, timeout: int = TIMEOUT) ->
             [sys.executable, "-m", module, json.dumps(asked)],
             environment=environment,
             timeout=timeout,
-            doing=f"compiling {what} for {machine.name}",
+            doing=doing or f"compiling {what} for {machine.name}",
         )
     except subprocess.TimeoutExpired as error:
         raise ConfigError(f"{target}: not compiled within --timeout {timeout} seconds.") from error

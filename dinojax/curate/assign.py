@@ -9,7 +9,6 @@ nor processes nor the length of a stretch change one assignment or one bit of a 
 
 import contextlib
 import dataclasses
-import functools
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dinojax.curate.assign_program import device_rows, program_of, state_shapes, total_program
 from dinojax.curate.pool import Rows
 from dinojax.data.progress import Progress
 from dinojax.distributed import process_group
@@ -26,9 +26,6 @@ from dinojax.sharding import batch, mesh
 from dinojax.sharding.mesh import Layout
 
 METRICS = ("l2", "cos")
-DEVICE_ROWS = 8192  # of one device at a time
-BLOCK = {"cpu": 2**19}  # entries of a block of scores: what a cache holds
-BLOCK_ELSE = 2**26
 HOST_BLOCK = 2**24  # entries of scores that are computed in float64 on the host
 
 
@@ -82,8 +79,8 @@ def _assign(rows, centers_KD, layout, metric, sums, progress) -> Assigned:
     doubled = place(-2 * centers_KD.astype(np.float32))
     norms_K = _norms(centers_KD, metric)
     fixed = (doubled, place(norms_K.astype(np.float32)), place(_slack(centers_KD, norms_K)))
-    program = _program(shift if sums else None)
-    state = _state(len(centers_KD), rows.width if sums else 0, num_shards, layout)
+    program = program_of(shift if sums else None, _platform(layout))
+    state = _state(num_shards, len(centers_KD), rows.width if sums else None, layout)
     assignment = np.empty(len(rows), np.int32)
     pending, corrections = [], _Corrections(rows, centers_KD, norms_K, shift if sums else None)
 
@@ -101,7 +98,8 @@ def _assign(rows, centers_KD, layout, metric, sums, progress) -> Assigned:
             finish(*pending.pop(0))
     for one in pending:
         finish(*one)
-    total, counts_K = (_total(process_group.fetch(x)) for x in state)
+    found = (process_group.fetch(x) for x in total_program(layout)(*state))
+    total, counts_K = (np.array(x[: len(centers_KD)]) for x in found)
     counts_K += corrections.counts_K
     means_KD = None
     if sums:
@@ -137,8 +135,7 @@ def _shift(rows: Rows) -> int:
 
 def _stretches(rows: Rows, num_shards: int, num_centers: int, layout: Layout | None):
     """(first row, real rows, rows filled up to one length, which are real); read one ahead."""
-    per_device = min(DEVICE_ROWS, max(64, 1 << (-(-len(rows) // num_shards) - 1).bit_length()))
-    size = per_device * num_shards
+    size = device_rows(len(rows), num_shards) * num_shards
     own = batch.own_rows(size)
 
     def read(first: int):
@@ -169,65 +166,16 @@ def _stretches(rows: Rows, num_shards: int, num_centers: int, layout: Layout | N
             yield future.result()
 
 
-def _state(num_centers: int, width: int, num_shards: int, layout: Layout | None):
+def _state(num_shards: int, num_centers: int, width: int | None, layout: Layout | None):
     """Zeros for the sums and counts of each device."""
-    shapes = (num_shards, num_centers, width), (num_shards, num_centers)
     place: Any = layout.sharding("image") if layout else None
+    shapes = state_shapes(num_shards, num_centers, width)
     make = jax.jit(lambda: [jnp.zeros(s, jnp.int64) for s in shapes], out_shardings=place)
     return make()
 
 
-def _total(parts_SK: np.ndarray) -> np.ndarray:
-    return np.asarray(parts_SK).sum(axis=0)
-
-
-@functools.lru_cache(maxsize=16)
-def _program(shift: int | None):
-    """(rows, real, -2 c, norms, slack, state) -> ((lowest, highest, number near), state)."""
-
-    def on_one_device(rows_CD, real_C, state_sums, state_counts, doubled_KD, norms_K, slack):
-        found = _near(rows_CD, doubled_KD, norms_K, slack)
-        num = len(norms_K)
-        cluster_C = jnp.where(real_C, found[0], num)  # beyond the last: not summed
-        if shift is not None:
-            whole_CD = jnp.round(rows_CD.astype(jnp.float64) * 2.0**shift).astype(jnp.int64)
-            state_sums += jax.ops.segment_sum(whole_CD, cluster_C, num)[None]
-        ones_C = jnp.ones(len(rows_CD), jnp.int64)
-        state_counts += jax.ops.segment_sum(ones_C, cluster_C, num)[None]
-        return found, (state_sums, state_counts)
-
-    def step(rows_CD, real_C, doubled_KD, norms_K, slack, state):
-        together = (rows_CD, real_C, *state)
-        return mesh.per_group(on_one_device, *together, replicated=(doubled_KD, norms_K, slack))
-
-    return process_group.together(jax.jit(step, donate_argnums=5))
-
-
-def _near(rows_CD, doubled_KD, norms_K, slack):
-    """Of every row the lowest and highest number of the centres that are nearest to float32, and
-    how many these are. In blocks of rows whose scores a cache holds, centres first: reductions
-    over the leading axis are those that CPUs do many at a time.
-    """
-    num, most = len(norms_K), BLOCK.get(jax.default_backend(), BLOCK_ELSE)
-    block = max(8, min(len(rows_CD), 1 << max(most // num, 1).bit_length() - 1))
-    number_K1 = jnp.arange(num, dtype=jnp.float32)[:, None]
-
-    def one(rows_bD):
-        rows_bD = rows_bD.astype(jnp.float32)
-        products_Kb = jnp.einsum(
-            "KD,bD->Kb", doubled_KD, rows_bD, precision=jax.lax.Precision.HIGHEST
-        )
-        scores_Kb = norms_K[:, None] + products_Kb
-        length_b = jnp.sqrt(jnp.sum(rows_bD * rows_bD, axis=1))
-        limit_b = jnp.min(scores_Kb, axis=0) + slack[0] * length_b + slack[1]
-        near_Kb = scores_Kb <= limit_b[None]
-        low_b = jnp.min(jnp.where(near_Kb, number_K1, jnp.inf), axis=0)
-        high_b = jnp.max(jnp.where(near_Kb, number_K1, -1.0), axis=0)
-        within_b = jnp.sum(near_Kb, axis=0, dtype=jnp.float32)
-        return [x.astype(jnp.int32) for x in (low_b, high_b, within_b)]
-
-    found = jax.lax.map(one, rows_CD.reshape(-1, block, rows_CD.shape[1]))
-    return tuple(x.reshape(-1) for x in found)
+def _platform(layout: Layout | None) -> str:
+    return layout.mesh.devices.flat[0].platform if layout else jax.default_backend()
 
 
 class _Corrections:

@@ -96,22 +96,24 @@ def embed(backbone: Backbone, source: Source, out: str | Path, settings, *, orig
     return sum(parts.values())
 
 
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def features_of(spec, params, images_BHWC, features: str):
+    """The features of images, float32 [B, D]; as `embedder`."""
+    net: Any = module(spec)
+    found = net.apply({"params": params}, [images_BHWC])[0]
+    cls_BD = found.cls.astype(jnp.float32)
+    mean_BD = jnp.mean(found.patches.astype(jnp.float32), axis=1)
+    if features == "both":
+        units = [x / jnp.linalg.norm(x, axis=1, keepdims=True) for x in (cls_BD, mean_BD)]
+        return jnp.concatenate(units, axis=1)
+    return cls_BD if features == "cls" else mean_BD
+
+
 def embedder(backbone: Backbone, features: str) -> Apply:
     """The features of a recipe: cls, the mean of the patches, or both, each of unit length."""
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def outputs(spec, params, images_BHWC):
-        net: Any = module(spec)
-        found = net.apply({"params": params}, [images_BHWC])[0]
-        cls_BD = found.cls.astype(jnp.float32)
-        mean_BD = jnp.mean(found.patches.astype(jnp.float32), axis=1)
-        if features == "both":
-            units = [x / jnp.linalg.norm(x, axis=1, keepdims=True) for x in (cls_BD, mean_BD)]
-            return jnp.concatenate(units, axis=1)
-        return cls_BD if features == "cls" else mean_BD
-
     def apply(images_BHWC: np.ndarray) -> np.ndarray:
-        return np.asarray(backbone.run(outputs, images_BHWC), np.float32)
+        return np.asarray(backbone.run(features_of, images_BHWC, features), np.float32)
 
     return apply
 

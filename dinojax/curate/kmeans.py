@@ -149,7 +149,7 @@ def check_number(num_clusters: int, num_rows: int) -> None:
 def first_centers(rows: Rows, num_clusters: int, *, seed: int, metric: str = "l2") -> np.ndarray:
     """Centres [K, D] that greedy k-means++ chooses among all rows, or a drawn part of many."""
     rng = np.random.default_rng(seed_of(seed, "k-means++"))
-    most = min(max(INIT_ROWS, ROWS_PER_CENTER * num_clusters), max(MOST_INIT_ROWS, num_clusters))
+    most = init_rows(num_clusters)
     if len(rows) > most:
         chosen = np.sort(rng.choice(len(rows), most, replace=False))
         among = rows.gather(chosen)
@@ -162,6 +162,11 @@ def first_centers(rows: Rows, num_clusters: int, *, seed: int, metric: str = "l2
     first = int(rng.integers(len(among)))
     picked = plus_plus(among, uniforms, first=first, metric=metric)
     return among[picked].astype(np.float64)
+
+
+def init_rows(num_clusters: int) -> int:
+    """Rows at most among which the first centres are chosen."""
+    return min(max(INIT_ROWS, ROWS_PER_CENTER * num_clusters), max(MOST_INIT_ROWS, num_clusters))
 
 
 def num_candidates(num_clusters: int) -> int:
@@ -187,12 +192,12 @@ def plus_plus(
     with working(None):
         rows = jax.device_put(filled, jax.local_devices()[0])
         squares_N = jnp.sum(rows * rows, axis=1) if metric == "l2" else None
-        least_N = np.asarray(_nearer(rows, squares_N, np.full(times, first), least_N)[0][0])
+        least_N = np.asarray(nearer(rows, squares_N, np.full(times, first), least_N)[0][0])
         for drawn in uniforms:
             summed_N = np.cumsum(least_N[:num], dtype=np.float64)
             candidates = np.searchsorted(summed_N, drawn * summed_N[-1])
             candidates = np.minimum(candidates, num - 1)
-            least_TN, potentials_T = _nearer(rows, squares_N, candidates, least_N)
+            least_TN, potentials_T = nearer(rows, squares_N, candidates, least_N)
             best = int(np.argmin(np.asarray(potentials_T)))
             picked.append(int(candidates[best]))
             least_N = np.asarray(least_TN[best])
@@ -200,7 +205,7 @@ def plus_plus(
 
 
 @jax.jit
-def _nearer(rows_ND, squares_N, candidates_T, least_N):
+def nearer(rows_ND, squares_N, candidates_T, least_N):
     """Squared distances [T, N] to the nearest centre if each candidate were one, and their sums."""
     products_TN = jnp.einsum(
         "TD,ND->TN", rows_ND[candidates_T], rows_ND, precision=jax.lax.Precision.HIGHEST

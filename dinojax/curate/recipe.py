@@ -146,8 +146,12 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = Path(path)
     content = _yaml(path.read_text(), str(path))
-    content = {} if content is None else content
-    fields.checked(content, dict, name="the whole", where=path)
+    return resolve({} if content is None else content, overrides, where=str(path))
+
+
+def resolve(content: Any, overrides: Sequence[str] = (), *, where: str) -> Recipe:
+    """As `load`, of what a file says. where: the file, for messages."""
+    fields.checked(content, dict, name="the whole", where=where)
     for setting in overrides:
         key, equals, text = setting.partition("=")
         if not equals:
@@ -158,8 +162,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             at = at.setdefault(section, {})
             fields.checked(at, dict, name=section, where=f"--set {key}")
         at[last] = _yaml(text, f"--set {key}")
-    found = _section(Recipe, content, str(path), "")
-    _check(found, str(path))
+    found = _section(Recipe, content, where, "")
+    _check(found, where)
     return found
 
 

@@ -64,7 +64,7 @@ def _edges(units_QD, first, pool, threshold, most, num_shards, same, layout) -> 
     queries_QD = _filled(units_QD.astype(np.float32), size)
     numbers_Q = np.arange(first, first + size)
     placed = [_placed(x, layout) for x in (queries_QD, numbers_Q if same else numbers_Q * 0 - 1)]
-    program, found = _program(min(most, TILE), len(pool)), []
+    program, found = program_of(min(most, TILE), len(pool)), []
     for start in range(0, len(pool), TILE):
         tile_TD = unit(pool.read(start, start + TILE))
         length = min(TILE, max(64, 1 << (len(pool) - 1).bit_length()))
@@ -88,7 +88,7 @@ def _edges(units_QD, first, pool, threshold, most, num_shards, same, layout) -> 
 
 
 @functools.lru_cache(maxsize=8)
-def _program(most: int, num_pool: int):
+def program_of(most: int, num_pool: int):
     def on_one_device(queries_QD, own_Q, tile_TD, start, limit):
         cosines_QT = jnp.einsum(
             "QD,TD->QT", queries_QD, tile_TD, precision=jax.lax.Precision.HIGHEST

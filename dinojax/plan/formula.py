@@ -141,6 +141,22 @@ def forward(spec: Spec, size: int) -> float:
     return spec.depth * (sum(_attention(spec, size)) + _ffn(spec, size)) + _embed(spec, size)
 
 
+def activations(spec: Spec, size: int, *, itemsize: int) -> float:
+    """Bytes alive at most in the forward pass of one crop, with plain attention.
+
+    ViT: the residual stream, and the larger of queries, keys and values with two arrays of scores
+    in float32, and of the hidden values of the MLP and their gate. ConvNeXt: the hidden values of
+    its first stage, and what enters and leaves the block.
+    """
+    if isinstance(spec, ConvNextSpec):
+        return itemsize * (size // 4) ** 2 * spec.widths[0] * (4 + 2)
+    tokens = _tokens(spec, size)[1]
+    hidden = ffn_width(spec.ffn, spec.width, spec.ffn_ratio)
+    attention = itemsize * 3 * tokens * spec.width + 2 * 4 * spec.num_heads * tokens**2
+    gates = 1 if FFNS[spec.ffn] is None else 2
+    return itemsize * tokens * spec.width + max(attention, itemsize * gates * tokens * hidden)
+
+
 def _student(
     spec: Spec, size: int, sequences: int, groups: int, *, trains: bool
 ) -> dict[str, float]:

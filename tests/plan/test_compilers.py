@@ -51,6 +51,24 @@ def test_square_kernels_are_not_summed_whole(target):
     assert sent["all-reduce"] < 0.1 * parts, "of what is left of the parts, between copies"
 
 
+def test_a_curation_on_a_tpu_is_that_of_the_closed_form():
+    """What is smaller than the memory on the chip itself may be held there a second time."""
+    target = "v5p:2x2x1"
+    compiler_of(target)
+    overrides = ["embed.features=cls", "kmeans.clusters=[8000]", "dedup.center=false"]
+    asked = {"target": target, "images": 1_000_000, "width": 1024, "overrides": overrides}
+    found, _ = plan.process("dinojax.plan.curation", target, asked)
+    rows = [row for row in found["rows"] if "flops" in row]
+    assert {row["step"] for row in rows} == {"embed", "dedup", "k-means 1"}
+    for row in rows:
+        form, what = row["form"], row["what"]
+        assert row["flops"] == pytest.approx(form["flops"], rel=0.01), what
+        assert row["sent"] == pytest.approx(form["sent"], rel=0.2), what
+        if form["peak"] > 2**27:
+            assert row["memory"]["peak"] == pytest.approx(form["peak"], rel=0.2), what
+        assert row["fits"] and row["seconds"] > 0, what
+
+
 @pytest.mark.parametrize(
     ("kind", "target"),
     [
