@@ -12,6 +12,7 @@ a table; the exit code is 1 if a mutation survived.
 
 import argparse
 import dataclasses
+import os
 import shutil
 import subprocess
 import sys
@@ -341,10 +342,11 @@ def killer(root: Path, tests: Iterable[str], options: list[str]) -> str | None:
     """
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *options]
     nodes = [node(root, test) for test in tests]
+    # Bytecode of a mutation of equal length, made within a second, would be taken for current.
+    env = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+    how = {"capture_output": True, "text": True, "timeout": TIMEOUT}
     try:
-        done = subprocess.run(
-            [*command, *nodes], cwd=root, capture_output=True, text=True, timeout=TIMEOUT
-        )
+        done = subprocess.run([*command, *nodes], cwd=root, env=env, **how)
     except subprocess.TimeoutExpired:
         return "endless"
     if done.returncode == 0 and " passed" in done.stdout:

@@ -66,7 +66,7 @@ TIMEOUT = 3600  # seconds
 def add_verb(commands, parser: Parser) -> None:
     def run_either(args: argparse.Namespace) -> None:
         if args.words is None and args.config is None:
-            raise ConfigError("give --words RECIPE, --config RECIPE or a command such as curate.")
+            plan.error("give --words RECIPE, --config RECIPE or a command such as curate.")
         if args.words is None:
             run(args)
             return

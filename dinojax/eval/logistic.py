@@ -5,20 +5,25 @@ softmax over the classes for more than two of them, one logit for two. The proto
 fine-grained sets (arXiv:2508.10104, appendix D.7) tries 45 values of C.
 
 Newton's method in float64 on the host. Its linear systems are solved by conjugate gradients, with
-products in float32, which decides how fast it converges and not to what. Features are moved to
-their mean and onto the principal axes of their own span first, where the diagonal of the Hessian
-is a good preconditioner; neither changes the solution, and with fewer images than channels it
-leaves as many unknowns as there are images.
+products in float32, which decides how fast it converges and not to what; where that takes long
+and the unknowns are few, as with weak penalties and features that hardly differ, by Cholesky's
+factors of the whole Hessian. Features are moved to their mean and onto the principal axes of their
+own span first, where the diagonal of the Hessian is a good preconditioner; neither changes the
+solution, and with fewer images than channels it leaves as many unknowns as there are images.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import scipy.linalg
 
 STRENGTHS = tuple(10.0 ** np.linspace(-6, 5, 45))  # C of the released evaluation
 TOLERANCE = 1e-9  # of the largest entry of the gradient, by its size at zero weights
 MAX_NEWTON = 100
+FEW = 5000  # unknowns whose Hessian may be factored (200 MB)
+MOST_STEPS = 1000  # of conjugate gradients
+TINY = 1e-20  # probabilities below count as 0 in the Hessian: float32 gets slow before it gets to 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +143,7 @@ class _Problem:
 
     def hessian(self, probabilities: np.ndarray, penalty: float) -> tuple[Callable, np.ndarray]:
         """(its product with a direction, its diagonal), in float32."""
-        p = probabilities.astype(np.float32)
+        p = np.where(probabilities < TINY, 0, probabilities).astype(np.float32)
         weights = np.full(len(self.x32[0]), penalty, np.float32)[:, None]
         weights[-1] = 0.0
         curvature = p * (1 - p)
@@ -154,6 +159,23 @@ class _Problem:
         diagonal = self.squares32.T @ curvature + weights
         return product, np.maximum(diagonal, 1e-7)  # where all is certain
 
+    def solved(self, probabilities: np.ndarray, penalty: float, target: np.ndarray) -> np.ndarray:
+        """The step with Hessian x step = target, by factors of the Hessian in float64."""
+        num, width = self.x.shape[1], target.shape[1]
+        ridge = np.full(num, penalty)
+        ridge[-1] = 1e-12 * self.scale  # of the bias: a constant of all classes is free
+        whole = np.zeros((width, num, width, num))
+        for one in range(width):
+            for two in range(one, width) if self.softmax else (one,):
+                p = probabilities[:, one]
+                weights = p * ((one == two) - (probabilities[:, two] if self.softmax else p))
+                whole[two, :, one] = (self.x * weights[:, None]).T @ self.x
+            whole[one, :, one] += np.diag(ridge)
+        factors = scipy.linalg.cho_factor(
+            whole.reshape(width * num, -1), lower=True, overwrite_a=True, check_finite=False
+        )
+        return scipy.linalg.cho_solve(factors, target.T.reshape(-1)).reshape(width, num).T
+
 
 def _newton(problem: _Problem, theta: np.ndarray, penalty: float) -> tuple[np.ndarray, float]:
     """(the minimum, its residual), from a start. Each step is halved until the value falls."""
@@ -164,7 +186,7 @@ def _newton(problem: _Problem, theta: np.ndarray, penalty: float) -> tuple[np.nd
             break
         # Far from the minimum a rough solution of the linear system will do.
         accuracy = max(min(0.1, np.sqrt(residual)), 1e-4)
-        step = _conjugate_gradients(*problem.hessian(probabilities, penalty), -gradient, accuracy)
+        step = _step(problem, probabilities, penalty, -gradient, accuracy)
         slope, size = np.sum(gradient * step), 1.0
         while True:
             new = problem.at(theta + size * step, penalty)
@@ -178,15 +200,33 @@ def _newton(problem: _Problem, theta: np.ndarray, penalty: float) -> tuple[np.nd
     return theta, float(np.max(np.abs(gradient)) / problem.scale)
 
 
-def _conjugate_gradients(product, diagonal, target: np.ndarray, accuracy: float) -> np.ndarray:
-    """The solution of H x = target to a share `accuracy` of the target, in float32 products."""
+def _step(problem: _Problem, probabilities, penalty: float, target: np.ndarray, accuracy: float):
+    """The solution of H x = target, to a share `accuracy` of the target or better."""
+    hessian, most = problem.hessian(probabilities, penalty), MOST_STEPS
+    if target.size <= FEW:  # twice as many float32 products as the factors in float64 are worth
+        most = int(min(most, 100 + target.size / 2 + target.size**2 / (6 * len(problem.x))))
+    step, is_there = _conjugate_gradients(*hessian, target, accuracy, most=most)
+    if is_there or target.size > FEW:
+        return step
+    try:
+        return problem.solved(probabilities, penalty, target)
+    except np.linalg.LinAlgError:  # not positive definite, by rounding
+        return step
+
+
+def _conjugate_gradients(
+    product, diagonal, target: np.ndarray, accuracy: float, *, most: int
+) -> tuple[np.ndarray, bool]:
+    """(the solution of H x = target to a share `accuracy` of the target, in float32 products;
+    whether it was reached in `most` steps)."""
     scale = np.max(np.abs(target))
     rest = (target / scale).astype(np.float32)
     found = np.zeros_like(rest)
     conditioned = rest / diagonal
     direction, energy = conditioned, np.vdot(rest, conditioned)
     goal = accuracy**2 * energy
-    for step in range(1000):
+    is_there = False
+    for step in range(most):
         image = product(direction)
         curvature = np.vdot(direction, image)
         if curvature <= 1e-10 * np.vdot(direction, diagonal * direction):
@@ -197,20 +237,28 @@ def _conjugate_gradients(product, diagonal, target: np.ndarray, accuracy: float)
         conditioned = rest / diagonal
         new = np.vdot(rest, conditioned)
         if new <= goal:
+            is_there = True
             break
         direction, energy = conditioned + (new / energy) * direction, new
-    return found.astype(np.float64) * scale
+    return found.astype(np.float64) * scale, is_there
 
 
 def _principal(centered_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(features on orthonormal axes [N, R], the axes [D, R]) that span all rows."""
+    """(features on orthonormal axes [N, R], the axes [D, R]) that span all rows.
+
+    Axes on which features are nothing but rounding are left out: their weights are 0.
+    """
     num, width = centered_ND.shape
     if num < width:
         basis_DN, triangle = np.linalg.qr(centered_ND.T)
-        inner, rotation = triangle.T, np.linalg.eigh(triangle @ triangle.T)[1]
-        return inner @ rotation, basis_DN @ rotation
-    rotation = np.linalg.eigh(centered_ND.T @ centered_ND)[1]
-    return centered_ND @ rotation, rotation
+        rotation = np.linalg.eigh(triangle @ triangle.T)[1]
+        moved_NR, axes_DR = triangle.T @ rotation, basis_DN @ rotation
+    else:
+        axes_DR = np.linalg.eigh(centered_ND.T @ centered_ND)[1]
+        moved_NR = centered_ND @ axes_DR
+    lengths_R = np.linalg.norm(moved_NR, axis=0)
+    kept_R = lengths_R > 1e-13 * np.max(lengths_R, initial=0.0)
+    return moved_NR[:, kept_R], axes_DR[:, kept_R]
 
 
 def _targets(labels: np.ndarray, num_classes: int) -> tuple[str, np.ndarray]:

@@ -42,6 +42,62 @@ def test_scikit_learn_finds_the_same(num, width):
         np.testing.assert_allclose(model.scores(features), peer.predict_proba(features), atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["softmax", "binary", "sigmoid"])
+def test_factors_of_the_hessian_lead_where_conjugate_gradients_lead(kind, monkeypatch):
+    num_classes = 2 if kind == "binary" else 3
+    features, labels = data(classes=num_classes)
+    labels = np.eye(3, dtype=int)[labels] if kind == "sigmoid" else labels
+    for strength in (0.01, 1e4):
+        monkeypatch.setattr(logistic, "MOST_STEPS", 1000)
+        want = one(features, labels, strength, num_classes)
+        monkeypatch.setattr(logistic, "MOST_STEPS", 0)
+        found = one(features, labels, strength, num_classes)
+        assert found.kind == kind and found.residual < 1e-8
+        np.testing.assert_allclose(found.weights_DK, want.weights_DK, rtol=1e-4, atol=1e-4)
+
+
+def test_features_that_hardly_differ_and_weak_penalties_take_few_products(monkeypatch):
+    """Without factors of the Hessian these took three times as many."""
+    rng, products = np.random.default_rng(0), 0
+    drawn = rng.normal(size=(400, 24))
+    labels = np.argmax(drawn @ rng.normal(size=(24, 6)), axis=1)
+    features = 5 + drawn * np.logspace(0, -3, 24)
+    hessian = logistic._Problem.hessian
+
+    def counted(*args):
+        product, diagonal = hessian(*args)
+
+        def count(direction):
+            nonlocal products
+            products += 1
+            return product(direction)
+
+        return count, diagonal
+
+    monkeypatch.setattr(logistic._Problem, "hessian", counted)
+    models = list(logistic.fit(features, labels, num_classes=6, strengths=logistic.STRENGTHS))
+    assert max(model.residual for model in models) < 1e-7
+    assert products < 8000, products
+
+
+def test_what_is_certain_is_nothing_in_the_hessian():
+    """Numbers below 1e-38 take float32 ten times as long."""
+    problem = logistic._Problem(np.ones((4, 2)), np.eye(4), softmax=True)
+    probabilities = np.array([[1, 1e-25, 1e-39, 1e-42]] * 4)
+    product, diagonal = problem.hessian(probabilities, 0.0)
+    assert np.all(product(np.ones((3, 4), np.float32))[:, 1:] == 0)
+    assert np.all(diagonal == np.float32(1e-7))
+
+
+def test_columns_that_are_there_three_times_count_as_one():
+    features, labels = data()
+    once = one(features * np.sqrt(3), labels, 1.0, 3)
+    model = one(np.concatenate([features] * 3, axis=1), labels, 1.0, 3)
+    np.testing.assert_allclose(model.weights_DK[:5] * np.sqrt(3), once.weights_DK, atol=1e-6)
+    centered = features - features.mean(axis=0)
+    assert logistic._principal(np.concatenate([centered] * 3, axis=1))[0].shape == (60, 5)
+
+
 def test_scaled_features_and_a_scaled_strength_predict_the_same():
     features, labels = data()
     plain = one(features, labels, 2.0, 3).scores(features)

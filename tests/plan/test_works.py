@@ -118,7 +118,9 @@ def test_wrong_values_are_refused_without_a_process(changed, message, capsys, mo
 
 
 def test_a_plan_without_anything_names_what_there_is(capsys):
-    assert main.main(["plan"]) == 2
+    with pytest.raises(SystemExit) as stop:
+        main.main(["plan"])
+    assert stop.value.code == 2
     assert "--words RECIPE, --config RECIPE or a command" in capsys.readouterr().err
 
 
