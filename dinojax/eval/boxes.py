@@ -53,9 +53,19 @@ def _of_coco(path: Path, images: tuple[str, ...]) -> tuple[np.ndarray, ...]:
     boxes: dict[str, list] = defaultdict(list)
     for row in fields.field(content, "annotations", [dict], where=path):
         if not row.get("iscrowd"):
-            left, top, width, height = fields.field(row, "bbox", [float], where=path)
-            box = [left, top, left + width, top + height]
-            boxes[names[fields.field(row, "image_id", int, where=path)]].append(box)
+            image = fields.field(row, "image_id", int, where=path)
+            sides = fields.field(row, "bbox", [float], where=path)
+            if image not in names:
+                raise ConfigError(
+                    f"{path}: an annotation is of image {image}, which is not listed."
+                )
+            if len(sides) != 4:
+                raise ConfigError(
+                    f"{path}: bbox of an annotation of image {image} is {fields.shown(sides)}; four"
+                    " numbers are expected."
+                )
+            left, top, width, height = sides
+            boxes[names[image]].append([left, top, left + width, top + height])
     known = set(names.values())
     files = [Path(name).name for name in images]
     if lost := [name for name in files if name not in known]:

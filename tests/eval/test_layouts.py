@@ -320,3 +320,18 @@ def test_every_layout_says_what_it_is():
         assert all(bool(part.find) != bool(part.listed) for part in layout.parts.values()), name
     assert not layout_files.is_layout("/data/imagenet") and not layout_files.is_layout("gs://a")
     assert layout_files.is_layout("imagenet/val:/data")
+
+
+@pytest.mark.parametrize(
+    "annotation, message",
+    [
+        ({"image_id": 2, "bbox": [1, 2, 3, 4]}, "is of image 2, which is not listed"),
+        ({"image_id": 1, "bbox": [1, 2, 3]}, "of image 1 is .*; four numbers are expected"),
+    ],
+)
+def test_annotations_of_coco_that_fit_nothing_are_named(annotation, message, tmp_path):
+    path = tmp_path / "instances.json"
+    content = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [annotation]}
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=message):
+        boxes._of_coco(path, ("a.jpg",))
